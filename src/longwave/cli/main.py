@@ -1,0 +1,95 @@
+"""The `longwave` command: assembles the commands and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+import longwave
+
+# One module longwave.cli.<name> per command, holding a function <name>; help lists them in this order.
+COMMANDS = ("train", "perplexity", "passkey", "demo", "methods")
+
+EPILOG = """Start here:
+
+- `longwave demo`
+- `longwave perplexity MODEL --data book.txt --methods none,ntk,yarn`
+- `longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out`
+- `longwave perplexity out --data book.txt --lengths 1x,2x,4x,8x,16x`
+"""
+
+app = typer.Typer(
+    name="longwave",
+    help="Extend the context of RoPE language models, and measure what it gained.",
+    epilog=EPILOG,
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"longwave {longwave.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Extend the context of RoPE language models, and measure what it gained."""
+
+
+for _name in COMMANDS:
+    if find_spec(f"longwave.cli.{_name}") is None:
+        continue
+    app.command(_name)(getattr(import_module(f"longwave.cli.{_name}"), _name))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line `argv` (default: this process's) and return the exit code.
+
+    0 success; 1 an error, told in one or two lines on stderr; 2 wrong usage; 130 interrupted.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args  # accepted anywhere, also after the command
+    args = [arg for arg in args if arg != "--debug"]
+    try:
+        app(args, prog_name="longwave")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `longwave methods | head`: the reader left, which is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        _complain(error)
+        return 1
+    return 0
+
+
+def _complain(error: Exception) -> None:
+    """`error: ...` on stderr, at most two lines; errors of other libraries are often a paragraph."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = Text.assemble(("error: ", "bold red"), "\n".join(lines[:2]) or type(error).__name__)
+    Console(stderr=True, highlight=False).print(message, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Options that several commands share, so that one name always means one thing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A folder that `longwave train` wrote, or a Hugging Face model."),
+]
+Data = Annotated[
+    list[Path],
+    typer.Option("--data", metavar="PATH", help="Text, jsonl or parquet, a file or a folder; repeatable."),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every random draw.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def print_json(value: Any) -> None:
+    """`value` as strict JSON on stdout, and nothing else there: made for pipes."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))

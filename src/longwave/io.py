@@ -1,0 +1,79 @@
+"""Files that survive a crash: atomic writes, hashes, and the record of what made a result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RECORDED = ("longwave", "torch", "transformers", "accelerate", "datasets", "torchdiffeq", "numpy")
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write `text` so that a reader sees the old file or the new one, never half of either."""
+    path = Path(path)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(name, 0o644)  # mkstemp makes 0600; results are meant to be shared
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """`write_text` of strict JSON: NaN and infinity are refused, other readers would choke on them."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Parse a JSON file; a damaged one is a `ValueError` that names it."""
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}). Restore or delete the file.") from None
+
+
+def sha256(path: Path | str) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in RECORDED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def command() -> str:
+    """The command line of this process, quoted for a shell."""
+    program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    return shlex.join([program, *sys.argv[1:]])
+
+
+def prepare_output(folder: Path | str, *, overwrite: bool = False) -> Path:
+    """Create `folder`; one that holds anything is a `ValueError` unless `overwrite` (nothing is deleted)."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output {folder} is a file. Choose a folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ValueError(f"output folder {folder} is not empty. Choose another or pass --overwrite.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,117 @@
+"""The learned vector fields of CLEX: what is added to a closed-form prior's rate of change.
+
+Both start at exactly zero, so that a new CLEX is its prior. Each has a clock, the variable in which
+its trajectory is smooth and a few solver steps suffice.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": functional.silu, "tanh": torch.tanh}
+
+
+class Field(nn.Module, ABC):
+    """dr/dc: how fast the residual r = z - z_prior moves at clock time c.
+
+    Arguments:
+        pairs: d/2, the number of frequencies.
+        hidden: width of the hidden layer, λd for the amplification factor λ.
+        activation: `silu` or `tanh`.
+    """
+
+    def __init__(self, pairs: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}. Available: {', '.join(ACTIVATIONS)}.")
+        self.activation = ACTIVATIONS[activation]
+        self.up_proj = nn.Parameter(torch.empty(pairs, hidden))
+        self.down_proj = nn.Parameter(torch.zeros(hidden, pairs))
+        nn.init.kaiming_uniform_(self.up_proj, a=math.sqrt(5))
+
+    @abstractmethod
+    def clock(self, t: Tensor) -> Tensor:
+        """c(t), with c(1) = 0."""
+
+    @abstractmethod
+    def factor(self, clock: Tensor) -> Tensor:
+        """t(c), the inverse of `clock`."""
+
+    @abstractmethod
+    def forward(self, t: Tensor, log_freq: Tensor, rate: Tensor) -> Tensor:
+        """dr/dc at z. Shapes: t [..., 1]; z and the prior's dz/dt [..., d/2]."""
+
+
+class AdditiveField(Field):
+    """The published field: dr/dt = σ((z + ln θ^NTK(t)) W_up) W_down, clock c = ln(2t - 1).
+
+    The offset ln θ^NTK(t) = -(2i/d) ln 10^4 - (2i/(d-2)) ln(2t - 1) has base 10^4 whatever the
+    model's own base is, and nothing bounds the result: released checkpoints depend on the one, and
+    the other is why `BoundedField` exists. In c = ln(2t - 1) the NTK prior is a straight line.
+
+    Source: CLEX, equations 11-13 (arXiv 2310.16450) and its code (github.com/DAMO-NLP-SG/CLEX).
+    """
+
+    index: Tensor
+
+    def __init__(self, pairs: int, hidden: int, activation: str) -> None:
+        super().__init__(pairs, hidden, activation)
+        self.register_buffer("index", torch.arange(pairs, dtype=torch.float64), persistent=False)
+
+    def clock(self, t: Tensor) -> Tensor:
+        return (2 * t - 1).log()
+
+    def factor(self, clock: Tensor) -> Tensor:
+        return (clock.exp() + 1) / 2
+
+    def forward(self, t: Tensor, log_freq: Tensor, rate: Tensor) -> Tensor:
+        pairs = self.index.numel()
+        index = self.index.to(log_freq.dtype)
+        offset = -index / pairs * math.log(1e4) - index / max(pairs - 1, 1) * (2 * t - 1).log()
+        hidden = self.activation((log_freq + offset) @ self.up_proj.to(log_freq.dtype))
+        return (t - 0.5) * (hidden @ self.down_proj.to(log_freq.dtype))  # dt/dc = t - 1/2
+
+
+class BoundedField(Field):
+    """A field that can neither overflow nor reorder: dz/du = -[ρ + sigmoid(logit ρ_c + h) - ρ_c].
+
+    u = ln t is the clock, ρ = -dz_prior/du the prior's own rate (0: kept, 1: interpolated), and
+    ρ_c = clip(ρ, 0.01, 0.99). h(z - z(1), u) is a network of one hidden layer, zero at the start.
+    The deviation from the prior is bounded by 1 per unit of u, and pairs that the prior keeps are
+    protected by the flat end of the sigmoid: there the gradient of h is ρ_c(1 - ρ_c) <= 0.01. The
+    additive field has no such scale, its gradient grows with the position, and it wants a learning
+    rate 10 to 40 times smaller.
+    """
+
+    margin = 0.01
+    log_freq_1: Tensor
+
+    def __init__(self, pairs: int, hidden: int, activation: str, log_freq_1: Tensor) -> None:
+        super().__init__(pairs, hidden, activation)
+        bound = 1 / math.sqrt(pairs)
+        self.time_proj = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
+        self.up_bias = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
+        self.down_bias = nn.Parameter(torch.zeros(pairs))
+        self.register_buffer("log_freq_1", log_freq_1, persistent=False)
+
+    def clock(self, t: Tensor) -> Tensor:
+        return t.log()
+
+    def factor(self, clock: Tensor) -> Tensor:
+        return clock.exp()
+
+    def forward(self, t: Tensor, log_freq: Tensor, rate: Tensor) -> Tensor:
+        dtype = log_freq.dtype
+        moved = (log_freq - self.log_freq_1.to(dtype)) @ self.up_proj.to(dtype)
+        hidden = self.activation(moved + t.log() * self.time_proj.to(dtype) + self.up_bias.to(dtype))
+        push = hidden @ self.down_proj.to(dtype) + self.down_bias.to(dtype)
+        interpolated = (-t * rate).clamp(self.margin, 1 - self.margin)
+        # sigmoid(logit ρ + h) - ρ, written so that it is exactly zero at h = 0; e^50 is as far as it gets
+        gain = push.clamp(max=50.0).expm1()
+        return -interpolated * (1 - interpolated) * gain / (1 + interpolated * gain)

@@ -26,6 +26,8 @@ def build(name: str, *, moved: bool = True) -> Trajectory:
     trajectory = METHODS[name].build(rope(), MAX_FACTOR, **options)
     if moved and METHODS[name].trained:
         torch.nn.init.normal_(trajectory.field.down_proj, std=0.003 if name == "clex-paper" else 0.3)
+    for parameter in trajectory.parameters():  # float32 noise would drown the finite differences
+        parameter.data = parameter.data.double()
     return trajectory
 
 
@@ -57,8 +59,8 @@ def test_rate_is_the_derivative_of_log_freq(name, t):
     autodiff = torch.autograd.functional.jacobian(trajectory.log_freq, at)
     step = 1e-5
     finite = (trajectory.log_freq(t + 2 * step) - trajectory.log_freq(t)) / (2 * step)
-    # a solved trajectory knows its derivative to the solver's error (16 RK4 steps)
-    torch.testing.assert_close(trajectory.rate(t), autodiff, rtol=1e-5, atol=1e-7)
+    # a solved trajectory knows its derivative to the solver's error (8 or 12 RK4 steps)
+    torch.testing.assert_close(trajectory.rate(t), autodiff, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(trajectory.rate(t + step), finite.detach(), rtol=1e-5, atol=1e-5)
 
 
@@ -74,7 +76,7 @@ def test_a_batch_of_factors_is_the_factors_one_by_one(name):
 def test_options_rebuild_the_same_trajectory(name):
     trajectory = build(name)
     again = METHODS[name].build(rope(), MAX_FACTOR, **trajectory.options())
-    again.load_state_dict(trajectory.state_dict())
+    again.load_state_dict(trajectory.state_dict(), assign=True)
     assert torch.equal(again.inv_freq(6.5), trajectory.inv_freq(6.5))
     assert again.name == name
 

@@ -51,7 +51,7 @@ class CLEX(Trajectory):
         field: str = "bounded",
         amplification: float = 1.0,
         activation: str = "silu",
-        steps: int = 16,
+        steps: int = 8,
         solver: str = "rk4",
         prior_options: dict[str, Any] | None = None,
         name: str = "clex",
@@ -107,7 +107,7 @@ class CLEX(Trajectory):
             return self.prior.rate(t) + slope * speed
 
     def _slope(self, factor: Tensor, log_freq: Tensor) -> Tensor:
-        slope: Tensor = self.field(factor, log_freq, self.prior.rate(factor.squeeze(-1)))
+        slope: Tensor = self.field(factor, log_freq, self.prior)
         return slope
 
     def _grid(self, func: object, start: Tensor, ends: Tensor) -> Tensor:
@@ -130,5 +130,5 @@ class CLEX(Trajectory):
 
 def clex_paper(rope: Rope, max_factor: float, **options: Any) -> CLEX:
     """The official layer: additive field on NTK(2t - 1), tanh as in version 2 (SiLU in version 1)."""
-    paper: dict[str, Any] = {"prior": "ntk", "field": "additive", "activation": "tanh", "steps": 16}
+    paper: dict[str, Any] = {"prior": "ntk", "field": "additive", "activation": "tanh", "steps": 12}
     return CLEX(rope, max_factor, name="clex-paper", **(paper | options))

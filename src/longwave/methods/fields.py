@@ -1,7 +1,8 @@
 """The learned vector fields of CLEX: what is added to a closed-form prior's rate of change.
 
 Both start at exactly zero, so that a new CLEX is its prior. Each has a clock, the variable in which
-its trajectory is smooth and a few solver steps suffice.
+its trajectory is smooth and a few solver steps suffice. A field computes in its parameters' precision
+(float32): it moves ln θ by a few units at most, so θ is still good to 10^-6.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from longwave.trajectory import Trajectory
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": functional.silu, "tanh": torch.tanh}
 
@@ -44,8 +47,8 @@ class Field(nn.Module, ABC):
         """t(c), the inverse of `clock`."""
 
     @abstractmethod
-    def forward(self, t: Tensor, log_freq: Tensor, rate: Tensor) -> Tensor:
-        """dr/dc at z. Shapes: t [..., 1]; z and the prior's dz/dt [..., d/2]."""
+    def forward(self, t: Tensor, log_freq: Tensor, prior: Trajectory) -> Tensor:
+        """dr/dc at z. Shapes: t [..., 1]; z and the result [..., d/2]."""
 
 
 class AdditiveField(Field):
@@ -58,11 +61,14 @@ class AdditiveField(Field):
     Source: CLEX, equations 11-13 (arXiv 2310.16450) and its code (github.com/DAMO-NLP-SG/CLEX).
     """
 
-    index: Tensor
+    offset: Tensor
+    exponent: Tensor
 
     def __init__(self, pairs: int, hidden: int, activation: str) -> None:
         super().__init__(pairs, hidden, activation)
-        self.register_buffer("index", torch.arange(pairs, dtype=torch.float64), persistent=False)
+        index = torch.arange(pairs, dtype=torch.float64)
+        self.register_buffer("offset", -index / pairs * math.log(1e4), persistent=False)
+        self.register_buffer("exponent", index / max(pairs - 1, 1), persistent=False)
 
     def clock(self, t: Tensor) -> Tensor:
         return (2 * t - 1).log()
@@ -70,12 +76,10 @@ class AdditiveField(Field):
     def factor(self, clock: Tensor) -> Tensor:
         return (clock.exp() + 1) / 2
 
-    def forward(self, t: Tensor, log_freq: Tensor, rate: Tensor) -> Tensor:
-        pairs = self.index.numel()
-        index = self.index.to(log_freq.dtype)
-        offset = -index / pairs * math.log(1e4) - index / max(pairs - 1, 1) * (2 * t - 1).log()
-        hidden = self.activation((log_freq + offset) @ self.up_proj.to(log_freq.dtype))
-        return (t - 0.5) * (hidden @ self.down_proj.to(log_freq.dtype))  # dt/dc = t - 1/2
+    def forward(self, t: Tensor, log_freq: Tensor, prior: Trajectory) -> Tensor:
+        offset = self.offset - self.exponent * (2 * t - 1).log()
+        hidden = self.activation((log_freq + offset).to(self.up_proj.dtype) @ self.up_proj)
+        return (t - 0.5) * (hidden @ self.down_proj)  # dt/dc = t - 1/2
 
 
 class BoundedField(Field):
@@ -106,12 +110,13 @@ class BoundedField(Field):
     def factor(self, clock: Tensor) -> Tensor:
         return clock.exp()
 
-    def forward(self, t: Tensor, log_freq: Tensor, rate: Tensor) -> Tensor:
-        dtype = log_freq.dtype
-        moved = (log_freq - self.log_freq_1.to(dtype)) @ self.up_proj.to(dtype)
-        hidden = self.activation(moved + t.log() * self.time_proj.to(dtype) + self.up_bias.to(dtype))
-        push = hidden @ self.down_proj.to(dtype) + self.down_bias.to(dtype)
-        interpolated = (-t * rate).clamp(self.margin, 1 - self.margin)
+    def forward(self, t: Tensor, log_freq: Tensor, prior: Trajectory) -> Tensor:
+        dtype = self.up_proj.dtype
+        moved = (log_freq - self.log_freq_1).to(dtype)
+        lifted = functional.linear(moved, self.up_proj.T, self.up_bias) + t.log().to(dtype) * self.time_proj
+        push = functional.linear(self.activation(lifted), self.down_proj.T, self.down_bias)
+        rho = -t * prior.rate(t.squeeze(-1))
+        interpolated = rho.clamp(self.margin, 1 - self.margin).to(dtype)
         # sigmoid(logit ρ + h) - ρ, written so that it is exactly zero at h = 0; e^50 is as far as it gets
         gain = push.clamp(max=50.0).expm1()
         return -interpolated * (1 - interpolated) * gain / (1 + interpolated * gain)

@@ -1,0 +1,38 @@
+"""metrics.jsonl: one row per optimizer step, whatever happened to the process in between."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from longwave.io import write_text
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """Complete rows, in order; the half-written last line of a killed process is left out."""
+    path = Path(path)
+    lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+class MetricsLog:
+    """Appends rows to a file, each flushed before the next step (and so before any later checkpoint).
+
+    Arguments:
+        path: the file.
+        step: the checkpoint that training goes on from; rows beyond it are dropped, 0 drops all.
+    """
+
+    def __init__(self, path: Path | str, step: int = 0) -> None:
+        self.path = Path(path)
+        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
+        write_text(self.path, "".join(_line(row) for row in kept))
+
+    def append(self, row: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.write(_line(row))
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

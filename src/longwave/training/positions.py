@@ -1,0 +1,144 @@
+"""Where the tokens of a training window are said to stand, and at which length factor.
+
+A window of n tokens is spread over positions 0 ... ⌊tL⌋ - 1, so that a model trained on n tokens at
+a time meets every distance up to t times its pre-trained length L. One factor t holds for all rows
+of a micro-batch (each row has its own positions), and both come from one generator, seeded by
+counters: draw k of a run is the same whether or not the run was interrupted before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+
+def chunks(rows: int, length: int, limit: int, generator: Generator, count: int = 2) -> Tensor:
+    """`count` contiguous chunks, each moved right by a gap: 0 <= gap_1 <= ... <= limit - length.
+
+    Chunk borders and gaps are uniform draws, sorted. PoSE draws every gap from the one before; that
+    is the same for two chunks, while with more of them the later gaps would shrink geometrically.
+    Neighbouring tokens stay neighbours, which is what language modelling needs.
+
+    Source: PoSE (arXiv 2309.10400).
+    """
+    count = min(count, length)
+    borders = torch.stack([torch.randperm(length - 1, generator=generator)[: count - 1] + 1 for _ in range(rows)])
+    gaps = torch.randint(0, limit - length + 1, (rows, count - 1), generator=generator).sort().values
+    chunk = torch.searchsorted(borders.sort().values, torch.arange(length).repeat(rows, 1), right=True)
+    offsets = torch.cat([torch.zeros(rows, 1, dtype=torch.long), gaps], dim=1)
+    return torch.arange(length) + offsets.gather(1, chunk)
+
+
+def random(rows: int, length: int, limit: int, generator: Generator, count: int = 2) -> Tensor:
+    """A sorted sample without replacement, both ends pinned ("position extrapolation").
+
+    Source: CLEX, section 3.2 (arXiv 2310.16450); RandomPos (arXiv 2305.16843).
+    """
+    if length < 2:
+        return torch.zeros(rows, length, dtype=torch.long)
+    inner = torch.stack([torch.randperm(limit - 2, generator=generator)[: length - 2] + 1 for _ in range(rows)])
+    first, last = torch.zeros(rows, 1, dtype=torch.long), torch.full((rows, 1), limit - 1)
+    return torch.cat([first, inner.sort().values, last], dim=1)
+
+
+def uniform(rows: int, length: int, limit: int, generator: Generator, count: int = 2) -> Tensor:
+    """Equally spaced: position i is ⌊i (limit - 1)/(length - 1)⌋."""
+    return (torch.arange(length) * (limit - 1) // max(length - 1, 1)).repeat(rows, 1)
+
+
+def none(rows: int, length: int, limit: int, generator: Generator, count: int = 2) -> Tensor:
+    """0 ... length - 1: an ordinary window."""
+    return torch.arange(length).repeat(rows, 1)
+
+
+# (rows, length, limit, generator, chunk count) -> int64 [rows, length], strictly increasing, < limit
+POSITIONS: dict[str, Callable[[int, int, int, Generator, int], Tensor]] = {
+    "chunks": chunks,
+    "random": random,
+    "uniform": uniform,
+    "none": none,
+}
+
+
+def log_uniform(maximum: float, generator: Generator) -> float:
+    """t = maximum^v with v uniform in [0, 1): every octave of lengths equally often."""
+    return math.exp(torch.rand((), generator=generator, dtype=torch.float64).item() * math.log(maximum))
+
+
+def integer(maximum: float, generator: Generator) -> float:
+    """t uniform in {1, ..., ⌊maximum⌋}, as CLEX was published."""
+    return float(torch.randint(1, math.floor(maximum) + 1, (), generator=generator).item())
+
+
+def fixed(maximum: float, generator: Generator) -> float:
+    """t = maximum, always."""
+    return float(maximum)
+
+
+FACTORS: dict[str, Callable[[float, Generator], float]] = {
+    "log-uniform": log_uniform,
+    "integer": integer,
+    "fixed": fixed,
+}
+
+
+def counter_generator(*counters: int) -> Generator:
+    """A generator whose seed is a hash of `counters`: it needs no state to be saved and no draws to be skipped."""
+    digest = hashlib.sha256(repr(counters).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@dataclass(frozen=True)
+class LengthSampler:
+    """Draws (t, position ids) for a micro-batch.
+
+    A drawn t too small for the window is raised to n/L (to the next whole number by `integer`), so
+    that positions always fit: 0 <= p < max(n, ⌊tL⌋), whether or not n is a multiple of L.
+
+    Arguments:
+        original_length: L in tokens.
+        max_factor: the largest t to draw.
+        positions: a key of POSITIONS.
+        factors: a key of FACTORS.
+        chunks: number of chunks, for `positions="chunks"`.
+        short_share: share of micro-batches left as pre-training had them: t = 1, no gaps.
+        seed: of every draw.
+    """
+
+    original_length: int
+    max_factor: float
+    positions: str = "chunks"
+    factors: str = "log-uniform"
+    chunks: int = 2
+    short_share: float = 0.0
+    seed: int = 0
+
+    def __call__(
+        self, rows: int, length: int, *, step: int, micro_batch: int = 0, rank: int = 0
+    ) -> tuple[float, Tensor]:
+        """t and int64 position ids [rows, length] of one micro-batch of `length`-token rows.
+
+        Raises:
+            ValueError: if the window does not fit into max_factor times L.
+        """
+        least = max(1.0, length / self.original_length)
+        if least > self.max_factor:
+            raise ValueError(
+                f"a training window of {length} tokens is {least:g} times the original length "
+                f"{self.original_length}, beyond the largest factor {self.max_factor:g}. Raise it, or train shorter."
+            )
+        generator = counter_generator(self.seed, step, micro_batch, rank)
+        short = torch.rand((), generator=generator).item() < self.short_share
+        if short:
+            return least, none(rows, length, length, generator)
+        if self.factors == "integer":
+            least = min(float(math.ceil(least)), self.max_factor)
+        t = max(FACTORS[self.factors](self.max_factor, generator), least)
+        # n/L·L can come out below n in floating point: the window is the floor.
+        limit = max(length, math.floor(t * self.original_length))
+        return t, POSITIONS[self.positions](rows, length, limit, generator, self.chunks)

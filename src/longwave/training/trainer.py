@@ -1,0 +1,191 @@
+"""The transformers Trainer with length factors, skipped positions and a learning rate for the frequencies."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file, save_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+
+from longwave.attach import rotaries
+from longwave.training.checkpoints import STAGING, checkpoints, publish
+from longwave.training.metrics import MetricsLog
+from longwave.training.positions import LengthSampler
+from longwave.trajectory import Trajectory
+
+
+def field_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of the model's trajectories by name: what the frequencies are learned with."""
+    prefixes = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Trajectory))
+    return {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefixes)}
+
+
+class LengthTrainer(Trainer):
+    """Trains an extended model at a drawn length factor and drawn positions per micro-batch.
+
+    Everything else (optimizers, precision, accumulation, distribution) is the Trainer's own. The draw
+    of a micro-batch depends on (seed, optimizer step, micro-batch, rank) and nothing else.
+
+    Arguments:
+        model: an extended model.
+        args: `logging_steps=1`, `save_total_limit=None`; checkpoints go to `args.output_dir`.
+        sampler: draws t and the position ids.
+        field_lr: learning rate of the trajectory's parameters (rad/token in the log), without weight decay.
+        metrics: where a row per optimizer step goes; None writes none.
+        keep: number of checkpoints to keep while training.
+        **others: as for the Trainer.
+
+    Raises:
+        ValueError: for reentrant gradient checkpointing, which loses the gradient of the frequencies; and,
+            while training, as soon as the loss or the gradient is not finite, before the weights see it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        sampler: LengthSampler,
+        field_lr: float,
+        metrics: MetricsLog | None = None,
+        keep: int = 2,
+        **others: Any,
+    ) -> None:
+        refuse_reentrant(model, args)
+        self.sampler, self.field_lr, self.metrics, self.keep = sampler, field_lr, metrics, keep
+        self._draws: list[tuple[float, Tensor]] = []
+        self._drawn_at, self._clock = -1, time.perf_counter()
+        self._staging: Path | None = None
+        super().__init__(model=model, args=args, **others)
+        self.remove_callback(PrinterCallback)  # prints a dict per step where there is no tqdm
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        step = self.state.global_step
+        if self._drawn_at < 0:
+            self._clock = time.perf_counter()
+        if step != self._drawn_at:
+            self._draws, self._drawn_at = [], step
+        rows, length = inputs["input_ids"].shape
+        t, positions = self.sampler(
+            rows, length, step=step, micro_batch=len(self._draws), rank=self.args.process_index
+        )
+        self._draws.append((t, positions))
+        for rotary in rotaries(self.model):
+            rotary.factor = t  # not through `set_length`: t may be drawn beyond the largest in use
+        loss = super().training_step(model, {**inputs, "position_ids": positions}, num_items_in_batch)
+        self._require_finite("loss", loss)
+        return loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Three groups: the field at its own rate, the model's matrices with weight decay, the rest without."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            field, decayed = field_parameters(model), set(self.get_decay_parameter_names(model))
+            groups: dict[str, dict[str, Any]] = {
+                "decayed": {"params": [], "weight_decay": self.args.weight_decay},
+                "plain": {"params": [], "weight_decay": 0.0},
+                "field": {"params": [], "weight_decay": 0.0, "lr": self.field_lr},
+            }
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    group = "field" if name in field else "decayed" if name in decayed else "plain"
+                    groups[group]["params"].append(parameter)
+            kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = kind([{"name": n, **g} for n, g in groups.items() if g["params"]], **arguments)
+        return self.optimizer
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As saved, except for the rates of this run: the way on after a divergence is a smaller one."""
+        wanted = [group["initial_lr"] for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for index, (group, rate) in enumerate(zip(self.optimizer.param_groups, wanted, strict=True)):
+            if group["initial_lr"] != rate:
+                group["lr"] *= rate / group["initial_lr"] if group["initial_lr"] else 0.0
+                group["initial_lr"] = self.lr_scheduler.base_lrs[index] = rate
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._require_finite("gradient norm", norm)
+        # The rates that this step is taken with; by the time it is logged the scheduler has moved on.
+        self._rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        return norm
+
+    def _require_finite(self, what: str, value: Tensor | float) -> None:
+        if math.isfinite(float(value)):
+            return
+        last = checkpoints(Path(self.args.output_dir))
+        kept = f"Last good checkpoint: {last[-1]}; go on from it" if last else "No checkpoint yet; start again"
+        factors = ", ".join(f"{t:.3g}" for t, _ in self._draws)
+        raise ValueError(
+            f"{what} is {float(value)} at step {self.state.global_step + 1} (t = {factors}): training stopped. "
+            f"{kept} with a smaller lr or field lr."
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Write the step's row and show it to the callbacks."""
+        if "loss" in logs and "grad_norm" in logs:
+            now = time.perf_counter()
+            spent, self._clock = now - self._clock, now
+            tokens = sum(positions.numel() for _, positions in self._draws) * self.args.world_size
+            places = hashlib.sha256(b"".join(p.numpy().tobytes() for _, p in self._draws))
+            row: dict[str, Any] = {
+                "step": self.state.global_step,
+                "loss": logs["loss"],
+                "lr": self._rates.get("decayed", self._rates.get("plain", 0.0)),
+                "field_lr": self._rates.get("field", 0.0),
+                "grad_norm": float(logs["grad_norm"]),
+                "tokens": tokens * self.state.global_step,
+                "factors": [t for t, _ in self._draws],
+                "positions": places.hexdigest()[:12],
+                "seconds": round(spent, 4),
+            }
+            if self.metrics is not None and self.is_world_process_zero():
+                self.metrics.append(row)
+            logs = row
+        super().log(logs, start_time)
+        self.state.log_history.clear()  # metrics.jsonl has it; every checkpoint would repeat it
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        root = Path(self.args.output_dir)
+        self._staging = root / STAGING
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            publish(root, f"checkpoint-{self.state.global_step}", keep=self.keep)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Weights and field as one safetensors file; an extended model's `save_pretrained` is not for this."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if state_dict is None:
+            save_model(self.accelerator.unwrap_model(self.model), str(folder / "model.safetensors"))
+        else:
+            save_file(state_dict, folder / "model.safetensors")
+
+
+def refuse_reentrant(model: nn.Module, args: TrainingArguments) -> None:
+    """Reentrant checkpointing re-runs a layer without the graph that leads to the frequencies."""
+    asked = [getattr(args, f"{name}_checkpointing_kwargs", None) or {} for name in ("gradient", "activation")]
+    enabled = (getattr(module, "_gradient_checkpointing_func", None) for module in model.modules())
+    asked += [getattr(function, "keywords", None) or {} for function in enabled if function is not None]
+    if any(options.get("use_reentrant") for options in asked):
+        raise ValueError(
+            "gradient checkpointing with use_reentrant=True loses the gradient of the frequencies. "
+            "Use use_reentrant=False, the default of transformers 5."
+        )

@@ -23,7 +23,7 @@ LAYERS = (
     ("trajectory",),
     ("methods",),
     ("rotary",),
-    ("architectures", "logn", "attach", "generation", "adapter"),
+    ("architectures", "logn", "attach", "generation", "legacy", "adapter"),
     ("training", "evaluation", "exporters", "report"),
     ("demo",),
     ("cli",),

@@ -1,0 +1,189 @@
+"""Save an extended model so that it can be read back, and read what others wrote.
+
+A folder of ours holds `longwave.json` (the extension), `longwave.safetensors` (its weights and the
+frequencies it starts from), tokenizer files, and `model/`, the plain model as transformers writes it.
+There is no config.json at its root: transformers would load it without the extension and not say so.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from longwave.architectures import host_of
+from longwave.attach import extend, rotaries, suspended, trajectories_of
+from longwave.io import prepare_output, read_json, write_json
+from longwave.legacy import is_legacy, load_legacy
+from longwave.logn import log_n_of
+from longwave.methods import get_method
+
+SETTINGS, WEIGHTS, MODEL = "longwave.json", "longwave.safetensors", "model"
+FORMAT = 1
+REQUIRED = ("format", "method", "options", "max_factor", "schedule", "beyond", "log_n", "original_length")
+
+
+def save(
+    model: PreTrainedModel,
+    folder: Path | str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write an extended model to `folder`; `load` reads it back exactly.
+
+    Arguments:
+        model: extended; what t it is steered to at the moment is not part of the result.
+        folder: created; must be empty or absent unless `overwrite`.
+        tokenizer: written beside it, so that the folder is all that is needed.
+
+    Raises:
+        ValueError: if the model is not extended or is wrapped, or the folder is not empty.
+    """
+    own = trajectories_of(model)
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"save takes the transformers model, got {type(model).__name__}. Merge or unwrap it first.")
+    folder = prepare_output(folder, overwrite=overwrite)
+    with suspended(model):
+        model.save_pretrained(folder / MODEL)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    tensors: dict[str, Tensor] = {}
+    for index, trajectory in enumerate(own):
+        tensors[f"{index}.rope"] = trajectory.rope.inv_freq
+        for name, tensor in trajectory.state_dict().items():
+            tensors[f"{index}.{name}"] = tensor.detach().cpu().contiguous()
+    partial = folder / f".{WEIGHTS}"
+    save_file(tensors, partial)
+    os.replace(partial, folder / WEIGHTS)
+    write_json(folder / SETTINGS, _settings(model))  # last: a folder that has it is complete
+    return folder
+
+
+def load(path: Path | str, **arguments: Any) -> PreTrainedModel:
+    """Read a model: a folder of `save`, a CLEX checkpoint in the official format, or any Hugging Face model.
+
+    The last comes back plain, whatever RoPE scaling its config has being part of it.
+
+    Arguments:
+        path: a folder, or a name on the Hugging Face hub.
+        arguments: for `from_pretrained`, e.g. `dtype`, `device_map`.
+
+    Raises:
+        ValueError: naming the file that is missing, damaged, or does not belong to the model.
+    """
+    folder = Path(path)
+    if (folder / SETTINGS).is_file():
+        return _load_extended(folder, arguments)
+    if (folder / WEIGHTS).exists() or (folder / MODEL).is_dir():
+        raise ValueError(f"{folder / SETTINGS} is missing: the folder is incomplete. Save the model again.")
+    if is_legacy(folder):
+        return load_legacy(folder, arguments)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no model: neither {SETTINGS} nor config.json is there.")
+    return _from_pretrained(path, arguments)
+
+
+def is_trained(model: nn.Module) -> bool:
+    """Whether the extension can be evaluated: closed forms always, learned ones once they left their start.
+
+    A learned trajectory starts as its closed-form prior. It counts as trained when its frequencies at
+    max_factor are no longer those of a newly built one.
+    """
+    return all(
+        not (method := get_method(trajectory.name)).trained
+        or not torch.equal(
+            trajectory.at(trajectory.max_factor).inv_freq,
+            method.build(trajectory.rope, trajectory.max_factor, **trajectory.options())
+            .at(trajectory.max_factor)
+            .inv_freq,
+        )
+        for trajectory in trajectories_of(model)
+    )
+
+
+def _settings(model: PreTrainedModel) -> dict[str, Any]:
+    rotary = rotaries(model)[0]
+    trajectory = rotary.trajectory
+    return {
+        "format": FORMAT,
+        "method": trajectory.name,
+        "options": trajectory.options(),
+        "max_factor": trajectory.max_factor,
+        "schedule": rotary.schedule.spec,
+        "beyond": rotary.beyond,
+        "log_n": log_n_of(host_of(model)),
+        "original_length": trajectory.rope.original_length,
+        "trained": is_trained(model),
+    }
+
+
+def _load_extended(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
+    settings = _read_settings(folder / SETTINGS)
+    tensors = _read_tensors(folder / WEIGHTS)
+    model = _from_pretrained(folder / MODEL, arguments)
+    try:
+        extend(
+            model,
+            settings["method"],
+            max_factor=settings["max_factor"],
+            schedule=settings["schedule"],
+            log_n=settings["log_n"],
+            beyond=settings["beyond"],
+            original_length=settings["original_length"],
+            **settings["options"],
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / SETTINGS}: {error}") from None
+    _fill(model, tensors, folder / WEIGHTS)
+    return model
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    settings = read_json(path)
+    missing = [key for key in REQUIRED if not isinstance(settings, dict) or key not in settings]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: not written by longwave.save, or damaged.")
+    if settings["format"] != FORMAT:
+        raise ValueError(f"{path} has format {settings['format']}, this version reads {FORMAT}. Update longwave.")
+    return settings
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the folder is incomplete. Save the model again.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}). Restore it or save the model again.") from None
+
+
+def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> None:
+    """Put the weights in their places, all of them and nothing else."""
+    own = trajectories_of(model)
+    expected = {f"{index}.rope": trajectory.rope.inv_freq for index, trajectory in enumerate(own)}
+    for index, trajectory in enumerate(own):
+        expected |= {f"{index}.{name}": tensor for name, tensor in trajectory.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+        raise ValueError(f"{path} holds other tensors than {SETTINGS} describes. Was it copied from another folder?")
+    for index, trajectory in enumerate(own):
+        if not torch.allclose(tensors[f"{index}.rope"], trajectory.rope.inv_freq, rtol=1e-6, atol=0):
+            raise ValueError(f"{path} was made for other rotary frequencies than those of {path.parent / MODEL}.")
+        prefix = f"{index}."
+        state = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+        del state["rope"]
+        trajectory.load_state_dict(state)
+
+
+def _from_pretrained(path: Path | str, arguments: dict[str, Any]) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, **arguments)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot load a model from {path}: {str(error).splitlines()[0]}") from None

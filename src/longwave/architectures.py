@@ -1,0 +1,161 @@
+"""Where a model's rotary modules are, and what a model without one has instead."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from longwave.rope import Rope
+from longwave.rotary import frequency_name, undecorated_forward
+
+# Layers that attend within a window never see a longer distance: their rotation stays as it is.
+LOCAL = ("sliding", "chunked", "local")
+
+# Models with several sets of frequencies for layers that are not local by name: the one to scale.
+# DeepSeek-V4: `main` is rotated in the sliding-window layers only.
+GLOBAL_LAYER_TYPE = {"deepseek_v4": "compress"}
+
+# What stands in for a rotary module, by a fragment of a sub-module's or buffer's name.
+OTHER_POSITIONS = {
+    "wpe": "learned absolute positions (wpe)",
+    "embed_positions": "absolute positions (embed_positions)",
+    "position_embeddings": "learned absolute positions (position_embeddings)",
+    "positions_embed": "learned absolute positions (positions_embed)",
+    "pos_emb": "its own position embedding (pos_emb)",
+    "relative_attention_bias": "relative position biases",
+    "rel_proj": "relative position projections",
+    "r_r_bias": "relative position biases (r_r_bias)",
+}
+ALIBI = ("bloom", "mpt")
+ROTATES_INSIDE_ATTENTION = ("gptj", "codegen", "roformer")
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One rotary module of a model and every place that refers to it.
+
+    Arguments:
+        module: the model's own rotary module.
+        owners: (parent, attribute) of each reference.
+        layer_type: which of the module's frequencies to scale; None where it has one set.
+    """
+
+    module: nn.Module
+    owners: tuple[tuple[nn.Module, str], ...]
+    layer_type: str | None
+
+
+def host_of(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside `model`, which may be wrapped (PEFT, torch.compile)."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            return module
+    raise ValueError(f"expected a transformers model, got {type(model).__name__}.")
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """Every rotary module of the text model that scales with the context.
+
+    Raises:
+        ValueError: if there is none, saying how the model encodes positions instead.
+    """
+    host = host_of(model)
+    text = host.config.get_text_config(decoder=True)
+    sites = []
+    for module, owners in _owners(model):
+        config = getattr(module, "config", text)  # a vision tower's rotary module has the vision config
+        if not isinstance(config, type(text)) or not _is_rotary(module):
+            continue
+        layer_types = _global_layer_types(module)
+        if layer_types:
+            sites.append(Site(module, owners, _choose(layer_types, text)))
+    if not sites:
+        raise ValueError(
+            f"{type(host).__name__} has no rotary module to extend: it has {describe_positions(host)}. "
+            "Choose a model whose positions are rotary embeddings in a module of their own."
+        )
+    return sites
+
+
+def rope_at(site: Site, config: PreTrainedConfig, original_length: int | None = None) -> Rope:
+    """What the module was pre-trained with; frequencies are read from it, never recomputed from a base."""
+    own = getattr(site.module, frequency_name(site.layer_type)).detach()
+    turning = own[own > 0]  # `proportional` ropes end in pairs that do not turn
+    config = getattr(site.module, "config", config)
+    parameters = _rope_parameters(config, site.layer_type)
+    length = original_length or _trained_length(config, parameters)
+    return Rope(turning, length, parameters.get("rope_theta"))
+
+
+def describe_positions(model: PreTrainedModel) -> str:
+    """How a model without rotary module knows positions, for error messages."""
+    config = model.config.get_text_config(decoder=True)
+    if config.model_type in ROTATES_INSIDE_ATTENTION:
+        return "rotary positions computed inside its attention, without a module"
+    if config.model_type in ALIBI or getattr(config, "alibi", False):
+        return "ALiBi biases (no position embedding)"
+    names = {name.rpartition(".")[2] for name, _ in [*model.named_modules(), *model.named_buffers()]}
+    for name, description in OTHER_POSITIONS.items():
+        if name in names:
+            return description
+    return "no position embedding that could be scaled"
+
+
+def _owners(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[tuple[nn.Module, str], ...]]]:
+    """Each distinct sub-module with all its (parent, attribute) references, in the order of the model."""
+    found: dict[int, tuple[nn.Module, list[tuple[nn.Module, str]]]] = {}
+    for parent in model.modules():
+        for name, child in parent._modules.items():  # named_children would skip a second name
+            if child is not None:
+                found.setdefault(id(child), (child, []))[1].append((parent, name))
+    for module, owners in found.values():
+        yield module, tuple(owners)
+
+
+def _is_rotary(module: nn.Module) -> bool:
+    """Has frequencies, and a forward that turns position ids by them."""
+    if not any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False)):
+        return False
+    return "position_ids" in inspect.signature(undecorated_forward(module)).parameters
+
+
+def _global_layer_types(module: nn.Module) -> list[str | None]:
+    names = [name for name, _ in module.named_buffers(recurse=False)]
+    if "inv_freq" in names:
+        return [None]
+    kept = [name for name in names if f"{name.removesuffix('inv_freq')}original_inv_freq" in names]
+    layer_types = [name.removesuffix("_inv_freq") for name in kept]
+    return [layer_type for layer_type in layer_types if not any(word in layer_type for word in LOCAL)]
+
+
+def _choose(layer_types: list[str | None], config: PreTrainedConfig) -> str | None:
+    choice = GLOBAL_LAYER_TYPE.get(config.model_type, layer_types[0])
+    if len(layer_types) > 1 and choice not in GLOBAL_LAYER_TYPE.values():
+        raise ValueError(
+            f"{config.model_type} has rotary frequencies for {', '.join(map(str, layer_types))}; which one serves "
+            "the whole context is unknown. Add the model to longwave.architectures.GLOBAL_LAYER_TYPE."
+        )
+    return choice
+
+
+def _rope_parameters(config: PreTrainedConfig, layer_type: str | None) -> dict:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = parameters.get(layer_type) if layer_type is not None else None
+    return nested if isinstance(nested, dict) else parameters
+
+
+def _trained_length(config: PreTrainedConfig, parameters: dict) -> int:
+    """L in tokens. A longrope model's own frequencies are its short ones, good for its original length."""
+    if parameters.get("rope_type") == "longrope" and parameters.get("original_max_position_embeddings"):
+        return int(parameters["original_max_position_embeddings"])
+    length = getattr(config, "max_position_embeddings", None)
+    if not isinstance(length, int):
+        raise ValueError(
+            f"the config of {config.model_type} does not say how long its training context was. "
+            "Pass original_length, in tokens."
+        )
+    return length

@@ -1,0 +1,215 @@
+"""Extend a transformers model in place, steer its length factor, and undo it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from longwave.architectures import Site, find_sites, host_of, rope_at
+from longwave.generation import install_hooks, remove_hooks, rotaries_of
+from longwave.logn import disable_log_n, enable_log_n
+from longwave.methods import Method, parse_method
+from longwave.rope import Rope
+from longwave.rotary import ScaledRotary, frequency_name
+from longwave.schedule import Schedule, Static, parse_schedule
+from longwave.trajectory import Snapshot, Trajectory
+
+Model = TypeVar("Model", bound=nn.Module)
+POLICIES = ("fit", "fixed")
+
+
+def extend(
+    model: Model,
+    method: str = "clex",
+    *,
+    max_factor: float,
+    schedule: str | Schedule | None = None,
+    prior: str | None = None,
+    log_n: bool | float | None = None,
+    beyond: str = "error",
+    original_length: int | None = None,
+    trajectory: Trajectory | None = None,
+    **options: Any,
+) -> Model:
+    """Make the model's rotary embedding follow z(t), in place; `restore` undoes it.
+
+    Nothing changes within the original length L: logits at t = 1 are bitwise those of the plain model.
+    A new `clex` starts as its prior and is meant to be trained.
+
+    Arguments:
+        model: any transformers causal LM that owns a rotary module; PEFT-wrapped is fine.
+        method: `METHOD[@SCHEDULE]`, see `longwave.METHODS`.
+        max_factor: the largest length factor t; sequences up to max_factor·L tokens are in range.
+        schedule: length -> t, as an object or its spec (`continuous`, `ceiling`, `threshold`, `static=8`).
+        prior: of `clex`: `ntk`, `yarn` or `linear`.
+        log_n: per-query log-n attention scaling: an exponent, True for 1, False for off; None takes
+            the method's default.
+        beyond: what a sequence over max_factor·L tokens does: `error` or `clamp`.
+        original_length: L in tokens, if the model's config says it wrong or not at all.
+        trajectory: a ready one instead of `method` and `options`.
+        options: passed on to the method.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: no rotary module (the message says what the model has); already extended; unknown
+            method, schedule or option; max_factor < 1; log-n on an attention that cannot have it.
+    """
+    if rotaries_of(model):
+        raise ValueError("the model is already extended. Call longwave.restore(model) first.")
+    spec, chosen = parse_method(trajectory.name if trajectory is not None else method)
+    if schedule is not None:
+        chosen = parse_schedule(schedule) if isinstance(schedule, str) else schedule
+    if isinstance(chosen, Static) and chosen.factor > max_factor:
+        raise ValueError(f"schedule {chosen.spec} is over max_factor {max_factor:g}. Raise max_factor.")
+    if prior is not None:
+        options["prior"] = prior
+    host = host_of(model)
+    sites = find_sites(model)
+    ropes = [rope_at(site, host.config.get_text_config(decoder=True), original_length) for site in sites]
+    trajectories = _trajectories(spec, ropes, max_factor, options) if trajectory is None else [trajectory] * len(sites)
+    rotaries = [
+        ScaledRotary(site.module, own, chosen, layer_type=site.layer_type, beyond=beyond).train(site.module.training)
+        for site, own in zip(sites, trajectories, strict=True)
+    ]
+    exponent = spec.log_n if log_n is None else float(log_n)
+    if exponent:
+        enable_log_n(host, ropes[0].original_length, exponent)
+    for site, rotary in zip(sites, rotaries, strict=True):
+        _place(site, rotary)
+    install_hooks(host)
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Give the model its own rotary modules, attention and methods back; a plain model stays as it is."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if isinstance(child, ScaledRotary):
+                setattr(parent, name, child.base)
+    host = host_of(model)
+    disable_log_n(host)
+    remove_hooks(host)
+    return model
+
+
+@contextmanager
+def extended(model: Model, method: str = "clex", **arguments: Any) -> Iterator[Model]:
+    """`extend` for the length of a `with` block: `with extended(model, "ntk", max_factor=8): ...`."""
+    extend(model, method, **arguments)
+    try:
+        yield model
+    finally:
+        restore(model)
+
+
+@contextmanager
+def suspended(model: Model) -> Iterator[Model]:
+    """The plain model for the length of a `with` block, then the very same extension again."""
+    host = host_of(model)
+    attention = host.config._attn_implementation
+    places = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if isinstance(child, ScaledRotary)
+    ]
+    restore(model)
+    try:
+        yield model
+    finally:
+        for parent, name, rotary in places:
+            setattr(parent, name, rotary)
+        host.set_attn_implementation(attention)
+        install_hooks(host)
+
+
+def rotaries(model: nn.Module) -> list[ScaledRotary]:
+    """The scaled rotary modules of an extended model, looked up afresh.
+
+    Raises:
+        ValueError: if the model is not extended.
+    """
+    found = rotaries_of(model)
+    if not found:
+        raise ValueError("the model is not extended. Call longwave.extend(model, ...) or longwave.load(path).")
+    return found
+
+
+def set_length(model: Model, policy: str = "fit", factor: float | Tensor | None = None) -> Model:
+    """Choose how t follows the length.
+
+    `fit` (the state after `extend`): a forward takes t from its longest sequence, and `generate` from
+    prompt + new tokens, once per call: decoding with a cache then equals the forward over the whole text.
+    In a batch the longest row decides for all. `fixed`: t = factor in every call; a tensor [batch] gives
+    each row its own.
+
+    Raises:
+        ValueError: unknown policy; `fixed` without factor or `fit` with one; factor outside [1, max_factor].
+    """
+    if policy == "grow":
+        raise ValueError('policy "grow" is not supported yet. Use "fit", with max_new_tokens as large as needed.')
+    if policy not in POLICIES:
+        raise ValueError(f"unknown policy {policy!r}. Available: {', '.join(POLICIES)}.")
+    if (policy == "fixed") != (factor is not None):
+        raise ValueError(f'policy "fixed" needs a factor and "fit" takes none, got {policy!r} with factor {factor}.')
+    for rotary in rotaries(model):
+        limit = rotary.trajectory.max_factor
+        if factor is not None:
+            values = torch.as_tensor(factor, dtype=torch.float64)
+            if not bool(((values >= 1) & (values <= limit)).all()):
+                raise ValueError(f"factor must be between 1 and max_factor {limit:g}, got {factor}.")
+        rotary.factor = factor if factor is None or isinstance(factor, Tensor) else float(factor)
+    return model
+
+
+def snapshot(model: nn.Module, t: float) -> Snapshot:
+    """The model's trajectory frozen at t.
+
+    Raises:
+        ValueError: if the model is not extended, or its rotary modules follow different trajectories.
+    """
+    return _the_trajectory(model).at(t)
+
+
+def rope_of(model: nn.Module, original_length: int | None = None) -> Rope:
+    """What the model was pre-trained with, extended or not."""
+    if rotaries_of(model):
+        return _the_trajectory(model).rope
+    return rope_at(find_sites(model)[0], host_of(model).config.get_text_config(decoder=True), original_length)
+
+
+def trajectories_of(model: nn.Module) -> list[Trajectory]:
+    """The distinct trajectories of an extended model, mostly one, in the order of the model."""
+    return list(dict.fromkeys(rotary.trajectory for rotary in rotaries(model)))
+
+
+def _the_trajectory(model: nn.Module) -> Trajectory:
+    found = trajectories_of(model)
+    if len(found) > 1:
+        raise ValueError(f"the model follows {len(found)} trajectories. Ask each of longwave.rotaries(model).")
+    return found[0]
+
+
+def _trajectories(method: Method, ropes: list[Rope], max_factor: float, options: dict[str, Any]) -> list[Trajectory]:
+    """One trajectory per distinct rope, shared by the modules that have it."""
+    built: dict[tuple[float, ...], Trajectory] = {}
+    for rope in ropes:
+        key = tuple(rope.inv_freq.tolist())
+        if key not in built:
+            try:
+                built[key] = method.build(rope, max_factor, **options)
+            except TypeError as error:  # an option that the method's constructor does not have
+                raise ValueError(f"{method.name}: {error}.") from None
+    return [built[tuple(rope.inv_freq.tolist())] for rope in ropes]
+
+
+def _place(site: Site, rotary: ScaledRotary) -> None:
+    rotary.trajectory.to(getattr(site.module, frequency_name(site.layer_type)).device)
+    for parent, name in site.owners:
+        setattr(parent, name, rotary)

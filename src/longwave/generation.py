@@ -1,0 +1,73 @@
+"""Which t the stock `generate` runs at.
+
+Keys are cached after their rotation, so a generation is only exact if all of it runs at one t:
+keys and values of deeper layers came from hidden states under the old t, and rotating them again does
+not bring back what the new t would have given. `fit` therefore fixes t once per call, from the
+longest that its sequences can get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+
+from longwave.rotary import ScaledRotary
+
+# Set on the instance: bound methods survive `copy.deepcopy` (they follow the copy), closures would not.
+HOOKS = ("generate", "_prepare_generated_length", "save_pretrained")
+
+
+def install_hooks(model: PreTrainedModel) -> None:
+    """Make `generate` fix t for each call, and `save_pretrained` refuse a folder that could not be read back."""
+    model.save_pretrained = MethodType(_refuse_save, model)  # type: ignore[method-assign]
+    if isinstance(model, GenerationMixin):
+        model.generate = MethodType(_generate, model)
+        model._prepare_generated_length = MethodType(_fit_generated_length, model)
+
+
+def remove_hooks(model: PreTrainedModel) -> None:
+    """Give the model its class's own methods back."""
+    for name in HOOKS:
+        vars(model).pop(name, None)
+
+
+@contextmanager
+def factor_for_a_while(rotaries: list[ScaledRotary]) -> Iterator[None]:
+    """Whatever t is fixed inside, put the steering back as it was."""
+    before = [rotary.factor for rotary in rotaries]
+    try:
+        yield
+    finally:
+        for rotary, factor in zip(rotaries, before, strict=True):
+            rotary.factor = factor
+
+
+def rotaries_of(model: nn.Module) -> list[ScaledRotary]:
+    return [module for module in model.modules() if isinstance(module, ScaledRotary)]
+
+
+def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's own `generate`, under one t chosen by `_fit_generated_length`."""
+    with factor_for_a_while(rotaries_of(model)):
+        return type(model).generate(model, *args, **kwargs)
+
+
+def _fit_generated_length(model: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+    """transformers computes the final length of the call here; a t fixed by the user is left alone."""
+    generation_config = type(model)._prepare_generated_length(model, generation_config, *args, **kwargs)
+    for rotary in rotaries_of(model):
+        if rotary.factor is None:
+            rotary.factor = rotary.factor_for(generation_config.max_length)
+    return generation_config
+
+
+def _refuse_save(model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+    raise ValueError(
+        "save_pretrained would write a folder that transformers loads without the extension. "
+        "Use longwave.save(model, folder), or longwave.restore(model) first for the plain model."
+    )

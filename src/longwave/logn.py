@@ -1,0 +1,96 @@
+"""Per-query log-n attention scaling, through the attention interface of transformers.
+
+q_p <- q_p · max(1, ln(p + 1) / ln L)^exponent for the query at position p: attention over n keys
+keeps its entropy as n grows beyond L (YaRN calls a constant form of it a temperature). Below L the
+factor is exactly 1. cos and sin are shared by queries and keys, so it cannot live in the rotary module.
+
+The whole setting is the name of an attention implementation, e.g. `longwave-sdpa-256-1.0`: that is
+what the model's config carries, and what `log_n_of` reads back.
+
+Source: github.com/DAMO-NLP-SG/CLEX (`log_scale`), there one scalar over the whole key length.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+PREFIX = "longwave"
+
+
+def enable_log_n(model: PreTrainedModel, original_length: int, exponent: float) -> None:
+    """Scale the queries of every layer that attends to the whole context.
+
+    Raises:
+        ValueError: if the model's attention does not go through the interface of transformers.
+    """
+    base = model.config._attn_implementation
+    name = f"{PREFIX}-{base}-{original_length}-{exponent}"
+    if not type(model)._can_set_attn_implementation() or base not in ALL_MASK_ATTENTION_FUNCTIONS:
+        raise ValueError(
+            f"log-n scaling needs the attention interface of transformers, which {type(model).__name__} with "
+            f"{base!r} attention does not use. Pass log_n=False."
+        )
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        AttentionInterface.register(name, _LogN(base, original_length, exponent))
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    model.set_attn_implementation(name)
+
+
+def disable_log_n(model: PreTrainedModel) -> None:
+    """Back to the attention implementation from before `enable_log_n`; nothing if it is not enabled."""
+    if log_n_of(model):
+        model.set_attn_implementation(model.config._attn_implementation.split("-")[1])
+
+
+def log_n_of(model: PreTrainedModel) -> float:
+    """The exponent in force, 0 for off."""
+    prefix, _, rest = (model.config._attn_implementation or "").partition("-")
+    return float(rest.rpartition("-")[2]) if prefix == PREFIX else 0.0
+
+
+class _LogN:
+    """An attention function: scales the queries and calls the implementation it wraps."""
+
+    def __init__(self, base: str, original_length: int, exponent: float) -> None:
+        self.base, self.original_length, self.exponent = base, original_length, exponent
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.base, _eager(module) if self.base == "eager" else None)
+        if not _is_local(module, kwargs):
+            query = self._scale(module, query, kwargs.get("position_ids"))
+        return attention(module, query, key, value, *args, **kwargs)
+
+    def _scale(self, module: nn.Module, query: Tensor, position_ids: Tensor | None) -> Tensor:
+        """query: [batch, heads, n, head_dim]; position_ids: [batch or 1, n], or [axes, batch, n]."""
+        if position_ids is None:
+            raise ValueError(f"{type(module).__name__} hands no position_ids to its attention. Pass log_n=False.")
+        if position_ids.ndim == 3:
+            position_ids = position_ids[0]
+        scale = log_n_scale(position_ids, self.original_length, self.exponent)
+        return (query.float() * scale[:, None, :, None]).to(query.dtype)
+
+
+def log_n_scale(position_ids: Tensor, original_length: int, exponent: float) -> Tensor:
+    """max(1, ln(p + 1)/ln L)^exponent in float32, exactly 1 for p < L; shape of `position_ids`."""
+    ratio = (position_ids.float() + 1).log() / math.log(original_length)
+    return torch.where(position_ids < original_length, 1.0, ratio.clamp(min=1.0) ** exponent)
+
+
+def _is_local(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Sliding-window and chunked layers see at most a window, however long the context."""
+    if kwargs.get("sliding_window") is not None or getattr(module, "is_sliding", False):
+        return True
+    return getattr(module, "sliding_window", None) is not None
+
+
+def _eager(module: nn.Module) -> Any:
+    """The eager attention of the file that the attention layer comes from: each family has its own."""
+    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]

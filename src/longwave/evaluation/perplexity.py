@@ -1,0 +1,176 @@
+"""Perplexity against context length, under a named protocol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longwave.evaluation.lengths import check_lengths, fixed_length, original_length_of, parse_lengths
+from longwave.evaluation.loss import BLOCK_ELEMENTS, Scorer
+from longwave.evaluation.statistics import Z95, Interval, mean_nll
+from longwave.evaluation.windows import Windows, plan
+
+TOKENS_PER_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class LengthLoss:
+    """What was measured at one context length.
+
+    Arguments:
+        length: tokens of a window.
+        factor: t the windows ran at, None for a model that is not extended.
+        ends: exclusive end of each window in the token stream: the key for pairing results.
+        nll: sum of -ln p over the scored tokens of each window, in nats.
+        tokens: scored tokens of each window.
+    """
+
+    length: int
+    factor: float | None
+    ends: tuple[int, ...]
+    nll: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean -ln p per token, in nats."""
+        return mean_nll(self.nll, self.tokens)[0]
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of `mean`, windows being the sampling unit; NaN for a single window."""
+        return mean_nll(self.nll, self.tokens)[1]
+
+    @property
+    def ppl(self) -> float:
+        """exp(mean)."""
+        return math.exp(self.mean)
+
+    @property
+    def interval(self) -> Interval:
+        """95 % interval of the perplexity, exp(mean ± 1.96 se)."""
+        mean, error = mean_nll(self.nll, self.tokens)
+        return Interval(math.exp(mean), math.exp(mean - Z95 * error), math.exp(mean + Z95 * error))
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of `lengths` in a perplexity record, see docs/results-schema.md."""
+        alone = len(self.nll) < 2  # no spread to speak of
+        return {
+            "length": self.length,
+            "factor": self.factor,
+            "windows": len(self.nll),
+            "mean_nll": self.mean,
+            "standard_error": None if alone else self.standard_error,
+            "ppl": self.ppl,
+            "interval": None if alone else [self.interval.low, self.interval.high],
+            "ends": list(self.ends),
+            "nll": list(self.nll),
+            "tokens": list(self.tokens),
+        }
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Result of `perplexity`: one `LengthLoss` for each length asked for, in that order."""
+
+    protocol: str
+    original_length: int
+    targets: int
+    stride: int
+    lengths: tuple[LengthLoss, ...]
+
+    def __getitem__(self, length: int) -> LengthLoss:
+        """The result at `length` tokens."""
+        for entry in self.lengths:
+            if entry.length == length:
+                return entry
+        measured = ", ".join(str(entry.length) for entry in self.lengths)
+        raise KeyError(f"length {length} was not measured, only {measured}")
+
+
+def perplexity(
+    model: nn.Module,
+    tokens: Tensor,
+    lengths: str | Iterable[int | str],
+    *,
+    protocol: str = "same-targets",
+    windows: int | None = None,
+    targets: int = 64,
+    stride: int = 256,
+    original_length: int | None = None,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    block_elements: int = BLOCK_ELEMENTS,
+    progress: Callable[[int], None] | None = None,
+) -> Perplexity:
+    """How well a model predicts tokens when it reads n of them: exp of the mean -ln p(token | context).
+
+    - `same-targets`: every n ends at the same, evenly spread places, and the last `targets` tokens are scored.
+      Columns are about the same tokens, so they differ by the context only: for tables and plots.
+    - `stride`: windows every `stride` tokens, each scores only what is new in it: for single numbers.
+    - `overlap`: the same windows, each scored whole: to compare with LongLoRA and LCEG.
+
+    A window is one full forward without cache, at the t that the schedule gives its whole length, in the
+    model's dtype with the loss in float32; logits exist in blocks only.
+
+    Arguments:
+        model: a transformers causal LM, extended or not; put in eval mode for the while.
+        tokens: the token stream, shape [tokens]; see `longwave.text.token_stream`.
+        lengths: `"1x,2x,4096"` or a list: multiples of the original length, or tokens.
+        windows: how many windows; None for 64 or what fits, 0 for all that fit.
+        original_length: what `1x` means, default the model's own.
+        tokens_per_batch: windows are batched up to that many tokens.
+        block_elements: logits (rows x positions x vocabulary) computed at a time.
+        progress: called after each batch with the number of tokens read.
+
+    Raises:
+        ValueError: for bad lengths, a length beyond the model's maximum, too little data, or a loss that is
+            not a finite number.
+
+    Source: protocols C, B: Press et al. (arXiv 2012.15832), LongLoRA (arXiv 2309.12307).
+    """
+    original = original_length if original_length is not None else original_length_of(model)
+    counts = parse_lengths(lengths, original)
+    check_lengths(model, counts)
+    plans = plan(protocol, tokens.numel(), counts, windows=windows, targets=targets, stride=stride)
+    scorer = Scorer(model, block_elements=block_elements)
+    training = model.training
+    model.eval()
+    try:
+        results = tuple(_at_length(model, scorer, tokens, p, tokens_per_batch, progress) for p in plans)
+    finally:
+        model.train(training)
+    return Perplexity(protocol, original, targets, stride, results)
+
+
+def _at_length(
+    model: nn.Module,
+    scorer: Scorer,
+    tokens: Tensor,
+    windows: Windows,
+    tokens_per_batch: int,
+    progress: Callable[[int], None] | None,
+) -> LengthLoss:
+    sums: list[float] = []
+    with fixed_length(model, windows.length) as factor:
+        for batch in windows.batches(tokens_per_batch):
+            rows = torch.stack([tokens[end - windows.length : end] for end in windows.ends[batch]])
+            nll = scorer.nll(rows, windows.scored[batch.start])
+            sums += nll.double().sum(1).tolist()
+            if not math.isfinite(sums[-1]) or not math.isfinite(sum(sums)):
+                raise ValueError(
+                    f"the loss at length {windows.length} is not a finite number. "
+                    "Try --dtype float32; if it stays, the model's weights are damaged."
+                )
+            if progress is not None:
+                progress(rows.numel())
+    return LengthLoss(windows.length, factor, windows.ends, tuple(sums), windows.scored)
+
+
+def cost(plans: Iterable[Windows]) -> int:
+    """Tokens that a plan reads: the total of a progress bar."""
+    return sum(p.length * len(p.ends) for p in plans)

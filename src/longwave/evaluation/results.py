@@ -1,0 +1,152 @@
+"""Records of measurements: one JSON that says what was measured, on what, by which command.
+
+The fields are documented in docs/results-schema.md. Values of every window or trial are kept, so that two
+records can be compared in pairs long after the models are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from longwave import io
+from longwave.evaluation.statistics import Interval, paired_bootstrap, wilson
+
+PERPLEXITY, PASSKEY = "longwave.perplexity/1", "longwave.passkey/1"
+COMMON = ("schema", "model", "original_length", "rows", "versions", "command")
+Record = dict[str, Any]
+
+
+def record(
+    schema: str,
+    *,
+    model: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    original_length: int,
+    rows: Sequence[Mapping[str, Any]],
+    data: Mapping[str, str] | None = None,
+    seed: int | None = None,
+) -> Record:
+    """A complete record of one evaluation.
+
+    Arguments:
+        schema: `PERPLEXITY` or `PASSKEY`.
+        model: `path`, and what else identifies it.
+        settings: protocol and its numbers.
+        rows: a row for each method: `Subject.to_json()` and `lengths`.
+        data: SHA-256 of each data file.
+        seed: of random draws, None where nothing is drawn.
+    """
+    return {
+        "schema": schema,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": io.command(),
+        "versions": io.versions(),
+        "model": dict(model),
+        "data": None if data is None else dict(data),
+        "seed": seed,
+        "settings": dict(settings),
+        "original_length": original_length,
+        "rows": [dict(row) for row in rows],
+    }
+
+
+def write(path: Path | str, value: Record, *, overwrite: bool = False) -> Path:
+    """Write a record, whole or not at all; an existing file is a `ValueError` unless `overwrite`."""
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists. Choose another name or pass --overwrite.")
+    io.write_json(path, value)
+    return path
+
+
+def read(path: Path | str, schema: str | None = None) -> Record:
+    """Read a record; a `ValueError` for a file that is none, or not of `schema`."""
+    value = io.read_json(path)
+    if not isinstance(value, dict) or any(key not in value for key in COMMON):
+        raise ValueError(f"{path} is not a record of longwave: it lacks some of {', '.join(COMMON)}.")
+    known = (PERPLEXITY, PASSKEY) if schema is None else (schema,)
+    if value["schema"] not in known:
+        raise ValueError(f"{path} has schema {value['schema']!r}, expected {' or '.join(known)}.")
+    return value
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One row over all lengths, of one run or of several with the same label.
+
+    Arguments:
+        label: the row's name.
+        lengths: in tokens, ascending.
+        values: perplexity, or share of keys retrieved, with 95 % interval, for each length.
+        runs: how many runs there are.
+    """
+
+    label: str
+    lengths: tuple[int, ...]
+    values: tuple[Interval, ...]
+    runs: int = 1
+
+
+def curves(records: Iterable[Record]) -> list[Curve]:
+    """The rows of one or more records of one kind, rows with equal labels taken as runs of the same thing.
+
+    A single run's interval is the one in the record, from its windows or trials. That of several runs comes
+    from a bootstrap over windows and runs (perplexity) or over trials of all runs (passkey).
+
+    Raises:
+        ValueError: if the records differ in kind, protocol, trained length or data, for then a plot of them all
+            would compare what is not comparable; or if runs of a label have different lengths.
+    """
+    records = list(records)
+    if not records:
+        raise ValueError("no records to show.")
+    for key in ("schema", "original_length", "data", "settings"):
+        if any(_identity(other, key) != _identity(records[0], key) for other in records[1:]):
+            raise ValueError(f"the records differ in their {key} and cannot be compared. Evaluate all alike.")
+    grouped: dict[str, list[list[dict[str, Any]]]] = {}
+    for row in (row for each in records for row in each["rows"]):
+        grouped.setdefault(row["label"], []).append(sorted(row["lengths"], key=lambda entry: entry["length"]))
+    combine = _perplexity if records[0]["schema"] == PERPLEXITY else _passkey
+    found = []
+    for label, runs in grouped.items():
+        lengths = tuple(entry["length"] for entry in runs[0])
+        if any(tuple(entry["length"] for entry in run) != lengths for run in runs):
+            raise ValueError(f"the runs of {label} were measured at different lengths. Evaluate all alike.")
+        values = tuple(combine(list(entries)) for entries in zip(*runs, strict=True))
+        found.append(Curve(label, lengths, values, len(runs)))
+    return found
+
+
+def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], **options: Any) -> Interval:
+    """Paired bootstrap of two rows at one length: each a list of runs' entries of `lengths`.
+
+    Takes the options of `paired_bootstrap`. A ratio below 1 favours a.
+
+    Raises:
+        ValueError: if the windows are not the same ones.
+    """
+    if any(entry[key] != a[0][key] for entry in [*a, *b] for key in ("ends", "tokens")):
+        raise ValueError("the rows were measured on different windows. Evaluate both with one protocol and data.")
+    return paired_bootstrap([entry["nll"] for entry in a], [entry["nll"] for entry in b], a[0]["tokens"], **options)
+
+
+def _perplexity(runs: list[dict[str, Any]]) -> Interval:
+    if len(runs) == 1:
+        value, interval = runs[0]["ppl"], runs[0]["interval"]
+        return Interval(value, *(interval or (value, value)))
+    certain = {**runs[0], "nll": [0.0] * len(runs[0]["nll"])}  # perplexity 1 everywhere: the ratio is the value
+    return compare(runs, [certain])
+
+
+def _passkey(runs: list[dict[str, Any]]) -> Interval:
+    hits = [hit for run in runs for hit in run["correct"]]
+    return wilson(sum(hits), len(hits))
+
+
+def _identity(value: Record, key: str) -> Any:
+    # Folders move; contents identify data.
+    return sorted(value[key].values()) if key == "data" and value[key] is not None else value[key]

@@ -1,0 +1,109 @@
+"""Put a model under one method after another, and say what each row of a table is about."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from longwave.adapter import is_trained
+from longwave.architectures import host_of
+from longwave.attach import extended, rotaries, suspended
+from longwave.evaluation.lengths import original_length_of
+from longwave.generation import rotaries_of
+from longwave.logn import log_n_of
+from longwave.methods import METHODS, parse_method
+from longwave.schedule import Schedule
+
+TRAINING_FREE = ("none", "linear", "ntk", "yarn")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a row measures.
+
+    Arguments:
+        method: its name.
+        schedule: how t follows the length, as `parse_schedule` reads it.
+        max_factor: the largest t in range.
+        log_n: exponent of the per-query log-n attention scaling, 0 for off.
+        own: True for the extension a folder was saved with, False for another one put in its place.
+    """
+
+    method: str
+    schedule: str
+    max_factor: float
+    log_n: float
+    own: bool
+
+    @property
+    def label(self) -> str:
+        """The method, with its schedule where that is not the method's default."""
+        return self.method if self.schedule == METHODS[self.method].schedule else f"{self.method}@{self.schedule}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The start of a row in a record, see docs/results-schema.md."""
+        return {"label": self.label, **asdict(self)}
+
+
+def default_specs(model: nn.Module) -> list[str]:
+    """Its own method for an extended model, the training-free ones for any other."""
+    found = rotaries_of(model)
+    return [found[0].trajectory.name] if found else list(TRAINING_FREE)
+
+
+@contextmanager
+def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subject]:
+    """Within, the model runs under `METHOD[@SCHEDULE]`; afterwards it is as before.
+
+    An extended model that is asked for its own method keeps its trained trajectory. Any other method takes
+    the place of that: the frequencies change, weights and log-n stay, and its range is that of `lengths`.
+
+    Raises:
+        ValueError: for an unknown method, or one that needs trained weights the model does not have.
+    """
+    method, schedule = parse_method(spec)
+    found = rotaries_of(model)
+    own = bool(found) and found[0].trajectory.name == method.name
+    if method.trained and not (own and is_trained(model)):
+        raise ValueError(
+            f"{method.name} needs trained weights, and this model has none. Run `longwave train` first, "
+            f"or choose among {', '.join(name for name, m in METHODS.items() if not m.trained)}."
+        )
+    exponent = log_n_of(host_of(model))
+    if own:
+        with _scheduled(model, schedule if "@" in spec else found[0].schedule) as now:
+            yield Subject(method.name, now.spec, found[0].trajectory.max_factor, exponent, own=True)
+        return
+    original = original_length_of(model)
+    factor = _range(schedule, lengths, original)
+    with ExitStack() as stack:
+        if found:
+            stack.enter_context(suspended(model))
+        log_n = exponent or None  # None: the method's default
+        stack.enter_context(extended(model, spec, max_factor=factor, log_n=log_n, original_length=original))
+        yield Subject(method.name, schedule.spec, factor, log_n_of(host_of(model)), own=False)
+
+
+def _range(schedule: Schedule, lengths: Sequence[int], original: int) -> float:
+    """The smallest max_factor that has room for all lengths, and for every t that the schedule asks for."""
+    longest = max(1.0, max(lengths) / original)
+    while math.floor(longest * original) < max(lengths):  # the quotient may have been rounded down
+        longest = math.nextafter(longest, math.inf)
+    return max(longest, *(schedule(length, original, longest) for length in lengths))
+
+
+@contextmanager
+def _scheduled(model: nn.Module, schedule: Schedule) -> Iterator[Schedule]:
+    before = [rotary.schedule for rotary in rotaries(model)]
+    try:
+        for rotary in rotaries(model):
+            rotary.schedule = schedule
+        yield schedule
+    finally:
+        for rotary, old in zip(rotaries(model), before, strict=True):
+            rotary.schedule = old

@@ -1,0 +1,170 @@
+"""The table of docs/results.md: every row, three training seeds, the same targets, paired intervals.
+
+    python runs/results.py                       # two processes of one thread each, about three hours
+    python runs/results.py --report              # only write docs/results.md from what is there
+
+Each (row, seed) is a cell: train through `longwave.train`, measure perplexity and passkey through
+`longwave.perplexity` and `longwave.passkey`, keep per-window losses as JSON in runs/results/. Cells
+that exist are not computed again, so the script may be killed and started at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = ROOT / "src" / "longwave" / "demo" / "model"
+CELLS = ROOT / "runs" / "results"
+LENGTHS = "1x,2x,4x,8x,16x"
+WINDOWS, TRIALS = 512, 100
+
+# One budget for every trained row: 256 steps of 16 windows of L tokens, 1.05 M tokens.
+TRAINING: dict[str, Any] = {
+    "train_length": 256,
+    "max_factor": 16,
+    "steps": 256,
+    "batch_size": 16,
+    "lr": 1e-3,
+    "positions": "chunks",
+    "chunks": 8,
+    "factors": "log-uniform",
+    "short_share": 0.1,
+    "log_n": 1.0,
+    "precision": "bf16",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: a method, and what its training changes in TRAINING (None: training-free)."""
+
+    name: str
+    label: str
+    method: str
+    training: dict[str, Any] | None = field(default_factory=dict)
+
+
+ROWS = [
+    Row("none", "unscaled", "none", None),
+    Row("linear", "PI, training-free", "linear", None),
+    Row("ntk", "dynamic NTK, training-free", "ntk", None),
+    Row("yarn", "dynamic YaRN, training-free", "yarn", None),
+    Row("clex", "**CLEX**, fine-tuned", "clex"),
+    Row("ntk-tuned", "dynamic NTK, fine-tuned", "ntk"),
+    Row("yarn-tuned", "dynamic YaRN, fine-tuned", "yarn"),
+    Row("naive", "unscaled, fine-tuned", "none"),
+    Row(
+        "clex-paper",
+        "CLEX as published (random positions, integer t, additive field)",
+        "clex-paper",
+        {"positions": "random", "factors": "integer", "field_lr": TRAINING["lr"]},
+    ),
+]
+SEEDS = (0, 1, 2)
+
+
+def cells() -> list[tuple[Row, int]]:
+    """Every (row, seed), seed by seed, so that a table of one seed is there early."""
+    return [(row, seed) for seed in SEEDS for row in ROWS if row.training is not None or seed == 0]
+
+
+def cell_path(row: Row, seed: int) -> Path:
+    return CELLS / f"{row.name}-{seed}.json"
+
+
+def compute(row: Row, seed: int) -> None:
+    """Train and measure one cell in this process."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import longwave
+    from longwave.demo.corpus import stdlib_files
+    from longwave.io import sha256, versions, write_json
+    from longwave.text import read_documents, token_stream
+
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    started = time.time()
+    training = None
+    with tempfile.TemporaryDirectory() as folder:
+        if row.training is None:
+            model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
+            longwave.extend(model, row.method, max_factor=16)
+        else:
+            training = TRAINING | row.training | {"method": row.method, "seed": seed}
+            longwave.train(BASE, stdlib_files("train"), Path(folder) / "out", progress=False, **training)
+            model = longwave.load(Path(folder) / "out", dtype=torch.float32)
+    trained = time.time()
+    tokens = token_stream(read_documents(stdlib_files("heldout")), tokenizer)
+    loss = longwave.perplexity(model, tokens, LENGTHS, windows=WINDOWS)
+    found = longwave.passkey(model, tokenizer, LENGTHS, trials=TRIALS)
+    record = {
+        "row": asdict(row),
+        "seed": seed,
+        "training": training,
+        "base": sha256(BASE / "model.safetensors"),
+        "heldout_tokens": tokens.numel(),
+        "versions": versions(),
+        "seconds": {"train": round(trained - started), "measure": round(time.time() - trained)},
+        "perplexity": [entry.to_json() for entry in loss.lengths],
+        "passkey": [{"length": entry.length, "rate": entry.rate.value} for entry in found.lengths],
+    }
+    for entry in record["perplexity"]:  # nats to 5 digits are plenty, and keep the files readable
+        entry["nll"] = [round(value, 4) for value in entry["nll"]]
+    CELLS.mkdir(parents=True, exist_ok=True)
+    write_json(cell_path(row, seed), record)
+
+
+def run(wanted: list[tuple[Row, int]], jobs: int, threads: int) -> None:
+    """Missing cells in processes of their own, `jobs` at a time."""
+    missing = [(row, seed) for row, seed in wanted if not cell_path(row, seed).exists()]
+    print(f"{len(missing)} cells to compute, {len(wanted) - len(missing)} kept", flush=True)
+
+    def one(cell: tuple[Row, int]) -> None:
+        row, seed = cell
+        started = time.time()
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        command = [sys.executable, __file__, "--cell", row.name, "--seed", str(seed)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        outcome = "done" if done.returncode == 0 else f"FAILED\n{done.stderr[-2000:]}"
+        print(f"{row.name} seed {seed}: {outcome} ({time.time() - started:.0f} s)", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, missing))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2, help="cells computed at a time")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each")
+    parser.add_argument("--rows", help="comma-separated names, default all")
+    parser.add_argument("--report", action="store_true", help="only write the page")
+    parser.add_argument("--overwrite", action="store_true", help="forget the cells that are there")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    rows = {row.name: row for row in ROWS}
+    if args.cell:
+        compute(rows[args.cell], args.seed)
+        return
+    if not args.report:
+        if args.overwrite:
+            shutil.rmtree(CELLS, ignore_errors=True)
+        wanted = [cell for cell in cells() if not args.rows or cell[0].name in args.rows.split(",")]
+        run(wanted, args.jobs, args.threads)
+    from results_page import write_page
+
+    write_page(ROWS, SEEDS, CELLS, ROOT / "docs", TRAINING)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""docs/results.md and its plot, from the cells that runs/results.py computed."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longwave.evaluation.statistics import Interval, paired_bootstrap
+from longwave.io import read_json, write_text
+
+START, END = "<!-- demo model: written by runs/results.py -->", "<!-- end of the demo model -->"
+TARGETS = (
+    "Targets set before the runs: 1x no worse than the base model, 2x-8x within 3 % and 16x within 10 % of CLEX's own "
+    "1x, and at 4x and beyond no worse than any other row."
+)
+
+
+def read_cells(row: Any, seeds: tuple[int, ...], folder: Path) -> list[dict[str, Any]]:
+    wanted = seeds if row.training is not None else seeds[:1]
+    return [read_json(path) for seed in wanted if (path := folder / f"{row.name}-{seed}.json").exists()]
+
+
+def losses(cells: list[dict[str, Any]], column: int) -> np.ndarray:
+    """Summed nll of each window, [runs, windows]."""
+    return np.array([cell["perplexity"][column]["nll"] for cell in cells])
+
+
+def compare(a: list[dict[str, Any]], b: list[dict[str, Any]], column: int, other: int | None = None) -> Interval:
+    """Ratio of perplexities a/b at a length (or of a at one length and b at another), paired 95 % interval."""
+    tokens = a[0]["perplexity"][column]["tokens"]
+    return paired_bootstrap(losses(a, column), losses(b, column if other is None else other), tokens)
+
+
+def percent(interval: Interval) -> str:
+    low, middle, high = (100 * (value - 1) for value in (interval.low, interval.value, interval.high))
+    return f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}]"
+
+
+def perplexity_of(cells: list[dict[str, Any]], column: int) -> tuple[float, float]:
+    """exp of the mean loss over runs, and the half range over the runs."""
+    values = [cell["perplexity"][column]["ppl"] for cell in cells]
+    return math.exp(float(np.mean(np.log(values)))), (max(values) - min(values)) / 2
+
+
+def write_page(rows: list[Any], seeds: tuple[int, ...], folder: Path, docs: Path, training: dict[str, Any]) -> None:
+    found = {row.name: cells for row in rows if (cells := read_cells(row, seeds, folder))}
+    if "clex" not in found or "none" not in found:
+        print("rows `none` and `clex` are needed for the page; compute them first")
+        return
+    lengths = [entry["length"] for entry in found["none"][0]["perplexity"]]
+    original = lengths[0]
+    heads = [f"{length // original}x" for length in lengths]
+    labels = {row.name: row.label for row in rows}
+    lines = [START, "", *_introduction(found, training), "", "### Perplexity of the same targets", ""]
+    lines += [f"| row | seeds | {' | '.join(heads)} |", f"|---|---|{'---|' * len(heads)}"]
+    for name, cells in found.items():
+        values = [perplexity_of(cells, column) for column in range(len(lengths))]
+        texts = [f"{value:.2f}" + (f" ± {spread:.2f}" if len(cells) > 1 else "") for value, spread in values]
+        lines.append(f"| {labels[name]} | {len(cells)} | {' | '.join(texts)} |")
+    lines += ["", "± is half the range over the training seeds.", "", "![perplexity by length](results.png)", ""]
+    lines += [
+        "### CLEX against each row",
+        "",
+        "Ratio of perplexities CLEX / row, minus 1, with its paired 95 % interval",
+    ]
+    lines += ["(10,000 bootstrap samples of windows and seeds). Negative: CLEX is better.", ""]
+    lines += [f"| row | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    for name, cells in found.items():
+        if name != "clex":
+            texts = [percent(compare(found["clex"], cells, column)) for column in range(len(lengths))]
+            lines.append(f"| {labels[name]} | {' | '.join(texts)} |")
+    lines += ["", "### Flatness: CLEX at each length against its own 1x", ""]
+    texts = [percent(compare(found["clex"], found["clex"], column, 0)) for column in range(1, len(lengths))]
+    lines += [f"| {' | '.join(heads[1:])} |", f"|{'---|' * len(heads[1:])}", f"| {' | '.join(texts)} |", ""]
+    lines += [TARGETS, "", *verdicts(found, heads), "", "### Passkey retrieval", ""]
+    lines += [f"{len(found['none'][0]['passkey'])} lengths, 100 trials each and seed; share found.", ""]
+    lines += [f"| row | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    for name, cells in found.items():
+        rates = np.mean([[entry["rate"] for entry in cell["passkey"]] for cell in cells], axis=0)
+        lines.append(f"| {labels[name]} | {' | '.join(f'{100 * rate:.0f} %' for rate in rates)} |")
+    lines += ["", END]
+    _replace(docs / "results.md", "\n".join(lines))
+    _plot(found, labels, docs / "results.png")
+    print(f"written: {docs / 'results.md'}, {docs / 'results.png'}")
+
+
+def verdicts(found: dict[str, list[dict[str, Any]]], heads: list[str]) -> list[str]:
+    """Each target with what was measured: met if the interval reaches it."""
+    clex = found["clex"]
+    lines = [_verdict("1x no worse than the base model", compare(clex, found["none"], 0), 1.0)]
+    for column, head in enumerate(heads[1:], start=1):
+        bound = 1.10 if head == "16x" else 1.03
+        lines.append(_verdict(f"{head} within {bound - 1:.0%} of 1x", compare(clex, clex, column, 0), bound))
+    for name, cells in found.items():
+        for column, head in enumerate(heads):
+            if name != "clex" and column >= 2:
+                interval = compare(clex, cells, column)
+                if interval.low > 1:
+                    lines.append(_verdict(f"{head} no worse than `{name}`", interval, 1.0))
+    if not any("no worse than `" in line for line in lines):
+        lines.append("- 4x and beyond no worse than any other row: met")
+    return lines
+
+
+def _verdict(what: str, interval: Interval, bound: float) -> str:
+    met = "met" if interval.value <= bound else "met within the interval" if interval.low <= bound else "**not met**"
+    return f"- {what}: {met} ({percent(interval)})"
+
+
+def _introduction(found: dict[str, list[dict[str, Any]]], training: dict[str, Any]) -> list[str]:
+    cell = found["clex"][0]
+    tokens = training["steps"] * training["batch_size"] * training["train_length"]
+    windows = len(cell["perplexity"][0]["nll"])
+    return [
+        "## The demo model",
+        "",
+        f"A 1.9 M-parameter Llama pre-trained at L = 256 (`runs/pretrain_demo.py`). Trained rows: {tokens:,} tokens in",
+        f"windows of L, {training['chunks']} chunks, t log-uniform in [1, {training['max_factor']}], learning rate",
+        f"{training['lr']:g} for the weights, per-query log-n attention on; `clex-paper` differs as its label says.",
+        f"Evaluation: protocol `same-targets`, the last 64 tokens of {windows} windows of held-out library sources,",
+        "t = n/L (`clex-paper`: rounded up). Made by `python runs/results.py`.",
+    ]
+
+
+def _replace(path: Path, text: str) -> None:
+    """Put the section between its marks, leaving the rest of the page alone."""
+    page = path.read_text("utf-8") if path.exists() else f"# Results\n\n{START}\n{END}\n"
+    before, _, rest = page.partition(START)
+    write_text(path, before + text + rest.partition(END)[2])
+
+
+def _plot(found: dict[str, list[dict[str, Any]]], labels: dict[str, str], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    for name, cells in found.items():
+        lengths = [entry["length"] for entry in cells[0]["perplexity"]]
+        runs = np.array([[entry["ppl"] for entry in cell["perplexity"]] for cell in cells])
+        style = {"linewidth": 2.8, "color": "black", "zorder": 5} if name == "clex" else {"linewidth": 1.4}
+        dashes = "-" if len(cells) > 1 or name == "clex" else "--"
+        (line,) = axes.plot(lengths, np.exp(np.log(runs).mean(0)), dashes, marker="o", markersize=4,
+                            label=labels[name].replace("**", ""), **style)  # fmt: skip
+        axes.fill_between(lengths, runs.min(0), runs.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.axvline(lengths[0], color="grey", linewidth=0.8, linestyle=":")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(lengths, [f"{n}\n{n // lengths[0]}x" for n in lengths])
+    ticks = [4, 5, 6, 8, 12, 20, 40, 80]
+    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("context length in tokens (dotted: trained length)")
+    axes.set_ylabel("perplexity of the same targets")
+    axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

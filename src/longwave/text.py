@@ -80,9 +80,7 @@ def read_documents(paths: Iterable[Path | str]) -> datasets.Dataset:
             raise
 
 
-def token_stream(
-    documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, *, progress: bool = False
-) -> Tensor:
+def token_stream(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, *, progress: bool = False) -> Tensor:
     """All documents as one sequence of token ids, each document followed by the end-of-text token.
 
     Tokenised through `datasets.map` and cached under the documents' and the tokenizer's contents.

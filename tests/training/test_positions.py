@@ -82,9 +82,7 @@ def test_factor_distributions():
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    SAMPLERS, st.sampled_from(sorted(FACTORS)), st.integers(2, 64), st.integers(2, 300), st.floats(1, 16), seeds
-)
+@given(SAMPLERS, st.sampled_from(sorted(FACTORS)), st.integers(2, 64), st.integers(2, 300), st.floats(1, 16), seeds)
 def test_defect_train_length_not_multiple(name, factors, original, length, maximum, seed):
     """The official trainer ran positions past t·L unless the window was a multiple of L."""
     sampler = LengthSampler(original, maximum, positions=name, factors=factors, seed=seed)

@@ -80,9 +80,7 @@ def train(
     from longwave.io import read_json
 
     settings["options"] = _parse_options(settings.get("options") or [])
-    folder = longwave.train(
-        model, data, output, resume=resume, overwrite=overwrite, progress=not as_json, **settings
-    )
+    folder = longwave.train(model, data, output, resume=resume, overwrite=overwrite, progress=not as_json, **settings)
     summary = {"output": str(folder), **read_json(folder / "training.json")["result"]}
     if as_json:
         print_json(summary)

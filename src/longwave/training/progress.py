@@ -31,9 +31,7 @@ class ProgressCallback(TrainerCallback):
         self._bar.start()
         self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step, report="")
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         row = others.get("logs") or {}
         if "factors" not in row or not state.is_local_process_zero:
             return

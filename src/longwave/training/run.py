@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -17,17 +18,14 @@ from transformers import (
     set_seed,
 )
 
-from longwave.adapter import load, save
-from longwave.attach import extend, restore, rotaries, trajectories_of
-from longwave.generation import rotaries_of
+from longwave.adapter import save
 from longwave.io import command, prepare_output, read_json, versions, write_json
-from longwave.methods import parse_method
 from longwave.text import data_hashes, read_documents, token_stream
 from longwave.training.checkpoints import checkpoint_step, checkpoints
 from longwave.training.config import TrainConfig
 from longwave.training.data import PackedRows, collate, pack
 from longwave.training.metrics import MetricsLog, read_metrics
-from longwave.training.positions import LengthSampler
+from longwave.training.prepare import attach_method, load_with_tokenizer, settle, switch_checkpointing
 from longwave.training.progress import ProgressCallback
 from longwave.training.trainer import LengthTrainer
 
@@ -83,32 +81,39 @@ def train(
         "seed": config.seed,
         "command": command(),
     }
+    if isinstance(model, str | Path) and Path(model).resolve() == output.resolve():
+        raise ValueError(f"{output} is both the model and the output. Write to another folder.")
     resume = resume and (output / RECORD).exists()
     if resume:
         earlier = read_json(output / RECORD)
         _require_same_run(config, record, earlier)
         if earlier["status"] == "finished":
             return output
-    prepare_output(output, overwrite=resume or overwrite)
+    first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun: the one that writes
+    if first:
+        prepare_output(output, overwrite=resume or overwrite)
 
     set_seed(config.seed)
-    network, vocabulary = _load(model, tokenizer)
-    rows = pack(token_stream(read_documents(data), vocabulary, progress=progress), config.train_length)
-    known = network.get_input_embeddings().num_embeddings
+    shown = progress and sys.stderr.isatty()
+    network, vocabulary = load_with_tokenizer(model, tokenizer)
+    rows = pack(token_stream(read_documents(data), vocabulary, progress=shown), config.train_length)
+    known = len(network.get_input_embeddings().get_parameter("weight"))
     if int(rows.max()) >= known:
         raise ValueError(f"the tokenizer's ids reach {int(rows.max())} but the model knows {known}: not its tokenizer.")
-    sampler = _extend(network, config)
+    sampler = attach_method(network, config)
 
     # Up to here nothing in the folder has been touched.
-    if not resume:
-        _remove_results(output)
-    states = checkpoints(output / CHECKPOINTS)
-    metrics = MetricsLog(output / METRICS, checkpoint_step(states[-1]) if states else 0)
-    write_json(output / RECORD, {"status": "running", **record})
+    states = checkpoints(output / CHECKPOINTS) if resume else []
+    metrics = None
+    if first:
+        if not resume:
+            _remove_results(output)
+        metrics = MetricsLog(output / METRICS, checkpoint_step(states[-1]) if states else 0)
+        write_json(output / RECORD, {"status": "running", **record})
 
     arguments = _arguments(config, output / CHECKPOINTS)
     consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
-    bar = ProgressCallback()
+    bar, cached = ProgressCallback(), network.config.use_cache  # the Trainer switches the cache off for good
     trainer = LengthTrainer(
         network,
         arguments,
@@ -119,68 +124,19 @@ def train(
         data_collator=collate,
         callbacks=[*callbacks, *([bar] if progress else [])],
     )
-    cached = getattr(network.config, "use_cache", None)
     if config.gradient_checkpointing:
-        _switch_checkpointing(network, on=True)
+        switch_checkpointing(network, on=True)
     try:
         trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
     finally:
         bar.close()
-        _settle(trainer, config, use_cache=cached)
-    if trainer.is_world_process_zero():
+        settle(trainer, config, use_cache=cached)
+    if first:
         save(network, output, tokenizer=vocabulary, overwrite=True)
         if not config.keep_checkpoints:
             shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
         write_json(output / RECORD, {"status": "finished", **record, "result": _summary(output / METRICS)})
     return output
-
-
-def _load(
-    model: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Weights in float32: bf16 training is autocast, small steps would vanish in bf16 weights."""
-    if isinstance(model, str | Path):
-        return load(model, dtype=torch.float32), tokenizer or AutoTokenizer.from_pretrained(model)
-    if tokenizer is None:
-        raise ValueError("training a model that is not a path needs its tokenizer: pass tokenizer=...")
-    return model, tokenizer
-
-
-def _extend(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
-    """Attach the method; a model that follows it already keeps what it learned."""
-    method, schedule = parse_method(config.method)
-    options, learned = config.method_options, None
-    if rotaries_of(model):
-        trajectories = trajectories_of(model)
-        if trajectories[0].name == method.name and len(trajectories) == 1:
-            learned = trajectories[0]
-        restore(model)
-    if learned is not None:
-        learned.max_factor = max(learned.max_factor, config.max_factor)
-        options = {name: value for name, value in options.items() if name in ("log_n", "original_length")}
-    # Draws beyond max_factor are wanted where train_factor asks for them; the sampler keeps to its range.
-    beyond = "clamp" if config.largest_draw > config.max_factor else "error"
-    extend(
-        model, method.name, max_factor=config.max_factor, schedule=schedule,
-        trajectory=learned, beyond=beyond, **options,
-    )  # fmt: skip
-    if config.freeze_weights:
-        learnable = {id(p) for trajectory in trajectories_of(model) for p in trajectory.parameters()}
-        if not learnable:
-            raise ValueError(f"freeze weights leaves nothing to train: {method.name} has no learned frequencies.")
-        for parameter in model.parameters():
-            parameter.requires_grad_(id(parameter) in learnable)
-    sampler = LengthSampler(
-        original_length=trajectories_of(model)[0].rope.original_length,
-        max_factor=config.largest_draw,
-        positions=config.positions,
-        factors=config.factors,
-        chunks=config.chunks,
-        short_share=config.short_share,
-        seed=config.seed,
-    )
-    sampler(1, config.train_length, step=0)  # a window that cannot fit is an error now, not after the first batch
-    return sampler
 
 
 def _arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
@@ -211,34 +167,16 @@ def _arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
     )
 
 
-def _settle(trainer: LengthTrainer, config: TrainConfig, *, use_cache: bool | None) -> None:
-    """Take off the model what training put on it."""
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    for rotary in rotaries(model):
-        rotary.factor, rotary.beyond = None, "error"
-    if use_cache is not None:
-        model.config.use_cache = use_cache
-    if config.gradient_checkpointing:
-        _switch_checkpointing(model, on=False)
-    if config.freeze_weights:
-        model.requires_grad_(True)
-    model.eval()
-
-
-def _switch_checkpointing(model: PreTrainedModel, *, on: bool) -> None:
-    """By whichever name this version of transformers has for it."""
-    what = "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
-    if on:
-        getattr(model, f"{what}_enable")({"use_reentrant": False})
-    else:
-        getattr(model, f"{what}_disable")()
-
-
 def _require_same_run(config: TrainConfig, record: dict[str, Any], earlier: dict[str, Any]) -> None:
     changed = config.differences(earlier["config"])
-    changed += [f"{name} changed" for name in ("model", "data") if record[name] != earlier[name]]
+    if record["model"] != earlier["model"]:
+        changed.append(f"model {earlier['model']} -> {record['model']}")
+    if list(record["data"].values()) != list(earlier["data"].values()):
+        changed.append("the data are not the same")
     if changed:
-        raise ValueError(f"--resume goes on with the same run, but {'; '.join(changed)}. Start another with a new --output.")
+        raise ValueError(
+            f"--resume goes on with the same run, but {'; '.join(changed)}. Start another with a new --output."
+        )
 
 
 def _remove_results(output: Path) -> None:

@@ -61,7 +61,9 @@ class LengthTrainer(Trainer):
         self.sampler, self.field_lr, self.metrics, self.keep = sampler, field_lr, metrics, keep
         self._draws: list[tuple[float, Tensor]] = []
         self._drawn_at, self._clock = -1, time.perf_counter()
+        self._root = Path(str(args.output_dir))
         self._staging: Path | None = None
+        self._network = model  # as given: `self.model` may be a wrapper
         super().__init__(model=model, args=args, **others)
         self.remove_callback(PrinterCallback)  # prints a dict per step where there is no tqdm
 
@@ -74,20 +76,18 @@ class LengthTrainer(Trainer):
         if step != self._drawn_at:
             self._draws, self._drawn_at = [], step
         rows, length = inputs["input_ids"].shape
-        t, positions = self.sampler(
-            rows, length, step=step, micro_batch=len(self._draws), rank=self.args.process_index
-        )
+        t, positions = self.sampler(rows, length, step=step, micro_batch=len(self._draws), rank=self.args.process_index)
         self._draws.append((t, positions))
-        for rotary in rotaries(self.model):
+        for rotary in rotaries(self._network):
             rotary.factor = t  # not through `set_length`: t may be drawn beyond the largest in use
         loss = super().training_step(model, {**inputs, "position_ids": positions}, num_items_in_batch)
         self._require_finite("loss", loss)
         return loss
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         """Three groups: the field at its own rate, the model's matrices with weight decay, the rest without."""
         if self.optimizer is None:
-            model = self.model if model is None else model
+            model = model or self._network
             field, decayed = field_parameters(model), set(self.get_decay_parameter_names(model))
             groups: dict[str, dict[str, Any]] = {
                 "decayed": {"params": [], "weight_decay": self.args.weight_decay},
@@ -104,6 +104,7 @@ class LengthTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As saved, except for the rates of this run: the way on after a divergence is a smaller one."""
+        assert self.optimizer is not None and self.lr_scheduler is not None
         wanted = [group["initial_lr"] for group in self.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
         for index, (group, rate) in enumerate(zip(self.optimizer.param_groups, wanted, strict=True)):
@@ -114,6 +115,7 @@ class LengthTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         self._require_finite("gradient norm", norm)
+        assert self.optimizer is not None
         # The rates that this step is taken with; by the time it is logged the scheduler has moved on.
         self._rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         return norm
@@ -121,7 +123,7 @@ class LengthTrainer(Trainer):
     def _require_finite(self, what: str, value: Tensor | float) -> None:
         if math.isfinite(float(value)):
             return
-        last = checkpoints(Path(self.args.output_dir))
+        last = checkpoints(self._root)
         kept = f"Last good checkpoint: {last[-1]}; go on from it" if last else "No checkpoint yet; start again"
         factors = ", ".join(f"{t:.3g}" for t, _ in self._draws)
         raise ValueError(
@@ -157,24 +159,23 @@ class LengthTrainer(Trainer):
         return str(self._staging or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        root = Path(self.args.output_dir)
-        self._staging = root / STAGING
+        self._staging = self._root / STAGING
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            publish(root, f"checkpoint-{self.state.global_step}", keep=self.keep)
+            publish(self._root, f"checkpoint-{self.state.global_step}", keep=self.keep)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Weights and field as one safetensors file; an extended model's `save_pretrained` is not for this."""
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self._root)
         folder.mkdir(parents=True, exist_ok=True)
         if state_dict is None:
-            save_model(self.accelerator.unwrap_model(self.model), str(folder / "model.safetensors"))
+            save_model(self._network, str(folder / "model.safetensors"))
         else:
             save_file(state_dict, folder / "model.safetensors")
 

@@ -1,0 +1,112 @@
+"""The model before and after training: loaded, extended, and left as if no Trainer had touched it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from longwave.adapter import load
+from longwave.attach import extend, restore, rotaries, trajectories_of
+from longwave.generation import rotaries_of
+from longwave.logn import log_n_of
+from longwave.methods import parse_method
+from longwave.training.config import TrainConfig
+from longwave.training.positions import LengthSampler
+from longwave.trajectory import Trajectory
+
+
+def load_with_tokenizer(
+    model: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Weights in float32: bf16 training is autocast, small steps would vanish in bf16 weights."""
+    if isinstance(model, str | Path):
+        return load(model, dtype=torch.float32), tokenizer or AutoTokenizer.from_pretrained(model)
+    if tokenizer is None:
+        raise ValueError("training a model that is not a path needs its tokenizer: pass tokenizer=...")
+    return model, tokenizer
+
+
+def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
+    """Attach the method and make its sampler; a model that follows the method already keeps what it learned."""
+    method, schedule = parse_method(config.method)
+    options, learned = config.method_options, None
+    if rotaries_of(model):
+        options, learned = _carried_over(model, method.name, options)
+        restore(model)
+    if learned is not None:
+        learned.max_factor = config.max_factor
+    extend(
+        model,
+        method.name,
+        max_factor=config.max_factor,
+        schedule=schedule,
+        trajectory=learned,
+        # Draws beyond max_factor are wanted where train_factor asks for them; the sampler keeps to its range.
+        beyond="clamp" if config.largest_draw > config.max_factor else "error",
+        **options,
+    )
+    if config.freeze_weights:
+        _freeze_weights(model, method.name)
+    sampler = LengthSampler(
+        original_length=trajectories_of(model)[0].rope.original_length,
+        max_factor=config.largest_draw,
+        positions=config.positions,
+        factors=config.factors,
+        chunks=config.chunks,
+        short_share=config.short_share,
+        seed=config.seed,
+    )
+    sampler(1, config.train_length, step=0)  # a window that cannot fit is an error now, not after the first batch
+    return sampler
+
+
+def _carried_over(
+    model: PreTrainedModel, method: str, options: dict[str, Any]
+) -> tuple[dict[str, Any], Trajectory | None]:
+    """Of an extended model: the options that stay in force unless they are given, and what it learned."""
+    current = trajectories_of(model)
+    if current[0].name != method or len(current) > 1:
+        return options, None
+    kept = {"log_n": log_n_of(model), "original_length": current[0].rope.original_length}
+    if not list(current[0].parameters()):
+        return {**kept, **current[0].options(), **options}, None
+    for name, value in options.items():
+        if name not in kept and current[0].options().get(name) != value:
+            raise ValueError(
+                f"the model learned its frequencies with {name} {current[0].options().get(name)!r}, not {value!r}. "
+                "Leave the option out, or start from the plain model (its folder model/)."
+            )
+    return {**kept, **{name: options[name] for name in kept if name in options}}, current[0]
+
+
+def _freeze_weights(model: PreTrainedModel, method: str) -> None:
+    learnable = {id(parameter) for trajectory in trajectories_of(model) for parameter in trajectory.parameters()}
+    if not learnable:
+        raise ValueError(f"freeze weights leaves nothing to train: {method} has no learned frequencies.")
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in learnable)
+
+
+def settle(trainer: Trainer, config: TrainConfig, *, use_cache: bool) -> None:
+    """Take off the model what training put on it."""
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    for rotary in rotaries(model):
+        rotary.factor, rotary.beyond = None, "error"
+    model.config.use_cache = use_cache
+    if config.gradient_checkpointing:
+        switch_checkpointing(model, on=False)
+    if config.freeze_weights:
+        model.requires_grad_(True)
+    model.eval()
+
+
+def switch_checkpointing(model: PreTrainedModel, *, on: bool) -> None:
+    """By whichever name this version of transformers has for it."""
+    what = "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
+    if on:
+        getattr(model, f"{what}_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{what}_disable")()

@@ -1,0 +1,133 @@
+"""What the measuring commands share: loading, the list of methods, progress, where results go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Lengths = Annotated[
+    str,
+    typer.Option("--lengths", metavar="N,...", help="Multiples of the trained length (2x) or tokens (4096)."),
+]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        "--methods",
+        metavar="METHOD[@SCHEDULE],...",
+        help="Default: the folder's own method; none,linear,ntk,yarn for a Hugging Face model.",
+    ),
+]
+Results = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", help="Folder for JSON and PNG; default COMMAND-MODEL."),
+]
+Batch = Annotated[int, typer.Option("--tokens-per-batch", metavar="N", help="Tokens read at a time.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option("--dtype", help="Of the weights; auto: float32 on CPU, elsewhere as they are stored."),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="E.g. cpu, cuda:1; default the accelerator, if any.")
+]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be measured, its tokenizer, and the `model` entry of its records."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    about: dict[str, Any]
+
+
+def load(path: str, dtype: str, device: str | None) -> Loaded:
+    """Read a model of any kind and its tokenizer, and put it on its device."""
+    import torch
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    from longwave.adapter import load as load_model
+    from longwave.io import read_json
+
+    logging.disable_progress_bar()
+    if device is None:
+        device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}. Write for example cpu or cuda:0.") from None
+    stored = dtype == "auto" and place.type != "cpu"
+    wanted = "auto" if stored else torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    model = load_model(path, dtype=wanted)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load a tokenizer from {path}: {str(error).splitlines()[0]}") from None
+    about = {
+        "path": path,
+        "type": model.config.model_type,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": device,
+    }
+    record = Path(path) / "training.json"
+    if record.is_file():
+        about["training_seed"] = read_json(record).get("seed")
+    return Loaded(model.to(place), tokenizer, about)  # type: ignore[arg-type]
+
+
+def choose(model: PreTrainedModel, methods: str | None, lengths: list[int]) -> list[str]:
+    """The method specs to measure, each of them tried: what cannot work fails before anything is computed."""
+    from longwave.evaluation.lengths import check_lengths
+    from longwave.evaluation.subjects import default_specs, under
+
+    if methods is None:
+        specs = default_specs(model)
+    else:
+        specs = list(dict.fromkeys(spec.strip() for spec in methods.split(",") if spec.strip()))
+    if not specs:
+        raise ValueError("no methods given. Write for example --methods none,ntk,yarn.")
+    for spec in specs:
+        with under(model, spec, lengths):
+            check_lengths(model, lengths)
+    return specs
+
+
+def results_folder(output: Path | None, command: str, model: str, overwrite: bool) -> Path:
+    """Where results will go. A folder that holds something is refused now, not after an hour's work."""
+    from longwave.io import prepare_output
+
+    folder = Path(f"{command}-{Path(model).resolve().name}") if output is None else output
+    if folder.exists():
+        prepare_output(folder, overwrite=overwrite)
+    return folder
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str], Callable[[int], None]]]:
+    """A bar with the time left, on stderr. Yields a function: row's name -> callback for tokens read."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=total)
+
+        def start(name: str) -> Callable[[int], None]:
+            bar.update(task, description=name)
+            return lambda tokens: bar.advance(task, tokens)
+
+        yield start

@@ -1,0 +1,103 @@
+"""`longwave perplexity`: a table, a plot and a record of perplexity against context length."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from longwave.cli.evaluating import Batch, Device, Dtype, Lengths, Methods, Results
+from longwave.cli.options import Data, Json, Model, Overwrite, print_json
+
+
+def perplexity(
+    model: Model,
+    data: Data,
+    lengths: Lengths = "1x,2x,4x,8x,16x",
+    methods: Methods = None,
+    protocol: Annotated[
+        Literal["same-targets", "stride", "overlap"],
+        typer.Option("--protocol", help="Which tokens are scored, and under how much context."),
+    ] = "same-targets",
+    windows: Annotated[
+        int | None,
+        typer.Option("--windows", metavar="N", help="Windows of each length; default 64 or what fits, 0 for all."),
+    ] = None,
+    targets: Annotated[
+        int, typer.Option("--targets", metavar="N", help="same-targets: tokens scored at the end of each window.")
+    ] = 64,
+    stride: Annotated[
+        int, typer.Option("--stride", metavar="N", help="stride, overlap: tokens from one window to the next.")
+    ] = 256,
+    output: Results = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    tokens_per_batch: Batch = 8192,
+) -> None:
+    """Measure perplexity against context length.
+
+    same-targets (default): every context ends at the same tokens and the last 64 of it are scored, so columns
+    differ by the context only. stride: windows every 256 tokens, each scores what is new in it. overlap: the
+    same windows, each scored whole. Numbers of different protocols cannot be compared.
+
+    A method that is not the folder's own keeps its weights (and log-n) and replaces the frequencies only.
+    Writes perplexity.json, with the loss of every window, and perplexity.png.
+
+    Examples:
+
+    longwave perplexity MODEL --data book.txt --lengths 1x,2x,4x,8x --methods none,ntk,yarn
+
+    longwave perplexity out --data books/ --lengths 1x,2x,4x,8x,16x --windows 512
+
+    longwave perplexity out --data books/ --lengths 4096,16384 --protocol stride --windows 0 --json
+    """
+    from rich.console import Console
+
+    from longwave.cli import evaluating
+    from longwave.evaluation import perplexity as measure
+    from longwave.evaluation.lengths import original_length_of, parse_lengths
+    from longwave.evaluation.results import PERPLEXITY, curves, record, write
+    from longwave.evaluation.subjects import under
+    from longwave.evaluation.windows import plan
+    from longwave.report.plots import plot_perplexity
+    from longwave.report.tables import perplexity_table
+    from longwave.text import data_hashes, read_documents, token_stream
+
+    folder = evaluating.results_folder(output, "perplexity", model, overwrite)
+    documents, hashes = read_documents(data), data_hashes(data)
+    loaded = evaluating.load(model, dtype, device)
+    original = original_length_of(loaded.model)
+    counts = parse_lengths(lengths, original)
+    specs = evaluating.choose(loaded.model, methods, counts)
+    tokens = token_stream(documents, loaded.tokenizer, progress=False)
+    settings = {"protocol": protocol, "windows": windows, "targets": targets, "stride": stride}
+    plans = plan(protocol, tokens.numel(), counts, windows=windows, targets=targets, stride=stride)
+    rows = []
+    with evaluating.progress(len(specs) * measure.cost(plans)) as start:
+        for spec in specs:
+            with under(loaded.model, spec, counts) as subject:
+                result = measure.perplexity(
+                    loaded.model, tokens, counts, original_length=original, tokens_per_batch=tokens_per_batch,
+                    progress=start(subject.label), protocol=protocol, windows=windows, targets=targets, stride=stride,
+                )  # fmt: skip
+                rows.append({**subject.to_json(), "lengths": [entry.to_json() for entry in result.lengths]})
+    settings["tokens"] = tokens.numel()
+    found = record(PERPLEXITY, model=loaded.about, data=hashes, settings=settings, original_length=original, rows=rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = write(folder / "perplexity.json", found, overwrite=overwrite)
+    shown, scored = curves([found]), min(len(plan.ends) for plan in plans)
+    what = f"last {targets} tokens" if protocol == "same-targets" else f"protocol {protocol}, stride {stride}"
+    about = f"{model}: {what} of {scored} windows"
+    picture = plot_perplexity(
+        shown, folder / "perplexity.png", original_length=original, title="Perplexity by context length",
+        subtitle=f"{about} · bands: 95 % interval",
+    )  # fmt: skip
+    if as_json:
+        print_json(found)
+        return
+    console = Console()
+    console.print(f"Perplexity, {about}, ± half of the 95 % interval", highlight=False, soft_wrap=True)
+    console.print(perplexity_table(shown, original))
+    console.print(f"written: {path} {picture}", highlight=False, soft_wrap=True)

@@ -1,0 +1,172 @@
+"""Results as figures: one line for each method, context length on a base-2 logarithmic axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longwave.evaluation.results import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's palette, told apart with any colour vision; yellow left out, it is too pale for lines on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))  # the second and third round through the palette
+TICK_STEPS = (
+    *(tuple(1 + i * step for i in range(round(9 / step))) for step in (0.05, 0.1, 0.2, 0.5)),
+    (1, 1.5, 2, 3, 4, 6, 8),
+    (1, 2, 3, 5),
+    (1, 2, 5),
+    (1, 3),
+    (1,),
+)
+LABEL_GAP = 0.047  # between the centres of two labels, as a share of the height of the axes
+
+
+def plot_perplexity(
+    curves: Sequence[Curve],
+    path: Path | str,
+    *,
+    original_length: int,
+    title: str | None = None,
+    subtitle: str | None = None,
+) -> Path:
+    """Perplexity by context length with 95 % bands, as PNG, PDF or SVG by the suffix of `path`.
+
+    Both axes are logarithmic, so that equal ratios look equal and a collapse does not flatten the rest. The
+    trained length is marked; lines are labelled at their right end, in the order they end there.
+    """
+    figure, axes = _figure(curves, original_length, title, subtitle)
+    axes.set_yscale("log")
+    axes.set_ylabel("perplexity")
+    _lines(axes, curves)
+    _plain_ticks(axes)
+    return _save(figure, path)
+
+
+def plot_passkey(
+    curves: Sequence[Curve],
+    path: Path | str,
+    *,
+    original_length: int,
+    title: str | None = None,
+    subtitle: str | None = None,
+) -> Path:
+    """Share of passkeys retrieved by context length, with 95 % bands, otherwise as `plot_perplexity`."""
+    figure, axes = _figure(curves, original_length, title, subtitle)
+    axes.set_ylim(-0.03, 1.03)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    axes.set_ylabel("passkeys retrieved")
+    _lines(axes, curves)
+    return _save(figure, path)
+
+
+def _figure(
+    curves: Sequence[Curve], original_length: int, title: str | None, subtitle: str | None
+) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # Not pyplot: it keeps figures alive and, on machines with a display, picks a backend that needs one.
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    lengths = sorted({original_length, *(length for curve in curves for length in curve.lengths)})
+    ticks = [f"{length:,}\n{length / original_length:.3g}×" for length in lengths]
+    ticks[lengths.index(original_length)] += "\ntrained"
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, ticks)
+    axes.minorticks_off()
+    axes.axvline(original_length, color="#777777", linewidth=1, linestyle=":", zorder=0)
+    axes.set_xlabel("context length in tokens, and in multiples of the trained length")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    if title:
+        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=22 if subtitle else 8)
+    if subtitle:
+        axes.annotate(subtitle, (0, 1), xycoords="axes fraction", xytext=(0, 7), textcoords="offset points",
+                      fontsize=9, color="#555555")  # fmt: skip
+    return figure, axes
+
+
+def _lines(axes: Axes, curves: Sequence[Curve]) -> None:
+    for index, curve in enumerate(curves):
+        values = [value.value for value in curve.values]
+        low, high = ([getattr(value, bound) for value in curve.values] for bound in ("low", "high"))
+        style = _style(index)
+        axes.fill_between(curve.lengths, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axes.plot(curve.lengths, values, linewidth=1.8, **style)
+    _label_ends(axes, curves)
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Colour, dash and sign of a line; dashed lines with hollow signs once the palette is used up."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "markersize": 5,
+        "markerfacecolor": COLOURS[index % len(COLOURS)] if index < len(COLOURS) else "white",
+    }
+
+
+def _label_ends(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Names beside the right ends, pushed apart where lines end close together, each behind its own sign."""
+    axes.set_ylim(axes.get_ylim())  # the shares below hold for these limits
+    axes.set_xlim(axes.get_xlim())
+    to_shares = axes.transData + axes.transAxes.inverted()
+    ends = [to_shares.transform((curve.lengths[-1], curve.values[-1].value)) for curve in curves]
+    order = sorted(range(len(curves)), key=lambda index: float(ends[index][1]))
+    places = spread([float(ends[index][1]) for index in order], LABEL_GAP)
+    for index, place in zip(order, places, strict=True):
+        style, (x, y) = _style(index), ends[index]
+        shown = {"transform": axes.transAxes, "clip_on": False, "color": style["color"]}
+        axes.plot([x, 1.04], [y, place], linewidth=0.6, alpha=0.6, **shown)
+        axes.plot([1.04], [place], **style | shown)
+        runs = f" ({curves[index].runs} runs)" if curves[index].runs > 1 else ""
+        axes.annotate(f"{curves[index].label}{runs}", (1.04, place), xycoords="axes fraction", xytext=(7, 0),
+                      textcoords="offset points", va="center", fontsize=9, color="#222222")  # fmt: skip
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places at least `gap` apart and in order, as near to the ascending `wanted` ones as that allows.
+
+    Values that would come closer are merged into blocks centred on their mean (isotonic regression).
+    """
+    blocks: list[list[float]] = []  # [sum of wanted - offset, count]
+    for index, value in enumerate(wanted):
+        blocks.append([value - index * gap, 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            total, count = blocks.pop()
+            blocks[-1][0] += total
+            blocks[-1][1] += count
+    level = [total / count for total, count in blocks for _ in range(int(count))]
+    return [value + index * gap for index, value in enumerate(level)]
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Numbers written out, at the finest of some usual steps that gives no more than eight."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    low, high = axes.get_ylim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in TICK_STEPS:
+        ticks = [step * 10.0**decade for decade in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= 8:
+            break
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _save(figure: Any, path: Path | str) -> Path:
+    path = Path(path)
+    figure.savefig(path)
+    return path

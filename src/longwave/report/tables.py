@@ -1,0 +1,60 @@
+"""Results as Rich tables: a row for each method, a column for each context length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from longwave.evaluation.results import Curve
+
+
+def perplexity_table(curves: Sequence[Curve], original_length: int) -> Table:
+    """Perplexity ± half the width of its 95 % interval; the lowest of each column in bold."""
+    table = _table(curves, original_length)
+    for curve in curves:
+        cells = [_label(curve)]
+        for column, value in enumerate(curve.values):
+            best = min(other.values[column].value for other in curves)
+            half = (value.high - value.low) / 2
+            text = Text(_number(value.value), style="bold" if len(curves) > 1 and value.value == best else "")
+            cells.append(text.append(f" ±{_number(half)}" if half else "", style="not bold dim"))
+        table.add_row(*cells)
+    return table
+
+
+def passkey_table(curves: Sequence[Curve], original_length: int) -> Table:
+    """Share of keys retrieved, with its 95 % interval, in per cent."""
+    table = _table(curves, original_length)
+    for curve in curves:
+        cells = [_label(curve)]
+        for value in curve.values:
+            interval = f" {100 * value.low:.0f}–{100 * value.high:.0f}"
+            cells.append(Text(f"{100 * value.value:.0f} %").append(interval, style="dim"))
+        table.add_row(*cells)
+    return table
+
+
+def ratio_text(length: int, original_length: int) -> str:
+    """A length in units of the trained one, e.g. `4x`."""
+    return f"{length / original_length:.3g}x"
+
+
+def _table(curves: Sequence[Curve], original_length: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("method", no_wrap=True)
+    for length in curves[0].lengths:
+        table.add_column(f"{ratio_text(length, original_length)}\n{length:,}", justify="right", no_wrap=True)
+    return table
+
+
+def _label(curve: Curve) -> Text:
+    return Text(curve.label).append(f" ({curve.runs} runs)" if curve.runs > 1 else "", style="dim")
+
+
+def _number(value: float) -> str:
+    """Three significant digits at least, and two decimals at most: 2.75, 12.9, 1,234."""
+    decimals = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:,.{decimals}f}"

@@ -55,8 +55,27 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("mamba_n_groups", "n_groups", "mamba_ngroups"), 1),
     "lru_width": 64,
 }  # fmt: skip
-# Lists of one entry per layer: left to the config to derive from the new depth.
-DERIVED = ("layer_types", "mlp_layer_types", "per_layer_config", "no_rope_layers", "layers_block_type")
+# What the rules cannot know: fields without a default, sizes that depend on one another.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"num_expert_group": 1, "topk_group": 1},
+    "bamba": {"attn_layer_indices": [1]},
+    "blt": {"encoder_hash_byte_group_vocab": 128},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 8, "mamba_d_head": 16},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 16},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16, "num_experts": 4, "moe_topk": 2},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "ministral": {"head_dim": 16},
+    "nemotron": {"num_key_value_heads": 2},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "zamba2": {"use_mem_rope": True},
+    "granitemoehybrid": {"position_embedding_type": "rope", "layer_types": ["linear_attention", "full_attention"]},
+}
+LATENT = "kv_lora_rank"  # latent attention has as many key heads as query heads, whatever the config says
 
 
 def model_types() -> list[str]:
@@ -66,25 +85,46 @@ def model_types() -> list[str]:
 
 def tiny_config(model_type: str) -> PreTrainedConfig:
     """The type's default config with every size that `SIZES` names made small, in sub-configs too."""
-    return _shrink(CONFIG_MAPPING[model_type])
+    return _shrink(CONFIG_MAPPING[model_type], OVERRIDES.get(model_type, {}))
 
 
 def tiny_model(model_type: str) -> PreTrainedModel:
-    """A random model in float32 and evaluation mode; raises whatever transformers raises if it cannot be built."""
+    """A random model in float32 and evaluation mode; raises whatever transformers raises if it cannot be built.
+
+    Parameters that start at zero (gates, temperatures) are made random too: behind a closed gate, attention
+    would not depend on positions.
+    """
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(model_type))
-    return model.float().eval()
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type)).float().eval()
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
 
 
-def _shrink(kind: type[PreTrainedConfig]) -> PreTrainedConfig:
+def _shrink(kind: type[PreTrainedConfig], overrides: dict[str, Any]) -> PreTrainedConfig:
     default = kind()
+    values = vars(default)
+    full_depth = values.get("num_hidden_layers")
+    depth = _depth(values)
     fields: dict[str, Any] = {}
-    for name in vars(default):
-        value = getattr(default, name)
+    for name, value in values.items():
         if isinstance(value, PreTrainedConfig):
-            fields[name] = _shrink(type(value)).to_dict()
+            fields[name] = _shrink(type(value), {}).to_dict()
+        elif isinstance(value, list) and len(value) == full_depth and name not in fields:
+            fields[name] = value[:depth]
+        elif name == "num_hidden_layers":
+            fields[name] = depth
         elif name in SIZES and isinstance(value, int) and not isinstance(value, bool):
             fields[name] = min(value, SIZES[name])
         elif name.endswith("_token_id") and isinstance(value, int) and value >= VOCABULARY:
             fields[name] = 1
-    return kind(**fields)
+    if LATENT in values and "num_key_value_heads" in fields:
+        fields["num_key_value_heads"] = SIZES["num_attention_heads"]
+    return kind(**(fields | overrides))
+
+
+def _depth(values: dict[str, Any]) -> int:
+    """Two layers, or as many as it takes to have one of each kind that the default model mixes."""
+    kinds = values.get("layer_types") or values.get("layers_block_type") or []
+    return max([2, *(kinds.index(kind) + 1 for kind in set(kinds))])

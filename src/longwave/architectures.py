@@ -98,6 +98,8 @@ def describe_positions(model: PreTrainedModel) -> str:
         return "rotary positions computed inside its attention, without a module"
     if config.model_type in ALIBI or getattr(config, "alibi", False):
         return "ALiBi biases (no position embedding)"
+    if any(_is_rotary(module) for module in model.modules()):
+        return "rotary positions in sliding-window layers only, which no context length reaches"
     names = {name.rpartition(".")[2] for name, _ in [*model.named_modules(), *model.named_buffers()]}
     for name, description in OTHER_POSITIONS.items():
         if name in names:
@@ -152,7 +154,7 @@ def _trained_length(config: PreTrainedConfig, parameters: dict) -> int:
     """L in tokens. A longrope model's own frequencies are its short ones, good for its original length."""
     if parameters.get("rope_type") == "longrope" and parameters.get("original_max_position_embeddings"):
         return int(parameters["original_max_position_embeddings"])
-    length = getattr(config, "max_position_embeddings", None)
+    length = getattr(config, "max_position_embeddings", None) or getattr(config, "model_max_length", None)
     if not isinstance(length, int):
         raise ValueError(
             f"the config of {config.model_type} does not say how long its training context was. "

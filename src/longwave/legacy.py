@@ -74,7 +74,7 @@ def _field_weights(folder: Path) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:
                 names = file.keys()
                 for end in (UP, DOWN, FREQUENCIES):
-                    found |= {end: file.get_tensor(name) for name in names if name.endswith(end)}
+                    found.update((end, file.get_tensor(name)) for name in names if name.endswith(end))
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}). Download it again.") from None
     if UP not in found or DOWN not in found:

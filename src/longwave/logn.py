@@ -12,7 +12,9 @@ Source: github.com/DAMO-NLP-SG/CLEX (`log_scale`), there one scalar over the who
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 import sys
 from typing import Any
 
@@ -33,10 +35,11 @@ def enable_log_n(model: PreTrainedModel, original_length: int, exponent: float) 
     """
     base = model.config._attn_implementation
     name = f"{PREFIX}-{base}-{original_length}-{exponent}"
-    if not type(model)._can_set_attn_implementation() or base not in ALL_MASK_ATTENTION_FUNCTIONS:
+    usable = type(model)._can_set_attn_implementation() and base in ALL_MASK_ATTENTION_FUNCTIONS
+    if not usable or _asks_for(model, base):
         raise ValueError(
-            f"log-n scaling needs the attention interface of transformers, which {type(model).__name__} with "
-            f"{base!r} attention does not use. Pass log_n=False."
+            f"{type(model).__name__} with {base!r} attention cannot have log-n scaling: its attention does not go "
+            "through the interface of transformers, or depends on its name. Pass log_n=False."
         )
     if name not in ALL_ATTENTION_FUNCTIONS:
         AttentionInterface.register(name, _LogN(base, original_length, exponent))
@@ -82,6 +85,20 @@ def log_n_scale(position_ids: Tensor, original_length: int, exponent: float) -> 
     """max(1, ln(p + 1)/ln L)^exponent in float32, exactly 1 for p < L; shape of `position_ids`."""
     ratio = (position_ids.float() + 1).log() / math.log(original_length)
     return torch.where(position_ids < original_length, 1.0, ratio.clamp(min=1.0) ** exponent)
+
+
+def _asks_for(model: PreTrainedModel, implementation: str) -> bool:
+    """Whether the model's code branches on the implementation's name, which scaling changes.
+
+    Sparse attention does (deepseek_v32, glm_moe_dsa): under a name that it does not know it would drop its mask.
+    """
+    question = re.compile(rf'_attn_implementation (==|!=|in|not in) [^:\n]*"{re.escape(implementation)}"')
+    files = {type(module).__module__ for module in model.modules()}
+    return any(
+        question.search(inspect.getsource(sys.modules[name]))
+        for name in files
+        if name.startswith("transformers.models.")
+    )
 
 
 def _is_local(module: nn.Module, kwargs: dict[str, Any]) -> bool:

@@ -129,7 +129,7 @@ class LengthSampler:
         least = max(1.0, length / self.original_length)
         if least > self.max_factor:
             raise ValueError(
-                f"a training window of {length} tokens is {least:g} times the original length "
+                f"a training window of {length} tokens is {least:.4g} times the original length "
                 f"{self.original_length}, beyond the largest factor {self.max_factor:g}. Raise it, or train shorter."
             )
         generator = counter_generator(self.seed, step, micro_batch, rank)

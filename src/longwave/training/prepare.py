@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from longwave.adapter import load
-from longwave.attach import extend, restore, rotaries, trajectories_of
+from longwave.attach import extend, restore, rope_of, rotaries, trajectories_of
 from longwave.generation import rotaries_of
 from longwave.logn import log_n_of
 from longwave.methods import parse_method
@@ -32,6 +32,16 @@ def load_with_tokenizer(
 def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     """Attach the method and make its sampler; a model that follows the method already keeps what it learned."""
     method, schedule = parse_method(config.method)
+    sampler = LengthSampler(
+        original_length=rope_of(model, config.original_length).original_length,
+        max_factor=config.largest_draw,
+        positions=config.positions,
+        factors=config.factors,
+        chunks=config.chunks,
+        short_share=config.short_share,
+        seed=config.seed,
+    )
+    sampler(1, config.train_length, step=0)  # a window that cannot fit is an error here, not in the first batch
     options, learned = config.method_options, None
     if rotaries_of(model):
         options, learned = _carried_over(model, method.name, options)
@@ -50,16 +60,6 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     )
     if config.freeze_weights:
         _freeze_weights(model, method.name)
-    sampler = LengthSampler(
-        original_length=trajectories_of(model)[0].rope.original_length,
-        max_factor=config.largest_draw,
-        positions=config.positions,
-        factors=config.factors,
-        chunks=config.chunks,
-        short_share=config.short_share,
-        seed=config.seed,
-    )
-    sampler(1, config.train_length, step=0)  # a window that cannot fit is an error now, not after the first batch
     return sampler
 
 
@@ -85,6 +85,7 @@ def _carried_over(
 def _freeze_weights(model: PreTrainedModel, method: str) -> None:
     learnable = {id(parameter) for trajectory in trajectories_of(model) for parameter in trajectory.parameters()}
     if not learnable:
+        restore(model)
         raise ValueError(f"freeze weights leaves nothing to train: {method} has no learned frequencies.")
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in learnable)

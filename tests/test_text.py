@@ -1,0 +1,104 @@
+"""Documents from files and folders, and the token stream."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from longwave.text import data_files, data_hashes, read_documents, token_stream
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """Five documents in four formats, with things beside them that are no text."""
+    root = tmp_path / "library"
+    (root / "sub").mkdir(parents=True)
+    (root / "a.txt").write_text("first", "utf-8")
+    (root / "sub" / "b.md").write_text("sécond", "utf-8")
+    (root / "c.jsonl").write_text('{"text": "third"}\n\n{"text": "fourth", "id": 4}\n', "utf-8")
+    pq.write_table(pa.table({"text": ["fifth", "", None], "n": [1, 2, 3]}), root / "d.parquet")
+    (root / "cover.jpg").write_bytes(b"\xff\xd8\xff\xe0" * 100)
+    (root / "zeros.bin").write_bytes(bytes(100))
+    (root / ".hidden.txt").write_text("not this", "utf-8")
+    (root / "empty.txt").write_text(" \n", "utf-8")
+    return root
+
+
+def test_every_format_and_only_text(library: Path) -> None:
+    documents = read_documents([library])
+    assert documents.column_names == ["text"]
+    assert sorted(documents["text"]) == ["fifth", "first", "fourth", "sécond", "third"]
+
+
+def test_a_file_given_twice_is_read_once(library: Path) -> None:
+    assert len(data_files([library, library / "a.txt"])) == len(data_files([library]))
+
+
+def test_hashes_are_of_the_contents(library: Path) -> None:
+    before = data_hashes([library / "a.txt", library / "c.jsonl"])
+    assert [len(value) for value in before.values()] == [64, 64]
+    (library / "a.txt").write_text("another", "utf-8")
+    after = data_hashes([library / "a.txt", library / "c.jsonl"])
+    assert [name for name in before if before[name] != after[name]] == [str(library / "a.txt")]
+
+
+def test_an_edited_file_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    for text in ("before", "after!"):  # as long, and within the resolution of a time stamp
+        file.write_text(text, "utf-8")
+        assert read_documents([file])["text"][0] == text
+
+
+def test_stream_has_an_end_of_text_after_every_document(library: Path, tokenizer) -> None:
+    stream = token_stream(read_documents([library / "a.txt", library / "c.jsonl"]), tokenizer)
+    assert stream.dtype == torch.long
+    pieces = tokenizer.decode(stream).split("\0")  # the byte that the fixture has for end of text
+    assert pieces == ["first", "third", "fourth", ""]
+    again = token_stream(read_documents([library / "a.txt", library / "c.jsonl"]), tokenizer)
+    assert torch.equal(stream, again)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
+    assert read_documents([tmp_path])["text"][0] == "hello"
+
+
+def test_a_character_on_the_edge_of_the_probe_is_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x" * 8191 + "é" * 10, "utf-8")
+    assert data_files([tmp_path]) == [tmp_path / "a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bad.txt", b"\xff\xfe\xfa" * 9, "not UTF-8 text"),
+        ("bad.npy", b"NUMPY\0\0\0", "holds NUL bytes"),
+        ("bad.jsonl", b'{"text": "a"}\nnot json\n', "line 2: not JSON"),
+        ("bad.jsonl", b'{"content": "a"}\n', "a string `text`, got content"),
+        ("bad.jsonl", b"[1]\n", "a string `text`, got list"),
+        ("bad.parquet", b"PAR1 no", "not a parquet file"),
+        ("empty.txt", b"", "holds no text"),
+        ("blank.jsonl", json.dumps({"text": " "}).encode(), "holds no text"),
+    ],
+)
+def test_errors_name_the_file_in_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_documents([tmp_path / name])
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_empty_paths(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="absent does not exist"):
+        read_documents([tmp_path / "absent"])
+    with pytest.raises(ValueError, match="no text, jsonl or parquet file"):
+        read_documents([tmp_path])
+    pq.write_table(pa.table({"body": ["a"]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="no column `text`; it has body"):
+        read_documents([tmp_path])

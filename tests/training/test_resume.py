@@ -1,0 +1,145 @@
+"""An interrupted run that goes on is the uninterrupted run, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from longwave.training.checkpoints import checkpoints, publish
+from longwave.training.metrics import MetricsLog, read_metrics
+
+STEPS = {"steps": 12, "save_every": 4, "accumulation": 2, "batch_size": 2}
+
+
+class Stop(TrainerCallback):
+    """Leaves training in the middle of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **others):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def exact(path: Path) -> list[dict[str, Any]]:
+    """The rows without the clock."""
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_metrics(path)]
+
+
+def same_result(one: Path, other: Path) -> None:
+    for name in ("longwave.safetensors", "model/model.safetensors"):
+        mine, theirs = load_file(one / name), load_file(other / name)
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+@pytest.mark.parametrize("method", ["clex", "ntk"])
+def test_resumed_in_process(llama, train, tmp_path, method):
+    llama.config.attention_dropout = 0.1  # global random numbers have to go on where they were, too
+    for layer in llama.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    start = copy.deepcopy(llama)
+    whole = train(copy.deepcopy(start), "whole", method=method, **STEPS)
+    with pytest.raises(KeyboardInterrupt):
+        train(copy.deepcopy(start), "broken", method=method, callbacks=[Stop(10)], **STEPS)
+    broken = tmp_path / "broken"
+    assert [path.name for path in checkpoints(broken / "checkpoints")] == ["checkpoint-4", "checkpoint-8"]
+    assert len(read_metrics(broken / "metrics.jsonl")) == 10
+    # what a kill in the middle of a write leaves behind
+    (broken / "checkpoints" / ".partial" / "checkpoint-12").mkdir(parents=True)
+    (broken / "checkpoints" / "checkpoint-12").mkdir()
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "lo')
+
+    assert train(copy.deepcopy(start), "broken", method=method, resume=True, **STEPS) == broken
+    assert exact(broken / "metrics.jsonl") == exact(whole / "metrics.jsonl")
+    assert len({tuple(row["factors"]) for row in exact(broken / "metrics.jsonl")}) == 12
+    same_result(whole, broken)
+    assert not (broken / "checkpoints").exists()
+
+
+def test_resume_of_another_run_is_refused(llama, train, book, tmp_path):
+    start = copy.deepcopy(llama)
+    with pytest.raises(KeyboardInterrupt):
+        train(llama, callbacks=[Stop(5)], **STEPS)
+    with pytest.raises(ValueError, match=r"seed 0 -> 1; chunks 4 -> 2\. Start another") as caught:
+        train(start, resume=True, seed=1, chunks=2, **STEPS)
+    assert "\n" not in str(caught.value)
+    other = tmp_path / "other.txt"
+    other.write_text(book.read_text()[::-1])
+    with pytest.raises(ValueError, match="the data are not the same"):
+        train(start, resume=True, data=[other], **STEPS)
+
+
+def test_resume_starts_what_has_not_begun_and_leaves_what_is_done(llama, train):
+    folder = train(llama, resume=True)
+    before = (folder / "longwave.safetensors").stat().st_mtime_ns
+    assert train(llama, resume=True) == folder
+    assert (folder / "longwave.safetensors").stat().st_mtime_ns == before
+
+
+def test_metrics_log_drops_what_lies_beyond_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, 8)) + '{"st')
+    log = MetricsLog(path, 4)
+    log.append({"step": 5})
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4, 5]
+    MetricsLog(path)
+    assert read_metrics(path) == []
+
+
+def test_publish_keeps_the_newest(tmp_path):
+    for step in (2, 10, 9):  # numbers, not names: checkpoint-10 is newer than checkpoint-9
+        staged = tmp_path / ".partial" / f"checkpoint-{step}"
+        staged.mkdir(parents=True)
+        (staged / "trainer_state.json").write_text("{}")
+        publish(tmp_path, staged.name, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
+    assert not (tmp_path / ".partial").exists()
+
+
+def command(model: Path, book: Path, output: Path, *extra: str) -> list[str]:
+    # fmt: off
+    return [
+        sys.executable, "-m", "longwave.cli.main", "train", str(model), "--data", str(book), "--output", str(output),
+        "--train-length", "48", "--max-factor", "8", "--steps", "60", "--save-every", "10", "--batch-size", "4",
+        "--lr", "1e-3", *extra,
+    ]  # fmt: on
+
+
+@pytest.mark.slow
+def test_killed_with_sigkill(llama, tokenizer, book, tmp_path):
+    """The command line, killed without warning and started again with --resume."""
+    llama.config.attention_dropout = 0.1
+    llama.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(tmp_path / "base", book, whole), check=True, **quiet)
+
+    process = subprocess.Popen(command(tmp_path / "base", book, killed), **quiet)
+    deadline = time.monotonic() + 120
+    while len(read_metrics(killed / "metrics.jsonl")) < 25 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 25 <= len(read_metrics(killed / "metrics.jsonl")) < 60
+    assert not (killed / "longwave.json").exists()
+
+    subprocess.run(command(tmp_path / "base", book, killed, "--resume"), check=True, **quiet)
+    assert exact(killed / "metrics.jsonl") == exact(whole / "metrics.jsonl")
+    assert [row["step"] for row in exact(killed / "metrics.jsonl")] == list(range(1, 61))
+    same_result(whole, killed)

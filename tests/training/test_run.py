@@ -1,0 +1,177 @@
+"""`longwave.train` and `longwave train`: folders, records, settings and errors."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+import longwave
+from longwave.cli.main import main
+from longwave.methods import METHODS
+from longwave.training.config import TrainConfig
+from longwave.training.metrics import read_metrics
+
+
+@pytest.fixture
+def base(llama, tokenizer, tmp_path: Path) -> Path:
+    llama.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_result_folder(base, train, book):
+    folder = train(base, weight_decay=0.01)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "longwave.json", "longwave.safetensors", "metrics.jsonl", "model", "tokenizer.json",
+        "tokenizer_config.json", "training.json",
+    ]  # fmt: skip
+    record = json.loads((folder / "training.json").read_text())
+    assert record["status"] == "finished"
+    assert record["model"] == str(base)
+    assert record["data"] == {str(book): hashlib.sha256(book.read_bytes()).hexdigest()}
+    assert record["config"]["weight_decay"] == 0.01
+    assert {"torch", "transformers", "longwave"} <= record["versions"].keys()
+    assert (record["seed"], record["result"]["steps"], record["result"]["tokens"]) == (0, 3, 3 * 4 * 48)
+    rows = read_metrics(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert list(rows[0]) == [
+        "step", "loss", "lr", "field_lr", "grad_norm", "tokens", "factors", "positions", "seconds",
+    ]  # fmt: skip
+    model, tokenizer = longwave.load(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.use_cache
+    ids = tokenizer("12 sheep", return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=4, do_sample=False).shape == (1, 12)
+
+
+def test_baselines_train_on_the_same_draws(llama, train):
+    histories = {}
+    for method in ("none", "linear", "ntk", "yarn", "ntk@ceiling", "clex"):
+        folder = train(copy.deepcopy(llama), method, method=method)
+        histories[method] = read_metrics(folder / "metrics.jsonl")
+        assert longwave.rotaries(longwave.load(folder))[0].trajectory.name == method.partition("@")[0]
+    draws = {name: [(row["factors"], row["positions"]) for row in rows] for name, rows in histories.items()}
+    assert all(found == draws["clex"] for found in draws.values())
+    assert len({rows[-1]["loss"] for rows in histories.values()}) == 5  # a schedule changes nothing in training
+    assert all(row["field_lr"] == 0.0 for row in histories["ntk"])
+
+
+def test_checkpoints_can_be_kept(llama, train):
+    folder = train(llama, steps=6, save_every=2, keep_checkpoints=True)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    state = load_file(folder / "checkpoints" / "checkpoint-6" / "model.safetensors")
+    assert torch.equal(state["model.norm.weight"], longwave.load(folder).model.norm.weight)
+
+
+def test_a_result_is_taken_further(llama, train):
+    first = train(llama, "first", prior="ntk", log_n=0.5)
+    learned = load_file(first / "longwave.safetensors")
+    second = train(first, "second", max_factor=16, steps=1, warmup=1.0)  # one step at rate zero
+    again = load_file(second / "longwave.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in learned.items())
+    settings = json.loads((second / "longwave.json").read_text())
+    assert (settings["max_factor"], settings["log_n"], settings["options"]["prior"]) == (16.0, 0.5, "ntk")
+    with pytest.raises(ValueError, match="learned its frequencies with prior 'ntk', not 'yarn'"):
+        train(first, "third", prior="yarn")
+    other = longwave.load(train(first, "ntk", method="ntk", steps=1))
+    assert longwave.rotaries(other)[0].trajectory.name == "ntk"
+
+
+def test_recipes_lose_against_what_is_given():
+    needed = {"train_length": 64, "max_factor": 4}
+    recipe = METHODS["clex-paper"].recipe
+    assert TrainConfig.create(method="clex-paper", **needed).positions == recipe["positions"] == "random"
+    config = TrainConfig.create(method="clex-paper", positions="uniform", factors=None, **needed)
+    assert (config.positions, config.factors) == ("uniform", "integer")
+    assert TrainConfig.create(**needed).positions == "chunks"
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_recipes_name_settings_that_exist(method):
+    TrainConfig.create(method=method, train_length=64, max_factor=4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "yran"}, "unknown method 'yran'. Did you mean 'yarn'"),
+        ({"method": "clex", "prior": "none"}, "unknown clex prior 'none'"),
+        ({"method": "ntk", "prior": "yarn"}, "ntk: .*prior"),
+        ({"max_factor": 0.5}, "max factor must be a number >= 1, got 0.5"),
+        ({"max_factor": None}, "training needs max factor"),
+        ({"train_length": 1}, "train length must be at least 2, got 1"),
+        ({"train_length": 1000}, "a training window of 1000 tokens is 15.62 times the original length 64"),
+        ({"train_length": 100_000, "max_factor": 2000}, "train length 100000 is more than the data holds"),
+        ({"positions": "sorted"}, "positions must be one of chunks, random, uniform, none, got 'sorted'"),
+        ({"short_share": 2}, "short share must be between 0 and 1, got 2"),
+        ({"lr": float("nan")}, "lr must be a number >= 0, got nan"),
+        ({"leraning_rate": 1}, "unknown training setting 'leraning_rate'. Available: accumulation"),
+        ({"method": "ntk", "freeze_weights": True}, "leaves nothing to train: ntk has no learned frequencies"),
+        ({"data": ["/does/not/exist"]}, "data /does/not/exist does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_touches_nothing(llama, train, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        train(llama, **settings)
+    assert "\n" not in str(caught.value)
+    assert not any((tmp_path / "out").glob("*"))
+
+
+def test_a_foreign_tokenizer_is_noticed(llama, train):
+    llama.resize_token_embeddings(40)
+    with pytest.raises(ValueError, match=r"ids reach \d+ but the model knows 40"):
+        train(llama)
+
+
+def test_output_that_is_not_empty(base, train):
+    folder = train(base)
+    stamp = (folder / "training.json").read_bytes()
+    with pytest.raises(ValueError, match="not empty"):
+        train(base)
+    with pytest.raises(ValueError, match="both the model and the output"):
+        train(folder, overwrite=True)
+    with pytest.raises(ValueError, match="does not exist"):
+        train(base, data=["absent"], overwrite=True)
+    assert (folder / "training.json").read_bytes() == stamp
+    train(base, overwrite=True, steps=2)
+    assert len(read_metrics(folder / "metrics.jsonl")) == 2
+
+
+def test_command_line(base, book, tmp_path, capsys):
+    # fmt: off
+    arguments = [
+        "train", str(base), "--data", str(book), "--train-length", "48", "--max-factor", "8", "--steps", "3",
+        "--batch-size", "2", "--output", str(tmp_path / "out"), "--option", "steps=4", "--option", "activation=tanh",
+        "--log-n", "0", "--positions", "uniform", "--gradient-checkpointing", "--json",
+    ]
+    # fmt: on
+    assert main(arguments) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["output"] == str(tmp_path / "out")
+    assert summary["steps"] == 3
+    settings = json.loads((tmp_path / "out" / "longwave.json").read_text())
+    assert (settings["options"]["steps"], settings["options"]["activation"]) == (4, "tanh")
+    assert settings["log_n"] == 0
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert record["config"]["positions"] == "uniform"
+    assert record["config"]["gradient_checkpointing"] is True
+
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "is not empty" in error
+    assert error.count("\n") == 1
+    assert main([*arguments[:4], "--output", str(tmp_path / "x")]) == 2  # --train-length is required
+    assert main([*arguments, "--positions", "sorted"]) == 2
+
+
+def test_progress_without_a_terminal(llama, train, capfd):
+    train(llama, progress=True)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("step ")]
+    assert len(lines) == 3
+    assert all(word in lines[-1] for word in ("step 3/3", "loss", "t ", "tokens/s"))

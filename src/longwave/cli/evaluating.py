@@ -131,3 +131,9 @@ def progress(total: int) -> Iterator[Callable[[str], Callable[[int], None]]]:
             return lambda tokens: bar.advance(task, tokens)
 
         yield start
+
+
+def short(path: str) -> str:
+    """A model's name for titles: the last folders of a long path."""
+    parts = Path(path).parts
+    return path if len(path) <= 40 else str(Path("…", *parts[-2:]))

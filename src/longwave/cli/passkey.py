@@ -71,7 +71,7 @@ def passkey(
     folder.mkdir(parents=True, exist_ok=True)
     path = write(folder / "passkey.json", found, overwrite=overwrite)
     shown = curves([found])
-    about = f"{model}: {trials} trials at {depths} depths"
+    about = f"{evaluating.short(model)}: {trials} trials at {depths} depths"
     picture = plot_passkey(
         shown, folder / "passkey.png", original_length=original, title="Passkey retrieval by context length",
         subtitle=f"{about} · bands: 95 % interval",

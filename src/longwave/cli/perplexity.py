@@ -89,7 +89,7 @@ def perplexity(
     path = write(folder / "perplexity.json", found, overwrite=overwrite)
     shown, scored = curves([found]), min(len(plan.ends) for plan in plans)
     what = f"last {targets} tokens" if protocol == "same-targets" else f"protocol {protocol}, stride {stride}"
-    about = f"{model}: {what} of {scored} windows"
+    about = f"{evaluating.short(model)}: {what} of {scored} windows"
     picture = plot_perplexity(
         shown, folder / "perplexity.png", original_length=original, title="Perplexity by context length",
         subtitle=f"{about} · bands: 95 % interval",

@@ -91,7 +91,7 @@ class Scorer:
     def _find_backbone(self, rows: Tensor) -> Any:
         """The submodule whose hidden states determine the logits, found by comparing with the plain forward."""
         plain = self.model(input_ids=rows, use_cache=False).logits
-        tolerance = 1e-3 * float(plain.abs().max())
+        tolerance = 1e-3 * float(plain.float().nan_to_num(0, 0, 0).abs().max())
         for name in ("base_model", "get_decoder"):
             backbone = getattr(self.model, name, None)
             backbone = backbone if isinstance(backbone, nn.Module) or backbone is None else backbone()

@@ -118,4 +118,5 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
     rate = successes / trials
     middle = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials**2)) / (1 + z * z / trials)
-    return Interval(rate, max(0.0, middle - half), min(1.0, middle + half))
+    # The bounds at 0 and 1 are exact in theory but for rounding.
+    return Interval(rate, middle - half if successes else 0.0, middle + half if successes < trials else 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 DEFAULT_WINDOWS = 64
 
@@ -29,7 +30,7 @@ class Windows:
         for w in range(1, len(self.ends) + 1):
             if w == len(self.ends) or w - cuts[-1] == size or self.scored[w] != self.scored[w - 1]:
                 cuts.append(w)
-        return [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+        return [slice(a, b) for a, b in pairwise(cuts)]
 
 
 def same_targets(tokens: int, lengths: Sequence[int], windows: int | None, targets: int, stride: int) -> list[Windows]:

@@ -1,0 +1,131 @@
+"""Passkey prompts and their scoring; one forward stands for greedy decoding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+import longwave
+from longwave.evaluation.passkey import LANDMARK, SHORT, LengthRetrieval, Prompts, Template
+
+TINY = Template(needle="key {key}.", filler="abcdefg ", question="key?", answer=" {key}")
+
+
+@pytest.mark.parametrize("template", [SHORT, LANDMARK, TINY])
+def test_prompts_have_the_length_asked_for(tokenizer: PreTrainedTokenizerFast, template: Template) -> None:
+    for trial in Prompts(tokenizer, template).trials(700, count=20, depths=10, seed=0):
+        text = tokenizer.decode(list(trial.ids[1:]))
+        assert len(trial.ids) == 700
+        assert trial.ids[0] == tokenizer.bos_token_id
+        assert text.startswith(template.intro)
+        assert template.needle.format(key=trial.key) in text
+        assert text.endswith(template.question + template.answer.format(key=trial.key))
+        assert tokenizer.decode(list(trial.ids[-trial.answer :])) == f" {trial.key}"
+
+
+def test_the_short_template_is_what_the_demo_model_was_trained_on() -> None:
+    """Its base model was pre-trained on exactly these strings: changing them needs a new one."""
+    assert SHORT == Template(
+        needle="The pass key is {key}. Remember it. {key} is the pass key.\n",
+        filler="The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n",
+        question="What is the pass key? The pass key is",
+        answer=" {key}",
+    )
+
+
+def test_the_needle_lies_at_its_depth(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompts = Prompts(tokenizer, TINY)
+    for depth in (0.0, 0.25, 1.0):
+        text = tokenizer.decode(list(prompts.trial(300, "01234", depth).ids[1:]))
+        before, after = text.split("key 01234.")
+        assert len(before) == round(depth * (len(before) + len(after) - len("key? 01234")))
+
+
+def test_trials_are_seeded_and_spread_over_the_depths(tokenizer: PreTrainedTokenizerFast) -> None:
+    prompts = Prompts(tokenizer, TINY)
+    trials = prompts.trials(100, count=30, depths=10, seed=3)
+    assert trials == prompts.trials(100, count=30, depths=10, seed=3)
+    assert trials != prompts.trials(100, count=30, depths=10, seed=4)
+    depths = [trial.depth for trial in trials]
+    assert {depths.count(i / 9) for i in range(10)} == {3}
+    assert len({trial.key for trial in trials}) == 30
+
+
+class Copies(LlamaForCausalLM):
+    """Continues after the last token as the text did where that token and the one before stood together first."""
+
+    def forward(self, input_ids: Tensor, logits_to_keep: int = 0, **kwargs: object) -> CausalLMOutputWithPast:
+        logits = torch.zeros(*input_ids.shape, self.config.vocab_size)
+        for row, ids in enumerate(input_ids.tolist()):
+            first: dict[tuple[int, int], int] = {}
+            for i in range(1, len(ids)):
+                if i < len(ids) - self.sight:
+                    continue
+                now = (ids[i - 1], ids[i])
+                if now in first:
+                    logits[row, i, ids[first[now] + 1]] = 1.0
+                else:
+                    first[now] = i
+        return CausalLMOutputWithPast(logits=logits[:, -logits_to_keep:])
+
+
+@pytest.mark.filterwarnings("ignore:Copies cannot run its head")
+@pytest.mark.parametrize("sight", [100, 30])
+def test_a_model_that_copies_finds_the_keys_it_sees(
+    llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, sight: int
+) -> None:
+    model = Copies(llama.config)
+    model.sight = sight
+    template = Template(needle=" <{key}>\n", filler="a b ", question=" <", answer="{key}")
+    found = longwave.passkey(model, tokenizer, [100], trials=200, template=template, tokens_per_batch=1000)
+    keys = [trial.key for trial in Prompts(tokenizer, template).trials(100, count=200, depths=10, seed=0)]
+    for key, depth, correct in zip(keys, found.lengths[0].depths, found.lengths[0].correct, strict=True):
+        if len(set(key)) == 5:  # one that looks two tokens back cannot tell repeated digits apart
+            assert correct == (sight == 100 or depth > 0.8)
+
+
+def test_one_forward_equals_greedy_decoding(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A random model repeats itself: answers taken from its own greedy output are right, changed ones wrong."""
+    longwave.extend(llama, "ntk", max_factor=4)
+    from longwave.evaluation.lengths import fixed_length
+    from longwave.evaluation.loss import Scorer
+
+    prompts = torch.randint(1, 256, (8, 120))
+    with fixed_length(llama, 125):
+        greedy = prompts
+        for _ in range(5):
+            greedy = torch.cat([greedy, llama(greedy).logits[:, -1:].argmax(-1)], dim=1)
+        changed = greedy.clone()
+        changed[torch.arange(8), -1 - torch.arange(8) % 5] += 1
+        assert bool(Scorer(llama).hits(greedy, 5).all(1).all())
+        assert not bool(Scorer(llama).hits(changed % 256, 5).all(1).any())
+    stock = llama.generate(prompts, max_new_tokens=5, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(stock, greedy)
+
+
+def test_result(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    longwave.extend(llama, "ntk", max_factor=4)
+    found = longwave.passkey(llama, tokenizer, "2x,4x", trials=20, template=TINY)
+    assert [(entry.length, entry.factor) for entry in found.lengths] == [(128, 2.0), (256, 4.0)]
+    entry = found.lengths[0].to_json()
+    assert (entry["trials"], entry["rate"], entry["interval"][0]) == (20, 0.0, 0.0)
+    assert [depth["depth"] for depth in entry["by_depth"]] == [i / 9 for i in range(10)]
+
+
+def test_rates_by_depth() -> None:
+    entry = LengthRetrieval(128, None, (0.0, 1.0, 0.0, 1.0), (True, False, True, True))
+    assert entry.rate.value == 0.75
+    assert {depth: rate.value for depth, rate in entry.by_depth().items()} == {0.0: 1.0, 1.0: 0.5}
+
+
+def test_too_short_and_too_long(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match=r"a passkey prompt needs \d+ tokens, more than the length 64"):
+        longwave.passkey(llama, tokenizer, "1x")
+    longwave.extend(llama, "ntk", max_factor=4)
+    with pytest.raises(ValueError, match="length 512 is beyond the maximum of 256"):
+        longwave.passkey(llama, tokenizer, "8x", template=TINY)
+    with pytest.raises(ValueError, match="must be at least 1, got 0 and 10"):
+        longwave.passkey(llama, tokenizer, "2x", trials=0, template=TINY)

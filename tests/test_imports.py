@@ -138,5 +138,5 @@ def test_every_public_name_resolves() -> None:
 
 
 def test_unknown_public_name() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'extent'.*extend"):
+    with pytest.raises(AttributeError, match=r"no attribute 'extent'.*extend"):
         longwave.extent  # noqa: B018

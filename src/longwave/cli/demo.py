@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from longwave.cli.options import Json, Overwrite
+from longwave.cli.options import Json, Overwrite, print_json
 
 
 def demo(
@@ -15,7 +16,7 @@ def demo(
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for results and models.")
     ] = Path("longwave-demo"),
     overwrite: Overwrite = False,
-    quick: Annotated[bool, typer.Option("--quick", help="A minute: checks the installation.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Under a minute: checks the installation.")] = False,
     as_json: Json = False,
 ) -> None:
     """Extend a small Llama from 256 to 4,096 tokens and measure it, on CPU, without a download.
@@ -27,4 +28,42 @@ def demo(
 
     - `longwave demo --output longwave-demo`
     """
-    raise NotImplementedError
+    if output.is_file():  # before seconds of imports
+        raise ValueError(f"output {output} is a file. Choose a folder.")
+    import torch
+    from rich.console import Console
+    from transformers.utils import logging
+
+    from longwave.demo.run import QUICK, Settings, run_demo
+    from longwave.demo.summary import comparisons, show
+
+    logging.disable_progress_bar()
+    if "OMP_NUM_THREADS" not in os.environ:  # torch counts physical cores, and would leave one of two idle
+        torch.set_num_threads(min(_cores(), 8))
+    console = Console(stderr=as_json)
+    result = run_demo(output, QUICK if quick else Settings(), overwrite=overwrite, console=console)
+    show(result, output, console)
+    if as_json:
+        print_json({**_short(result), "comparisons": _lists(comparisons(result["perplexity"]))})
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _short(result: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of the tables, without those of every window."""
+    rows = [
+        {
+            "label": row["label"],
+            "perplexity": {entry["length"]: entry["ppl"] for entry in row["lengths"]},
+            "passkey": {entry["length"]: entry["rate"] for entry in found["lengths"]},
+        }
+        for row, found in zip(result["perplexity"]["rows"], result["passkey"]["rows"], strict=True)
+    ]
+    return {"rows": rows, "seconds": result["seconds"]}
+
+
+def _lists(found: dict[str, list[Any]]) -> dict[str, list[list[float]]]:
+    return {name: [[ratio.value, ratio.low, ratio.high] for ratio in ratios] for name, ratios in found.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -54,8 +53,6 @@ def root(
 
 
 for _name in COMMANDS:
-    if find_spec(f"longwave.cli.{_name}") is None:
-        continue
     app.command(_name)(getattr(import_module(f"longwave.cli.{_name}"), _name))
 
 

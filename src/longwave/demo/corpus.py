@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sysconfig
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,6 +13,7 @@ from longwave.io import write_text
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
 def stdlib_files(split: Split) -> list[Path]:
@@ -22,26 +24,33 @@ def stdlib_files(split: Split) -> list[Path]:
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     chosen = []
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).parts
-        if {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"} & set(parts[:-1]):
-            continue
-        heldout = hashlib.sha256("/".join(parts).encode()).digest()[0] % 10 == 0
-        if heldout == (split == "heldout"):
-            chosen.append(path)
-    return chosen
+    for folder, inside, names in os.walk(root):
+        inside[:] = set(inside) - LEFT_OUT  # not entered: an environment's packages are many
+        for name in names:
+            path = Path(folder, name)
+            parts = path.relative_to(root).parts
+            heldout = hashlib.sha256("/".join(parts).encode()).digest()[0] % 10 == 0
+            if path.suffix == ".py" and heldout == (split == "heldout"):
+                chosen.append(path)
+    return sorted(chosen)
 
 
-def write_corpus(folder: Path) -> dict[str, Path]:
-    """Write both splits as jsonl, one file of the library a line, for any command to be run on again."""
+def write_corpus(folder: Path, limit: int | None = None) -> dict[str, Path]:
+    """Write both splits as jsonl, a file of the library a line, so that any command can be run on them again.
+
+    `limit`: characters per split, reached in an order that mixes the library's packages; None for all.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
     folder.mkdir(parents=True, exist_ok=True)
-    written = {}
+    written: dict[str, Path] = {}
     for split in SPLITS:
-        rows = (
-            {"file": path.relative_to(root).as_posix(), "text": path.read_text("utf-8", errors="replace")}
-            for path in stdlib_files(split)
-        )
+        rows, size = [], 0
+        for path in sorted(stdlib_files(split), key=lambda path: hashlib.sha256(path.name.encode()).digest()):
+            if limit is not None and size >= limit:
+                break
+            text = path.read_text("utf-8", errors="replace")
+            rows.append(json.dumps({"file": path.relative_to(root).as_posix(), "text": text}) + "\n")
+            size += len(text)
         written[split] = folder / f"{split}.jsonl"
-        write_text(written[split], "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(written[split], "".join(rows))
     return written

@@ -1,0 +1,64 @@
+"""Steps that are run once: what a step returned is kept as JSON, and a restarted run takes it from there."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from longwave.io import prepare_output, read_json, write_json
+
+SETTINGS, STEPS = "demo.json", "steps"
+
+
+class Journal:
+    """Runs steps, prints how long each took, and writes what it returned to `steps/NAME.json`.
+
+    Arguments:
+        folder: a new folder, or one of the same settings, whose finished steps are then reused.
+        settings: JSON-able; everything that the steps' results depend on.
+        steps: how many there will be, for the counter.
+        console: where to print.
+        overwrite: forget the steps of another run.
+
+    Raises:
+        ValueError: if the folder holds something else, or other settings.
+    """
+
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], *, steps: int, console: Console, overwrite: bool = False
+    ) -> None:
+        self.folder, self.total, self.console = folder, steps, console
+        self.seconds: dict[str, float] = {}
+        record = folder / SETTINGS
+        if not record.exists():
+            prepare_output(folder, overwrite=overwrite)
+        elif read_json(record) != settings:
+            if not overwrite:
+                raise ValueError(
+                    f"output folder {folder} holds a run with other settings. Choose another or pass --overwrite."
+                )
+            shutil.rmtree(folder / STEPS, ignore_errors=True)
+        (folder / STEPS).mkdir(exist_ok=True)
+        write_json(record, settings)
+
+    def step(self, name: str, title: str, compute: Callable[[], Any]) -> Any:
+        """The JSON-able value of `compute()`, from an earlier run if there was one."""
+        path = self.folder / STEPS / f"{name}.json"
+        head = f"[bold]{len(self.seconds) + 1:2d}/{self.total}[/bold] {title}"
+        if path.exists():
+            kept = read_json(path)
+            self.seconds[name] = kept["seconds"]
+            self.console.print(f"{head}  [dim]kept from before[/dim]")
+            return kept["value"]
+        self.console.print(head)
+        started = time.monotonic()
+        value = compute()
+        self.seconds[name] = round(time.monotonic() - started, 1)
+        write_json(path, {"seconds": self.seconds[name], "value": value})
+        self.console.print(f"      [dim]{self.seconds[name]:.0f} s[/dim]")
+        return value

@@ -1,0 +1,242 @@
+"""The demo: what one would do with a real model, on a small one that ships with the package.
+
+Every step is a call of the public API; this file can be read as an example of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+import longwave
+from longwave.demo.corpus import write_corpus
+from longwave.demo.journal import Journal
+from longwave.evaluation.lengths import parse_lengths
+from longwave.evaluation.results import PASSKEY, PERPLEXITY, record, write
+from longwave.io import sha256, versions
+from longwave.methods import METHODS
+from longwave.text import read_documents, token_stream
+
+BASE = Path(__file__).parent / "model"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much the demo does: the defaults are for two CPU cores and ten minutes.
+
+    Arguments:
+        max_factor: the largest length factor t.
+        steps, batch_size: of each fine-tuning, on windows of the original length.
+        lengths: where perplexity and passkey retrieval are measured.
+        windows: of text, for perplexity; the last 64 tokens of each are scored.
+        trials: passkey prompts for each length.
+        text: characters of each split, None for the whole standard library.
+    """
+
+    max_factor: float = 16
+    steps: int = 240
+    batch_size: int = 16
+    lengths: tuple[str, ...] = ("1x", "2x", "4x", "8x", "16x")
+    windows: int = 48
+    trials: int = 10
+    text: int | None = None
+    seed: int = 0
+
+
+QUICK = Settings(max_factor=4, steps=6, batch_size=4, lengths=("1x", "2x", "4x"), windows=8, trials=4, text=100_000)
+
+# What both fine-tunings share, so that only the method differs. Eight chunks rather than one break leave
+# fewer distances unseen; a tenth of the batches keeps the original window in practice.
+TRAINING: dict[str, Any] = {"lr": 1e-3, "chunks": 8, "short_share": 0.1, "log_n": 1.0}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: a method on the base model as it is, or on one fine-tuned with it."""
+
+    label: str
+    method: str
+    fine_tuned: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"{self.method}-tuned" if self.fine_tuned else self.method
+
+
+ROWS = (
+    Row("unscaled", "none"),
+    Row("PI", "linear"),
+    Row("dynamic NTK", "ntk"),
+    Row("dynamic YaRN", "yarn"),
+    Row("NTK, tuned", "ntk", fine_tuned=True),
+    Row("CLEX, tuned", "clex", fine_tuned=True),
+)
+
+
+def run_demo(
+    output: Path,
+    settings: Settings | None = None,
+    *,
+    base: Path = BASE,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Extend the base model in six ways and measure each, in `output`; a restarted run goes on there.
+
+    Returns:
+        `perplexity` and `passkey`, the records that were written to `output`, and `seconds` of each step.
+
+    Raises:
+        ValueError: if `output` holds something else, or a demo with other settings, unless `overwrite`.
+    """
+    demo = Demo(output, settings or Settings(), base, console or Console(), overwrite)
+    demo.collect_text()
+    for row in ROWS:
+        if row.fine_tuned:
+            demo.fine_tune(row)
+        demo.measure(row)
+    return demo.finish()
+
+
+def cpu_precision() -> str:
+    """bfloat16 where the CPU multiplies it, twice as fast as float32 there and far slower elsewhere."""
+    able: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+
+
+class Demo:
+    """The steps, and what several of them need."""
+
+    def __init__(self, output: Path, settings: Settings, base: Path, console: Console, overwrite: bool) -> None:
+        self.output, self.settings, self.base, self.console = output, settings, base, console
+        known = {
+            "base": sha256(base / "model.safetensors"),
+            "versions": versions(),
+            "training": TRAINING | {"precision": cpu_precision()},
+            **asdict(settings),
+            "lengths": list(settings.lengths),  # as JSON will have it
+        }
+        steps = 1 + len(ROWS) + sum(row.fine_tuned for row in ROWS)
+        self.journal = Journal(output, known, steps=steps, console=console, overwrite=overwrite)
+        self.text = output / "text"
+        self.hashes: dict[str, str] = {}
+        self.rows: dict[str, list[dict[str, Any]]] = {PERPLEXITY: [], PASSKEY: []}
+
+    def collect_text(self) -> None:
+        """Text that every machine has, a tenth of its files held out."""
+
+        def collect() -> dict[str, str]:
+            return {split: sha256(path) for split, path in write_corpus(self.text, self.settings.text).items()}
+
+        self.hashes = self.journal.step("text", "text: the sources of Python's standard library", collect)
+
+    def fine_tune(self, row: Row) -> None:
+        """Both fine-tunings get the same text, positions, factors, log-n and number of tokens."""
+        title = f"fine-tune with {row.method}, at the original length"
+        self.journal.step(f"train-{row.method}", title, lambda: str(self._train(row)))
+
+    def _train(self, row: Row) -> Path:
+        folder = self.output / row.key
+        finished = longwave.train(
+            self.base,
+            [self.text / "train.jsonl"],
+            folder,
+            method=row.method,
+            resume=True,
+            train_length=self.original_length,
+            max_factor=self.settings.max_factor,
+            steps=self.settings.steps,
+            batch_size=self.settings.batch_size,
+            seed=self.settings.seed,
+            precision=cpu_precision(),
+            **TRAINING,
+        )
+        return finished.relative_to(self.output)
+
+    def measure(self, row: Row) -> None:
+        """Perplexity and passkey retrieval by length."""
+        measured = self.journal.step(f"measure-{row.key}", f"measure {row.label}", lambda: self._measure(row))
+        about = {
+            "label": row.label,
+            "method": row.method,
+            "schedule": METHODS[row.method].schedule,
+            "max_factor": self.settings.max_factor,
+            "log_n": TRAINING["log_n"] if row.fine_tuned else METHODS[row.method].log_n,
+            "own": row.fine_tuned,
+        }
+        for schema, lengths in measured.items():
+            self.rows[schema].append({**about, "lengths": lengths})
+
+    def _measure(self, row: Row) -> dict[str, Any]:
+        if row.fine_tuned:
+            model = longwave.load(self.output / row.key)
+            scaled: AbstractContextManager[Any] = nullcontext()
+        else:
+            model = self.model
+            scaled = longwave.extended(model, row.method, max_factor=self.settings.max_factor)
+        s = self.settings
+        with scaled, self._bar() as advance:
+            perplexity = longwave.perplexity(model, self.heldout, s.lengths, windows=s.windows, progress=advance)
+            retrieval = longwave.passkey(
+                model, self.tokenizer, s.lengths, trials=s.trials, seed=s.seed, progress=advance
+            )
+        return {
+            PERPLEXITY: [entry.to_json() for entry in perplexity.lengths],
+            PASSKEY: [entry.to_json() for entry in retrieval.lengths],
+        }
+
+    @contextmanager
+    def _bar(self) -> Iterator[Callable[[int], None]]:
+        """A progress bar over the tokens of one measurement."""
+        s = self.settings
+        tokens = (s.windows + s.trials) * sum(parse_lengths(s.lengths, self.original_length))
+        columns = (TextColumn("     "), BarColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task("", total=tokens)
+            yield lambda done: bar.advance(task, done)
+
+    def finish(self) -> dict[str, Any]:
+        """Write both records, in the format that every `longwave` evaluation has."""
+        written = {}
+        for schema, settings in (
+            (PERPLEXITY, {"protocol": "same-targets", "windows": self.settings.windows, "targets": 64}),
+            (PASSKEY, {"template": "short", "trials": self.settings.trials}),
+        ):
+            made = record(
+                schema,
+                model={"path": self.base.name, "sha256": sha256(self.base / "model.safetensors")},
+                settings=settings,
+                original_length=self.original_length,
+                rows=self.rows[schema],
+                data={"text/heldout.jsonl": self.hashes["heldout"]},
+                seed=self.settings.seed,
+            )
+            name = schema.split(".")[1].split("/")[0]
+            write(self.output / f"{name}.json", made, overwrite=True)
+            written[name] = made
+        return {**written, "seconds": self.journal.seconds}
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        return longwave.load(self.base, dtype=torch.float32)  # stored in bfloat16, to be small
+
+    @cached_property
+    def original_length(self) -> int:
+        return int(AutoConfig.from_pretrained(self.base).max_position_embeddings)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return AutoTokenizer.from_pretrained(self.base)
+
+    @cached_property
+    def heldout(self) -> torch.Tensor:
+        return token_stream(read_documents([self.text / "heldout.jsonl"]), self.tokenizer)

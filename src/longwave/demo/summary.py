@@ -1,0 +1,76 @@
+"""What the demo found: one table, one plot, and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from longwave.evaluation.results import compare, curves
+from longwave.evaluation.statistics import Interval
+from longwave.report.plots import plot_perplexity
+from longwave.report.tables import perplexity_table
+
+LEARNED = "CLEX, tuned"
+OPPONENTS = ("NTK, tuned", "dynamic YaRN")
+PLOT = "perplexity.png"
+
+
+def comparisons(perplexity: dict[str, Any]) -> dict[str, list[Interval]]:
+    """Perplexity ratios of CLEX to its opponents and to itself within the trained length, paired by window."""
+    rows = {row["label"]: row["lengths"] for row in perplexity["rows"]}
+    found = {
+        f"CLEX / {other}": [compare([a], [b]) for a, b in zip(rows[LEARNED], rows[other], strict=True)]
+        for other in OPPONENTS
+    }
+    found["CLEX / its own 1x"] = [compare([entry], [rows[LEARNED][0]]) for entry in rows[LEARNED]]
+    return found
+
+
+def show(result: dict[str, Any], output: Path, console: Console) -> None:
+    """Print the table and draw the plot of a finished demo."""
+    perplexity, passkey = result["perplexity"], result["passkey"]
+    original, windows = perplexity["original_length"], perplexity["settings"]["windows"]
+    lines = curves([perplexity])
+    plot_perplexity(
+        lines,
+        output / PLOT,
+        original_length=original,
+        title=f"A model trained at {original} tokens, read further",
+        subtitle=f"the same 64 target tokens of {windows} held-out windows, under more and more context",
+    )
+    table = perplexity_table(lines, original)
+    table.add_section()
+    for name, ratios in comparisons(perplexity).items():
+        table.add_row(Text(name, style="italic"), *(Text(percent(ratio), style="italic") for ratio in ratios))
+    table.add_section()
+    for row in passkey["rows"]:
+        found = (f"{sum(entry['correct'])}/{entry['trials']}" for entry in row["lengths"])
+        table.add_row(f"passkey, {row['label']}", *found)
+    console.print(f"\n[bold]Perplexity of the same tokens[/bold] by context length; {windows} windows, ± 95 %", table)
+    console.print(_where(result, output), soft_wrap=True, highlight=False)
+
+
+def percent(ratio: Interval) -> str:
+    """A paired ratio as a change with half the width of its 95 % interval, e.g. `-1.2 ±0.7%`."""
+    change, half = 100 * (ratio.value - 1), 50 * (ratio.high - ratio.low)
+    digits = 1 if abs(change) < 10 else 0
+    return f"{change:+.{digits}f} ±{half:.{digits}f}%" if half else "0"
+
+
+def _where(result: dict[str, Any], output: Path) -> str:
+    minutes, seconds = divmod(round(sum(result["seconds"].values())), 60)
+    return f"""
+Took {minutes} min {seconds} s. Written to [bold]{output}[/bold]:
+  {PLOT}                     the plot
+  perplexity.json passkey.json       every window and trial behind the tables
+  clex-tuned/  ntk-tuned/            the fine-tuned models: longwave.load("{output / "clex-tuned"}")
+  text/                              what they were trained on, and the held-out part
+
+[bold]Next, with a model of yours[/bold] (a folder or a name on the Hugging Face hub):
+  longwave perplexity MODEL --data book.txt --methods none,linear,ntk,yarn
+  longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out
+  longwave perplexity out --data book.txt --lengths 1x,2x,4x,8x,16x
+"""

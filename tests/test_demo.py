@@ -1,0 +1,156 @@
+"""The demo: its split of the text, its base model, and that a restarted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from longwave.cli.main import main
+from longwave.demo.corpus import stdlib_files, write_corpus
+from longwave.demo.journal import Journal
+from longwave.demo.run import BASE, ROWS, Settings, run_demo
+from longwave.demo.summary import comparisons, show
+from longwave.evaluation.results import read
+
+TINY = Settings(max_factor=2, steps=2, batch_size=2, lengths=("1x", "2x"), windows=3, trials=2, text=5_000)
+
+
+def quiet() -> Console:
+    """A console that keeps what it is told for `export_text`."""
+    return Console(width=80, record=True, file=io.StringIO())
+
+
+def test_splits_are_disjoint_and_stable() -> None:
+    train, heldout = set(stdlib_files("train")), set(stdlib_files("heldout"))
+    assert not train & heldout
+    assert 0.05 < len(heldout) / len(train | heldout) < 0.2
+    # The base model was trained on one side of this split: another rule would test it on what it has seen.
+    names = {path.name for path in heldout if path.parent.name != "asyncio"}
+    assert {"ast.py", "random.py", "decimal.py"} <= names
+    assert not {"argparse.py", "typing.py", "enum.py"} & names
+    assert not any({"test", "tests", "site-packages"} & set(path.parts[-3:-1]) for path in train | heldout)
+
+
+def test_corpus_is_a_file_a_line(tmp_path: Path) -> None:
+    written = write_corpus(tmp_path / "text", 50_000)
+    rows = [json.loads(line) for line in written["train"].read_text("utf-8").splitlines()]
+    assert sum(len(row["text"]) for row in rows[:-1]) < 50_000 <= sum(len(row["text"]) for row in rows)
+    assert any("def " in row["text"] for row in rows)
+    assert not {row["file"] for row in rows} & {json.loads(line)["file"] for line in written["heldout"].open()}
+
+
+def test_a_step_runs_once(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def journal(settings: dict[str, Any], **options: Any) -> Journal:
+        return Journal(tmp_path / "out", settings, steps=1, console=quiet(), **options)
+
+    def compute() -> dict[str, int]:
+        calls.append(1)
+        return {"answer": len(calls)}
+
+    assert journal({"a": 1}).step("s", "a step", compute) == {"answer": 1}
+    assert journal({"a": 1}).step("s", "a step", compute) == {"answer": 1}
+    with pytest.raises(ValueError, match=r"other settings.*--overwrite"):
+        journal({"a": 2})
+    assert journal({"a": 2}, overwrite=True).step("s", "a step", compute) == {"answer": 2}
+
+
+def test_a_failed_step_runs_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, {}, steps=1, console=quiet())
+    with pytest.raises(ZeroDivisionError):
+        journal.step("s", "a step", lambda: 1 // 0)
+    assert journal.step("s", "a step", lambda: 1) == 1
+
+
+def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="not empty"):
+        Journal(tmp_path, {}, steps=1, console=quiet())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=128, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_whole_demo_and_its_second_start(base: Path, tmp_path: Path) -> None:
+    output, console = tmp_path / "out", quiet()
+    result = run_demo(output, TINY, base=base, console=console)
+    labels = [row.label for row in ROWS]
+    for name in ("perplexity", "passkey"):
+        assert [row["label"] for row in read(output / f"{name}.json")["rows"]] == labels
+    rows = {row["label"]: row["lengths"] for row in result["perplexity"]["rows"]}
+    assert [entry["length"] for entry in rows["PI"]] == [128, 256]
+    # Within the trained length nothing is scaled: the training-free rows are one model there.
+    assert len({rows[label][0]["ppl"] for label in labels[:4]}) == 1
+    assert len({rows[label][1]["ppl"] for label in labels}) == len(labels)
+    for name in ("ntk-tuned", "clex-tuned"):
+        assert (output / name / "longwave.json").exists()
+
+    show(result, output, console)
+    text = console.export_text()
+    assert all(label in text for label in labels)
+    assert (output / "perplexity.png").stat().st_size > 10_000
+
+    # Killed after the fifth of nine steps: the rest is done again, the same, and the five are not.
+    done = sorted((output / "steps").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    kept = {path: path.stat().st_mtime_ns for path in done[:5]}
+    for path in done[5:]:
+        path.unlink()
+    again = run_demo(output, TINY, base=base, console=quiet())
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    assert again["perplexity"]["rows"] == result["perplexity"]["rows"]
+    assert again["passkey"]["rows"] == result["passkey"]["rows"]
+
+    with pytest.raises(ValueError, match="other settings"):
+        run_demo(output, Settings(steps=3), base=base, console=quiet())
+
+    ratios = comparisons(result["perplexity"])
+    expected = rows["CLEX, tuned"][1]["ppl"] / rows["NTK, tuned"][1]["ppl"]
+    assert math.isclose(ratios["CLEX / NTK, tuned"][1].value, expected, rel_tol=1e-9)
+    assert ratios["CLEX / its own 1x"][0].value == 1
+
+
+def test_shipped_base_model() -> None:
+    config, tokenizer = AutoConfig.from_pretrained(BASE), AutoTokenizer.from_pretrained(BASE)
+    assert (config.model_type, config.max_position_embeddings, config.head_dim) == ("llama", 256, 64)
+    assert config.hidden_size % 32 == 0 and config.intermediate_size % 32 == 0
+    assert config.rope_parameters["rope_theta"] == 200
+    assert tokenizer.convert_ids_to_tokens(tokenizer("20240")["input_ids"]) == list("20240")
+    text = "def f(x):\n\treturn x ** 2  # naïve, π\n"
+    assert tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False) == text
+    assert sum(path.stat().st_size for path in BASE.iterdir()) < 8 * 2**20
+    assert "pretrain_demo.py" in (BASE / "README.md").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_quick_demo_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--quick"]) == 0
+    assert "CLEX / NTK, tuned" in capsys.readouterr().out
+    assert main(["demo", "--quick", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("kept from before") == 9
+    rows = json.loads(captured.out)["rows"]
+    unscaled = next(row["perplexity"] for row in rows if row["label"] == "unscaled")
+    learned = next(row["perplexity"] for row in rows if row["label"] == "CLEX, tuned")
+    assert unscaled["1024"] > 3 * unscaled["256"]  # the base model collapses beyond its window
+    assert learned["1024"] < unscaled["1024"] / 3

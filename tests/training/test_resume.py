@@ -117,7 +117,8 @@ def command(model: Path, book: Path, output: Path, *extra: str) -> list[str]:
         sys.executable, "-m", "longwave.cli.main", "train", str(model), "--data", str(book), "--output", str(output),
         "--train-length", "48", "--max-factor", "8", "--steps", "60", "--save-every", "10", "--batch-size", "4",
         "--lr", "1e-3", *extra,
-    ]  # fmt: on
+    ]
+    # fmt: on
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import Field, fields
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -76,11 +78,17 @@ def train(
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out --resume
     """
+    from transformers.utils.logging import disable_progress_bar
+
     import longwave
     from longwave.io import read_json
 
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # of transformers, for files too small to need one
     settings["options"] = _parse_options(settings.get("options") or [])
     folder = longwave.train(model, data, output, resume=resume, overwrite=overwrite, progress=not as_json, **settings)
+    if int(os.environ.get("RANK", 0)) > 0:  # under torchrun one process speaks for all
+        return
     summary = {"output": str(folder), **read_json(folder / "training.json")["result"]}
     if as_json:
         print_json(summary)

@@ -68,11 +68,13 @@ def _carried_over(
 ) -> tuple[dict[str, Any], Trajectory | None]:
     """Of an extended model: the options that stay in force unless they are given, and what it learned."""
     current = trajectories_of(model)
-    if current[0].name != method or len(current) > 1:
+    if current[0].name != method:
         return options, None
     kept = {"log_n": log_n_of(model), "original_length": current[0].rope.original_length}
     if not list(current[0].parameters()):
         return {**kept, **current[0].options(), **options}, None
+    if len(current) > 1:
+        raise ValueError(f"the model learned {len(current)} trajectories; only one can be taken further. Start afresh.")
     for name, value in options.items():
         if name not in kept and current[0].options().get(name) != value:
             raise ValueError(

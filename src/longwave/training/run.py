@@ -136,6 +136,7 @@ def train(
         if not config.keep_checkpoints:
             shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
         write_json(output / RECORD, {"status": "finished", **record, "result": _summary(output / METRICS)})
+    trainer.accelerator.wait_for_everyone()  # no process returns before the folder is complete
     return output
 
 

@@ -123,16 +123,16 @@ class ScaledRotary(nn.Module):
     def _frequencies(self, factor: float) -> Tensor:
         """θ(t) for the stand-in: as many entries as the base has, on its device, float32 or better."""
         own: Tensor = getattr(self.base, frequency_name(self.layer_type))
-        learned = any(parameter.requires_grad for parameter in self.trajectory.parameters())
-        if learned and torch.is_grad_enabled():
-            inv_freq = self._solve(factor)
+        parameters = list(self.trajectory.parameters())
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+            inv_freq = self._solve_untraced(factor)
             # own + 0: bit for bit the model's numbers, yet connected, so that DistributedDataParallel
             # finds every parameter in the graph of a step at t = 1
             return own + (inv_freq - inv_freq.detach()) if factor == 1 else inv_freq
         if factor == 1:
             return own
-        if torch.compiler.is_compiling():
-            return self._solve(factor)
+        if torch.compiler.is_compiling() and not parameters:
+            return self._solve(factor)  # a few element-wise operations, best left to the compiler
         return self._cached(factor)
 
     def _solve(self, factor: float) -> Tensor:
@@ -141,6 +141,12 @@ class ScaledRotary(nn.Module):
         # frequencies of 0 (dimensions that do not turn) are no part of the trajectory
         return functional.pad(inv_freq, (0, own.numel() - inv_freq.numel()))
 
+    @torch.compiler.disable  # torchdiffeq branches on tensors: one graph break, before the first layer
+    def _solve_untraced(self, factor: float) -> Tensor:
+        return self._solve(factor)
+
+    @torch.compiler.disable
+    @torch.no_grad()
     def _cached(self, factor: float) -> Tensor:
         """The last solution while t and the parameters stay as they were.
 
@@ -150,8 +156,8 @@ class ScaledRotary(nn.Module):
         parameters = list(self.trajectory.parameters())
         if self._cache is not None and self._cache[0] == factor and _same(self._cache[1], parameters):
             return self._cache[2]
-        inv_freq = self._solve(factor).detach()
-        self._cache = (factor, [parameter.detach().clone() for parameter in parameters], inv_freq)
+        inv_freq = self._solve(factor)
+        self._cache = (factor, [parameter.clone() for parameter in parameters], inv_freq)
         return inv_freq
 
     def _stand_in(self, inv_freq: Tensor, attention_scaling: float) -> _StandIn:

@@ -1,0 +1,238 @@
+"""extend and restore on whole models, and what a model without rotary module is told."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from tiny import tiny_model
+from torch import nn
+from transformers import GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import longwave
+from longwave.attach import rope_of, suspended, trajectories_of
+from longwave.methods import METHODS
+from longwave.schedule import Ceiling
+
+L = 64
+OPTIONS = {"longrope": {"long_factor": [1.0 + i for i in range(8)]}}
+
+
+def logits(model: nn.Module, ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids, use_cache=False, **inputs).logits
+
+
+def ids(rows: int = 2, length: int = L) -> torch.Tensor:
+    return torch.randint(1, 256, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bitwise_the_plain_model_within_l_and_after_restore(llama: LlamaForCausalLM, method: str) -> None:
+    plain, far = logits(llama, ids()), logits(llama, ids(length=3 * L))
+    assert longwave.extend(llama, method, max_factor=4, **OPTIONS.get(method, {})) is llama
+    assert torch.equal(logits(llama, ids()), plain)
+    assert torch.equal(logits(llama, ids(length=3 * L)), far) is (method == "none")
+    assert longwave.restore(llama) is llama
+    assert torch.equal(logits(llama, ids()), plain) and torch.equal(logits(llama, ids(length=3 * L)), far)
+    assert not [name for name in llama.state_dict() if "trajectory" in name]
+    assert "generate" not in vars(llama) and "save_pretrained" not in vars(llama)
+
+
+def test_partial_rotary(neox: GPTNeoXForCausalLM) -> None:
+    plain = logits(neox, ids())
+    longwave.extend(neox, "clex", max_factor=4)
+    assert rope_of(neox).rotary_dim == 8
+    assert torch.equal(logits(neox, ids()), plain)
+
+
+def test_context_manager_restores_after_an_exception(llama: LlamaForCausalLM) -> None:
+    with pytest.raises(RuntimeError), longwave.extended(llama, "ntk@ceiling", max_factor=4) as model:
+        assert longwave.rotaries(model)[0].schedule == Ceiling()
+        raise RuntimeError
+    longwave.extend(llama, "ntk", max_factor=4)
+
+
+def test_suspended_brings_the_same_extension_back(llama: LlamaForCausalLM) -> None:
+    longwave.extend(llama, "clex", max_factor=4)
+    before, (rotary,) = logits(llama, ids(length=3 * L)), longwave.rotaries(llama)
+    with suspended(llama):
+        assert type(llama.model.rotary_emb).__name__ == "LlamaRotaryEmbedding"
+    assert longwave.rotaries(llama) == [rotary]
+    assert torch.equal(logits(llama, ids(length=3 * L)), before)
+
+
+def test_a_copy_of_an_extended_model_is_its_own(llama: LlamaForCausalLM) -> None:
+    longwave.extend(llama, "clex", max_factor=4)
+    twin = copy.deepcopy(llama)
+    for parameter in longwave.rotaries(twin)[0].trajectory.parameters():
+        nn.init.normal_(parameter)
+    assert not torch.equal(logits(twin, ids(length=3 * L)), logits(llama, ids(length=3 * L)))
+    longwave.set_length(twin, "fixed", 2.0)
+    assert longwave.rotaries(llama)[0].factor is None
+    assert twin.generate.__self__ is twin
+    longwave.restore(twin)
+    assert longwave.rotaries(llama)
+
+
+def test_a_rotary_module_per_layer_shares_one_trajectory() -> None:
+    model = longwave.extend(tiny_model("moshi"), "clex", max_factor=4, log_n=False)
+    assert len(longwave.rotaries(model)) == 2 and len(trajectories_of(model)) == 1
+
+
+def test_rope_is_read_from_the_model(llama: LlamaForCausalLM) -> None:
+    rope = rope_of(llama)
+    assert torch.equal(rope.inv_freq, llama.model.rotary_emb.inv_freq.double())
+    assert (rope.base, rope.original_length) == (10_000.0, L)
+    assert torch.equal(rope_of(longwave.extend(llama, "ntk", max_factor=2)).inv_freq, rope.inv_freq)
+
+
+def test_llama3_scaling_is_where_the_trajectory_starts() -> None:
+    scaling = {
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=512, rope_parameters=scaling,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    plain = logits(model, ids(length=512))
+    rope = rope_of(longwave.extend(model, "ntk", max_factor=2))
+    assert rope.original_length == 512 and rope.base == 5e5
+    assert rope.inv_freq[-1] < 0.2 * 5e5 ** (-14 / 16)  # the slow pairs are already divided by 8
+    assert torch.equal(logits(model, ids(length=512)), plain)
+
+
+def test_a_longrope_model_starts_from_its_short_factors() -> None:
+    """Its buffer holds those, and they were good for the length before the switch."""
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=512, original_max_position_embeddings=64,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8,
+            "original_max_position_embeddings": 64,
+        },
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    plain = logits(model, ids())
+    longwave.extend(model, "yarn", max_factor=4)
+    assert rope_of(model).original_length == 64
+    assert torch.equal(logits(model, ids()), plain)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "has"),
+    [
+        ("gptj", "rotary positions computed inside its attention"),
+        ("bloom", "ALiBi"),
+        ("gpt2", r"learned absolute positions \(wpe\)"),
+        ("opt", "absolute positions"),
+        ("mamba", "no position embedding"),
+    ],
+)
+def test_a_model_without_rotary_module_is_told_what_it_has(model_type: str, has: str) -> None:
+    with pytest.raises(ValueError, match=f"no rotary module to extend: it has {has}"):
+        longwave.extend(tiny_model(model_type), "ntk", max_factor=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "yarm", "max_factor": 2}, "Did you mean 'yarn'"),
+        ({"method": "ntk", "max_factor": 0.5}, "max_factor must be a number >= 1, got 0.5"),
+        ({"method": "ntk", "max_factor": 2, "schedule": "sometimes"}, "unknown schedule 'sometimes'"),
+        ({"method": "ntk@static=4", "max_factor": 2}, "static=4 is over max_factor 2"),
+        ({"method": "ntk", "max_factor": 2, "beyond": "ignore"}, "Available: error, clamp"),
+        ({"method": "ntk", "max_factor": 2, "slop": 1}, "slop"),
+        ({"method": "clex", "max_factor": 2, "prior": "alibi"}, "unknown clex prior 'alibi'"),
+        ({"method": "ntk", "max_factor": 2, "original_length": 1}, "original_length must be at least 2"),
+    ],
+)
+def test_bad_arguments_leave_the_model_plain(llama: LlamaForCausalLM, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        longwave.extend(llama, **arguments)
+    with pytest.raises(ValueError, match="not extended"):
+        longwave.rotaries(llama)
+    assert llama.config._attn_implementation == "sdpa"
+
+
+def test_extending_twice_is_an_error(llama: LlamaForCausalLM) -> None:
+    longwave.extend(llama, "ntk", max_factor=2)
+    with pytest.raises(ValueError, match=r"already extended. Call longwave.restore"):
+        longwave.extend(llama, "yarn", max_factor=2)
+
+
+def test_something_else_than_a_model() -> None:
+    with pytest.raises(ValueError, match="expected a transformers model, got Linear"):
+        longwave.extend(nn.Linear(2, 2), "ntk", max_factor=2)
+
+
+def test_save_pretrained_is_refused_while_extended(llama: LlamaForCausalLM, tmp_path) -> None:
+    longwave.extend(llama, "ntk", max_factor=2)
+    with pytest.raises(ValueError, match=r"longwave\.save\(model, folder\)"):
+        llama.save_pretrained(tmp_path)
+    longwave.restore(llama).save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("grow",), "not supported yet"),
+        (("fits",), "Available: fit, fixed"),
+        (("fixed",), "needs a factor"),
+        (("fit", 2.0), "takes none"),
+        (("fixed", 4.5), r"between 1 and max_factor 4, got 4.5"),
+        (("fixed", torch.tensor([1.0, 0.5])), "between 1 and max_factor 4"),
+    ],
+)
+def test_set_length_refuses(llama: LlamaForCausalLM, arguments: tuple, message: str) -> None:
+    longwave.extend(llama, "ntk", max_factor=4)
+    with pytest.raises(ValueError, match=message):
+        longwave.set_length(llama, *arguments)
+
+
+def test_snapshot(llama: LlamaForCausalLM) -> None:
+    longwave.extend(llama, "linear", max_factor=4)
+    frozen = longwave.snapshot(llama, 2.0)
+    torch.testing.assert_close(frozen.stretch, torch.full_like(frozen.stretch, 2.0))
+    with pytest.raises(ValueError, match="not extended"):
+        longwave.snapshot(longwave.restore(llama), 2.0)
+
+
+def test_defect_left_padding_shifts_keys_against_queries(llama: LlamaForCausalLM) -> None:
+    """Keys are turned by their own position ids: a padded row gives the logits of the row alone."""
+    longwave.set_length(longwave.extend(llama, "clex", max_factor=4), "fixed", 3.0)
+    text, pad = ids(1, 150), 40
+    padded = torch.cat([torch.zeros(1, pad, dtype=torch.long), text], dim=1)
+    mask = (torch.arange(190) >= pad).long()[None]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    ours = logits(llama, padded, attention_mask=mask, position_ids=positions)[:, pad:]
+    torch.testing.assert_close(ours, logits(llama, text), atol=1e-5, rtol=1e-5)
+
+
+def test_defect_packed_positions_crash(llama: LlamaForCausalLM) -> None:
+    """Two documents in one row, positions starting again: each as if it were alone at the same t."""
+    longwave.set_length(longwave.extend(llama, "clex", max_factor=4), "fixed", 2.0)
+    first, second = ids(1, 100), ids(1, 110)[:, 10:]
+    positions = torch.cat([torch.arange(100), torch.arange(100)])[None]
+    packed = logits(llama, torch.cat([first, second], dim=1), position_ids=positions)
+    torch.testing.assert_close(packed[:, :100], logits(llama, first), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed[:, 100:], logits(llama, second), atol=1e-5, rtol=1e-5)
+
+
+def test_defect_model_type_guessed_from_the_path(llama: LlamaForCausalLM, tmp_path) -> None:
+    folder = tmp_path / "my-phi-gpt-neox-mixtral"
+    llama.save_pretrained(folder)
+    model = longwave.extend(longwave.load(folder), "ntk", max_factor=4)
+    assert type(model) is LlamaForCausalLM
+    longwave.extend(llama, "ntk", max_factor=4)
+    assert torch.equal(logits(model, ids(length=3 * L)), logits(llama, ids(length=3 * L)))
+
+
+def test_no_warnings(llama: LlamaForCausalLM) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        longwave.restore(longwave.extend(llama, "clex", max_factor=4))

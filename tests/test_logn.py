@@ -1,0 +1,151 @@
+"""Per-query log-n: what it computes, and that no backend, padding or packing changes it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny import tiny_model
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+import longwave
+from longwave.architectures import host_of
+from longwave.logn import log_n_of, log_n_scale
+
+L = 64
+LENGTH = 160
+
+
+def with_log_n(model: PreTrainedModel, implementation: str = "sdpa", log_n: bool | float = 1.0) -> PreTrainedModel:
+    """Unscaled frequencies: what changes is log-n."""
+    model.set_attn_implementation(implementation)
+    return longwave.extend(model, "none", max_factor=8, log_n=log_n, original_length=L)
+
+
+def logits(model: PreTrainedModel, ids: Tensor, **inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(ids, use_cache=False, **inputs).logits
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(1, 256, (2, LENGTH))
+
+
+def test_scale_is_the_formula() -> None:
+    positions = torch.arange(4 * L)[None]
+    scale = log_n_scale(positions, L, 1.0)
+    expected = [max(1.0, math.log(p + 1) / math.log(L)) for p in range(4 * L)]
+    torch.testing.assert_close(scale[0], torch.tensor(expected))
+    torch.testing.assert_close(log_n_scale(positions, L, 0.5), scale**0.5)
+
+
+def test_defect_log_n_shrinks_logits_below_l(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    """Official factors below L are under 1; here they are 1 to the bit, also for tokens of a longer text."""
+    assert torch.equal(log_n_scale(torch.arange(L), L, 1.0), torch.ones(L))
+    plain = logits(llama, ids)
+    with_log_n(llama)
+    assert torch.equal(logits(llama, ids)[:, :L], plain[:, :L])
+    assert not torch.equal(logits(llama, ids)[:, L:], plain[:, L:])
+
+
+def test_every_query_has_its_own_factor(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    """The reference scales the query projection of each position by hand."""
+    scale = log_n_scale(torch.arange(LENGTH), L, 1.0)[None, :, None]
+    hooks = [
+        layer.self_attn.q_proj.register_forward_hook(lambda _, __, query: query * scale) for layer in llama.model.layers
+    ]
+    reference = logits(llama, ids)
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(logits(with_log_n(llama), ids), reference, atol=1e-5, rtol=1e-5)
+
+
+def test_defect_log_n_depends_on_the_backend(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    ours = {}
+    for implementation in ("eager", "sdpa"):
+        ours[implementation] = logits(with_log_n(llama, implementation), ids)
+        longwave.restore(llama)
+        assert llama.config._attn_implementation == implementation
+    torch.testing.assert_close(ours["eager"], ours["sdpa"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_left_padding(llama: LlamaForCausalLM, ids: Tensor, implementation: str) -> None:
+    """Factors follow position ids, not places in the row, and the mask still masks."""
+    with_log_n(llama, implementation)
+    pad = 30
+    padded = torch.cat([torch.zeros(2, pad, dtype=torch.long), ids], dim=1)
+    mask = (torch.arange(LENGTH + pad) >= pad).long().expand(2, -1)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    ours = logits(llama, padded, attention_mask=mask, position_ids=positions)[:, pad:]
+    torch.testing.assert_close(ours, logits(llama, ids), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_packed_positions(llama: LlamaForCausalLM, ids: Tensor, implementation: str) -> None:
+    with_log_n(llama, implementation)
+    positions = torch.arange(LENGTH).repeat(2)[None]
+    packed = logits(llama, ids.reshape(1, -1), position_ids=positions)
+    torch.testing.assert_close(packed.reshape(2, LENGTH, -1), logits(llama, ids), atol=1e-5, rtol=1e-5)
+
+
+def test_decoding_with_a_cache(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    with_log_n(llama)
+    with torch.no_grad():
+        prefill = llama(ids[:, :-1], use_cache=True)
+        step = llama(ids[:, -1:], past_key_values=prefill.past_key_values).logits
+    torch.testing.assert_close(step[:, -1], logits(llama, ids)[:, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_bfloat16_scales_in_float32(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    llama.to(torch.bfloat16)
+    plain = logits(llama, ids)
+    assert torch.equal(logits(with_log_n(llama), ids)[:, :L], plain[:, :L])
+
+
+def test_sliding_window_layers_are_left_alone() -> None:
+    """With every layer behind a window nothing changes; with one that sees all, something does."""
+    for model_type, same in (("mistral", True), ("gemma2", False), ("gemma3_text", False)):
+        model = tiny_model(model_type)
+        model.set_attn_implementation("eager")
+        ids = torch.randint(2, 100, (1, LENGTH))
+        plain = logits(model, ids)
+        assert torch.equal(logits(with_log_n(model, "eager"), ids), plain) is same
+
+
+def test_exponent_is_read_back_and_restore_removes_it(llama: LlamaForCausalLM) -> None:
+    for log_n, exponent in ((True, 1.0), (0.5, 0.5), (False, 0.0)):
+        assert log_n_of(with_log_n(llama, log_n=log_n)) == exponent
+        longwave.restore(llama)
+        assert log_n_of(llama) == 0.0 and llama.config._attn_implementation == "sdpa"
+
+
+def test_methods_bring_their_default(llama: LlamaForCausalLM) -> None:
+    for method, exponent in (("clex", 1.0), ("clex-paper", 1.0), ("yarn", 0.0)):
+        with longwave.extended(llama, method, max_factor=2) as model:
+            assert log_n_of(host_of(model)) == exponent
+
+
+def test_gradients_flow_through_it(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    longwave.extend(llama, "clex", max_factor=8)
+    llama(ids, labels=ids).loss.backward()
+    gradients = [p.grad for p in longwave.rotaries(llama)[0].trajectory.parameters()]
+    assert any(gradient is not None and gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("model_type", ["falcon", "deepseek_v32"])
+def test_attention_that_cannot_have_it(model_type: str) -> None:
+    """Falcon's does not use the interface; sparse attention asks for its name and would drop its mask."""
+    model = tiny_model(model_type)
+    with pytest.raises(ValueError, match=r"cannot have log-n scaling.*Pass log_n=False"):
+        longwave.extend(model, "ntk", max_factor=2, log_n=True)
+    longwave.extend(model, "ntk", max_factor=2)
+
+
+def test_attention_without_positions_says_so(ids: Tensor) -> None:
+    model = longwave.extend(tiny_model("persimmon"), "ntk", max_factor=4, log_n=True)
+    with pytest.raises(ValueError, match=r"PersimmonAttention hands no position_ids.*log_n=False"):
+        logits(model, ids % 100)

@@ -46,7 +46,7 @@ class Method:
     recipe: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
-_PAPER = {"positions": "random", "factors": "integer"}
+_PAPER = {"positions": "random", "factors": "integer", "lr": 2e-5, "field_lr": 2e-5}
 
 METHODS: dict[str, Method] = {
     method.name: method

@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from longwave.architectures import host_of
 from longwave.attach import extend, rotaries, suspended, trajectories_of
 from longwave.io import prepare_output, read_json, write_json
-from longwave.legacy import is_legacy, load_legacy
+from longwave.legacy import extend_legacy, is_legacy, read_legacy
 from longwave.logn import log_n_of
 from longwave.methods import get_method
 
@@ -84,7 +85,8 @@ def load(path: Path | str, **arguments: Any) -> PreTrainedModel:
     if (folder / WEIGHTS).exists() or (folder / MODEL).is_dir():
         raise ValueError(f"{folder / SETTINGS} is missing: the folder is incomplete. Save the model again.")
     if is_legacy(folder):
-        return load_legacy(folder, arguments)
+        checkpoint = read_legacy(folder)
+        return extend_legacy(_from_pretrained(folder, arguments | {"config": checkpoint.config}), checkpoint)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: neither {SETTINGS} nor config.json is there.")
     return _from_pretrained(path, arguments)
@@ -183,7 +185,21 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> Non
 
 
 def _from_pretrained(path: Path | str, arguments: dict[str, Any]) -> PreTrainedModel:
+    """A plain model with all its weights: transformers would fill missing ones at random and go on."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of unexpected tensors: a legacy CLEX layer is one
     try:
-        return AutoModelForCausalLM.from_pretrained(path, **arguments)
-    except (OSError, SafetensorError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+        )
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"cannot load a model from {path}: {str(error).splitlines()[0]}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+    model, report = loaded
+    lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if lacking:
+        raise ValueError(
+            f"{path} lacks {len(lacking)} weights of its model, or has them in other shapes: {lacking[0]}."
+        )
+    return model

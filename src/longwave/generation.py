@@ -8,7 +8,7 @@ longest that its sequences can get.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -18,16 +18,16 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from longwave.rotary import ScaledRotary
 
-# Set on the instance: bound methods survive `copy.deepcopy` (they follow the copy), closures would not.
 HOOKS = ("generate", "_prepare_generated_length", "save_pretrained")
 
 
 def install_hooks(model: PreTrainedModel) -> None:
     """Make `generate` fix t for each call, and `save_pretrained` refuse a folder that could not be read back."""
-    model.save_pretrained = MethodType(_refuse_save, model)  # type: ignore[method-assign]
+    hooks: dict[str, Callable[..., Any]] = {"save_pretrained": _refuse_save}
     if isinstance(model, GenerationMixin):
-        model.generate = MethodType(_generate, model)
-        model._prepare_generated_length = MethodType(_fit_generated_length, model)
+        hooks |= {"generate": _generate, "_prepare_generated_length": _fit_generated_length}
+    # On the instance: bound methods survive `copy.deepcopy` (they follow the copy), closures would not.
+    vars(model).update({name: MethodType(hook, model) for name, hook in hooks.items()})
 
 
 def remove_hooks(model: PreTrainedModel) -> None:

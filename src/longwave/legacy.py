@@ -6,20 +6,37 @@ lies among the model's weights as `...clex_layer.proj_func.ode_up_proj` and `...
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from longwave.attach import extend, rotaries
+from longwave.attach import extend, trajectories_of
 from longwave.io import read_json
 from longwave.methods.clex import CLEX
 
 UP, DOWN, FREQUENCIES = "proj_func.ode_up_proj", "proj_func.ode_down_proj", "clex_layer.inv_freq"
+
+
+@dataclass(frozen=True, eq=False)
+class LegacyCheckpoint:
+    """What the folder holds beyond the plain model.
+
+    Arguments:
+        folder: where it came from, for messages.
+        config: of the plain model.
+        extension: arguments of `extend`.
+        weights: tensors of the CLEX layer by the end of their names.
+    """
+
+    folder: Path
+    config: PreTrainedConfig
+    extension: dict[str, Any]
+    weights: dict[str, Tensor]
 
 
 def is_legacy(folder: Path) -> bool:
@@ -31,43 +48,47 @@ def is_legacy(folder: Path) -> bool:
     return isinstance(scaling, dict) and scaling.get("type", scaling.get("rope_type")) == "clex"
 
 
-def load_legacy(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
-    """The model extended as published: `clex-paper` under the ceiling schedule, at the integer t of the paper.
-
-    `log_scale` becomes the per-query log-n. The model's own frequencies are kept: the checkpoint's copy
-    is a buffer that `.to(bfloat16)` has rounded (0.4 %) in released checkpoints.
+def read_legacy(folder: Path) -> LegacyCheckpoint:
+    """Read config and field; `clex-paper` under its ceiling schedule, and `log_scale` as per-query log-n.
 
     Raises:
-        ValueError: naming the file that lacks something or does not fit the model.
+        ValueError: naming the file that lacks something.
     """
     path = folder / "config.json"
     fields = read_json(path)
     scaling = fields.pop("rope_scaling")
-    log_scale = bool(fields.pop("log_scale", False))
-    fields.pop("auto_map", None)  # the official modelling code, which this replaces
-    missing = [key for key in ("max_factor", "param_factor") if key not in scaling]
-    if missing or "model_type" not in fields:
+    if "model_type" not in fields or not {"max_factor", "param_factor"} <= scaling.keys():
         raise ValueError(f"{path}: a CLEX config needs model_type and rope_scaling with max_factor and param_factor.")
-    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    weights = _field_weights(folder)
-    model = _plain_model(folder, config, arguments)
-    extend(
-        model,
-        "clex-paper",
-        max_factor=float(scaling["max_factor"]),
-        log_n=log_scale,
-        amplification=float(scaling["param_factor"]),
+    extension = {
+        "method": "clex-paper",
+        "max_factor": float(scaling["max_factor"]),
+        "amplification": float(scaling["param_factor"]),
         # version 1 of the code had SiLU built in and no key for it, version 2 requires the key
-        activation=scaling.get("act", "silu"),
-    )
-    for trajectory in dict.fromkeys(rotary.trajectory for rotary in rotaries(model)):
+        "activation": scaling.get("act", "silu"),
+        "log_n": bool(fields.pop("log_scale", False)),
+    }
+    fields.pop("auto_map", None)  # the official modelling code, which this replaces
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    return LegacyCheckpoint(folder, config, extension, _field_weights(folder))
+
+
+def extend_legacy(model: PreTrainedModel, checkpoint: LegacyCheckpoint) -> PreTrainedModel:
+    """Extend the plain model by the checkpoint's trajectory.
+
+    It starts from the model's own frequencies: the checkpoint's copy is a buffer, which `.to(bfloat16)`
+    has rounded (0.4 %) in what was released.
+
+    Raises:
+        ValueError: if the field's shape or the frequencies are not what the config asks for.
+    """
+    extend(model, **checkpoint.extension)
+    for trajectory in trajectories_of(model):
         assert isinstance(trajectory, CLEX)
-        _fill(trajectory, weights, folder)
+        _fill(trajectory, checkpoint)
     return model
 
 
 def _field_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of the CLEX layer by the end of their names; they belong to no layer in particular."""
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -85,31 +106,15 @@ def _field_weights(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def _plain_model(folder: Path, config: Any, arguments: dict[str, Any]) -> PreTrainedModel:
-    """The model without its CLEX layer, whose tensors transformers would report as unexpected."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, output_loading_info=True, **arguments
-        )
-    finally:
-        logging.set_verbosity(verbosity)
-    if report["missing_keys"]:
-        raise ValueError(f"{folder} lacks the weights {', '.join(sorted(report['missing_keys'])[:3])} ...")
-    return model
-
-
-def _fill(trajectory: CLEX, weights: dict[str, Tensor], folder: Path) -> None:
-    field = trajectory.field
+def _fill(trajectory: CLEX, checkpoint: LegacyCheckpoint) -> None:
+    folder, weights, field = checkpoint.folder, checkpoint.weights, trajectory.field
     for own, name in ((field.up_proj, UP), (field.down_proj, DOWN)):
         if own.shape != weights[name].shape:
             raise ValueError(
-                f"{folder}: {name} has shape {tuple(weights[name].shape)}, the config asks for {tuple(own.shape)}."
+                f"{folder}: {name} has shape {tuple(weights[name].shape)}, config.json asks for {tuple(own.shape)}."
             )
-    published = weights.get(FREQUENCIES)
-    own_inv_freq = trajectory.rope.inv_freq
-    if published is not None and not torch.allclose(published.double(), own_inv_freq, rtol=0.01, atol=0):
+    published = weights.get(FREQUENCIES, trajectory.rope.inv_freq).double()
+    if not torch.allclose(published, trajectory.rope.inv_freq, rtol=0.01, atol=0):
         raise ValueError(f"{folder}: {FREQUENCIES} is not what rope_theta in config.json gives.")
     with torch.no_grad():
         field.up_proj.copy_(weights[UP])

@@ -16,6 +16,7 @@ import inspect
 import math
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class _LogN:
         self.base, self.original_length, self.exponent = base, original_length, exponent
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.base, _eager(module) if self.base == "eager" else None)
+        attention = _eager(module) if self.base == "eager" else ALL_ATTENTION_FUNCTIONS[self.base]
         if not _is_local(module, kwargs):
             query = self._scale(module, query, kwargs.get("position_ids"))
         return attention(module, query, key, value, *args, **kwargs)
@@ -108,6 +109,7 @@ def _is_local(module: nn.Module, kwargs: dict[str, Any]) -> bool:
     return getattr(module, "sliding_window", None) is not None
 
 
-def _eager(module: nn.Module) -> Any:
+def _eager(module: nn.Module) -> Callable[..., Any]:
     """The eager attention of the file that the attention layer comes from: each family has its own."""
-    return sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    attention: Callable[..., Any] = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+    return attention

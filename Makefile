@@ -1,5 +1,6 @@
 # Every target sets up what it needs: a fresh clone, then `make demo` or `make test`.
-# Settings: PYTHON=python3.12, VENV=path, OMP_NUM_THREADS=n, LONGWAVE_SHARED=path (data for some tests).
+# Settings: PYTHON=python3.12, VENV=path, OMP_NUM_THREADS=n, LONGWAVE_SHARED=path (data for some tests),
+# ARGS='--output DIR --overwrite' for demo.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -18,7 +19,7 @@ export OMP_NUM_THREADS LONGWAVE_SHARED MALLOC_TRIM_THRESHOLD_ MALLOC_MMAP_THRESH
 .PHONY: help install demo test test-fast lint format clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: $(STAMP)  ## virtual environment with pinned versions
 
@@ -31,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## extend a small model and measure it: 2 CPU cores, at most 10 minutes, no download
-	$(BIN)/longwave demo
+	$(BIN)/longwave demo $(ARGS)
 
 test: lint  ## everything CI runs: lint, types, fast and slow tests
 	$(BIN)/python -m pytest

@@ -86,6 +86,7 @@ def test_interrupt_is_exit_code_130(tmp_path: Path) -> None:
     while not (tmp_path / "out").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
+    assert "start again to go on" in out
     assert "Traceback" not in err

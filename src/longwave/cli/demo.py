@@ -41,7 +41,11 @@ def demo(
     if "OMP_NUM_THREADS" not in os.environ:  # torch counts physical cores, and would leave one of two idle
         torch.set_num_threads(min(_cores(), 8))
     console = Console(stderr=as_json)
-    result = run_demo(output, QUICK if quick else Settings(), overwrite=overwrite, console=console)
+    try:
+        result = run_demo(output, QUICK if quick else Settings(), overwrite=overwrite, console=console)
+    except KeyboardInterrupt:
+        console.print("\ninterrupted: finished steps are kept, start again to go on")
+        raise
     show(result, output, console)
     if as_json:
         print_json({**_short(result), "comparisons": _lists(comparisons(result["perplexity"]))})

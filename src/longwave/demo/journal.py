@@ -53,12 +53,12 @@ class Journal:
         if path.exists():
             kept = read_json(path)
             self.seconds[name] = kept["seconds"]
-            self.console.print(f"{head}  [dim]kept from before[/dim]")
+            self.console.print(f"{head}  [dim]kept from before[/dim]", highlight=False)
             return kept["value"]
-        self.console.print(head)
+        self.console.print(head, highlight=False)
         started = time.monotonic()
         value = compute()
         self.seconds[name] = round(time.monotonic() - started, 1)
         write_json(path, {"seconds": self.seconds[name], "value": value})
-        self.console.print(f"      [dim]{self.seconds[name]:.0f} s[/dim]")
+        self.console.print(f"      [dim]{self.seconds[name]:.0f} s[/dim]", highlight=False)
         return value

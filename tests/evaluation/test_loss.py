@@ -11,10 +11,16 @@ import longwave
 from longwave.evaluation.loss import Scorer
 
 VOCABULARY = 97
-SIZES = dict(
-    vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=1, head_dim=16, max_position_embeddings=64, pad_token_id=0, bos_token_id=0, eos_token_id=0,
-)  # fmt: skip
+SIZES = {
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 2),
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+}
 
 # Families whose logits are more than a matrix product of the last hidden states.
 FAMILIES = {

@@ -28,11 +28,10 @@ def test_prompts_have_the_length_asked_for(tokenizer: PreTrainedTokenizerFast, t
 
 def test_the_short_template_is_what_the_demo_model_was_trained_on() -> None:
     """Its base model was pre-trained on exactly these strings: changing them needs a new one."""
-    assert SHORT == Template(
-        needle="The pass key is {key}. Remember it. {key} is the pass key.\n",
-        filler="The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n",
-        question="What is the pass key? The pass key is",
-        answer=" {key}",
+    assert (SHORT.intro, SHORT.question, SHORT.answer) == ("", "What is the pass key? The pass key is", " {key}")
+    assert SHORT.needle == "The pass key is {key}. Remember it. {key} is the pass key.\n"
+    assert SHORT.filler == (
+        "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
     )
 
 

@@ -67,7 +67,10 @@ def test_another_method_replaces_the_frequencies_only(trained: LlamaForCausalLM)
 
 
 def test_untrained_clex_is_refused(llama: LlamaForCausalLM) -> None:
-    with pytest.raises(ValueError, match="clex needs trained weights, and this model has none"), under(llama, "clex", [64]):
+    with (
+        pytest.raises(ValueError, match="clex needs trained weights, and this model has none"),
+        under(llama, "clex", [64]),
+    ):
         pass
     longwave.extend(llama, "clex", max_factor=4)
     with pytest.raises(ValueError, match="clex needs trained weights"), under(llama, "clex", [64]):

@@ -1,0 +1,142 @@
+"""`longwave perplexity` and `longwave passkey` from the command line, on a small random model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+import longwave
+from longwave.attach import rotaries
+from longwave.cli.main import main
+from longwave.evaluation.results import PASSKEY, PERPLEXITY, read
+
+
+@pytest.fixture
+def plain(tmp_path: Path, llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Path:
+    llama.save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    return tmp_path / "plain"
+
+
+@pytest.fixture
+def trained(tmp_path: Path, llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Path:
+    longwave.extend(llama, "clex", max_factor=4)
+    for parameter in rotaries(llama)[0].trajectory.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return longwave.save(llama, tmp_path / "trained", tokenizer=tokenizer)
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text("".join(f"Line {i} of the book. " for i in range(60)))
+    return path
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_perplexity_of_a_plain_model(
+    plain: Path, book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run("perplexity", plain, "--data", book, "--lengths", "1x,200", "--targets", 32, "-o", out) == 0
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("none", "linear", "ntk", "yarn", "3.12x", "200", "±"))
+    assert (out / "perplexity.png").stat().st_size > 10_000
+    found = read(out / "perplexity.json", PERPLEXITY)
+    assert found["model"]["path"] == str(plain)
+    assert list(found["data"]) == [str(book)]
+    assert found["settings"] == {"protocol": "same-targets", "windows": None, "targets": 32, "stride": 256,
+                                 "tokens": found["settings"]["tokens"]}  # fmt: skip
+    assert [row["label"] for row in found["rows"]] == ["none", "linear", "ntk", "yarn"]
+    first, second = found["rows"][0]["lengths"]
+    assert (first["length"], second["length"], second["factor"]) == (64, 200, 200 / 64)
+    assert first["ends"] == second["ends"]
+    assert len(first["nll"]) == len(first["ends"]) == first["windows"]
+    # t = 1 is the plain model, whatever the method.
+    assert all(row["lengths"][0]["nll"] == first["nll"] for row in found["rows"])
+
+
+def test_perplexity_of_a_result_folder(
+    trained: Path, book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("perplexity", trained, "--data", book, "--lengths", "2x", "--windows", 4, "--json")
+    assert run(*arguments, "-o", tmp_path / "a") == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["label"], row["own"], row["log_n"], row["max_factor"]) == ("clex", True, 1.0, 4.0)
+    assert run(*arguments, "-o", tmp_path / "b", "--methods", "none,clex,ntk@ceiling") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(r["label"], r["own"]) for r in rows] == [("none", False), ("clex", True), ("ntk@ceiling", False)]
+    assert rows[1]["lengths"] == row["lengths"]
+
+
+def test_passkey(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = ("passkey", plain, "--lengths", "4x", "--trials", 10, "--methods", "ntk", "-o", out)
+    assert run(*arguments) == 0
+    assert "0 % 0–28" in " ".join(capsys.readouterr().out.split())
+    found = read(out / "passkey.json", PASSKEY)
+    assert found["seed"] == 0
+    assert found["settings"] == {"template": "short", "trials": 10, "depths": 10}
+    assert (out / "passkey.png").exists()
+    assert run(*arguments) == 1
+    assert run(*arguments, "--overwrite", "--seed", 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--methods", "nkt"), "unknown method 'nkt'. Did you mean 'ntk'?"),
+        (("--methods", "clex"), "clex needs trained weights, and this model has none"),
+        (("--methods", ","), "no methods given"),
+        (("--lengths", "2y"), "bad length '2y'"),
+        (("--lengths", "1000x"), "fewer than one window of 64000"),
+        (("--windows", "9999"), "room for"),
+        (("--device", "toaster"), "unknown device 'toaster'"),
+        (("--targets", "64"), "must exceed the 64 targets"),
+    ],
+)
+def test_bad_input_is_one_line(
+    plain: Path, book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str], message: str
+) -> None:
+    common = ("perplexity", plain, "--data", book, "--lengths", "1x", "--targets", 16, "-o", tmp_path / "o")
+    assert run(*common, *change) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") <= 2
+    assert captured.out == ""
+    assert not (tmp_path / "o").exists()
+
+
+def test_beyond_the_maximum_of_a_result_folder(
+    trained: Path, book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("perplexity", trained, "--data", book, "--lengths", "1x,8x", "-o", tmp_path / "o") == 1
+    assert "length 512 is beyond the maximum of 256 tokens (4 x 64)" in capsys.readouterr().err
+
+
+def test_missing_things(plain: Path, book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("perplexity", plain, "--data", tmp_path / "nothing.txt") == 1
+    assert "nothing.txt does not exist" in capsys.readouterr().err
+    assert run("perplexity", tmp_path / "no-model", "--data", book) == 1
+    assert "no-model" in capsys.readouterr().err
+    assert run("perplexity", plain) == 2
+    assert run("perplexity", plain, "--data", book, "--protocol", "chunked") == 2
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert run("perplexity", plain, "--data", book, "-o", tmp_path / "full") == 1
+    assert "is not empty. Choose another or pass --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["perplexity", "passkey"])
+def test_help_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "--help") == 0
+    text = capsys.readouterr().out
+    assert f"longwave {command} MODEL" in text
+    assert "--lengths" in text

@@ -1,0 +1,75 @@
+"""Tables and plots show the numbers they are given."""
+
+from __future__ import annotations
+
+import io
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
+
+from longwave.evaluation.results import Curve
+from longwave.evaluation.statistics import Interval
+from longwave.report.plots import LABEL_GAP, plot_passkey, plot_perplexity, spread
+from longwave.report.tables import passkey_table, perplexity_table
+
+LENGTHS = (128, 256, 512)
+
+
+def curve(label: str, values: list[float], runs: int = 1, half: float = 0.1) -> Curve:
+    return Curve(label, LENGTHS, tuple(Interval(v, v - half, v + half) for v in values), runs)
+
+
+def render(table: object) -> list[str]:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table)
+    return [" ".join(line.split()) for line in console.export_text().splitlines() if line.strip()]
+
+
+def test_perplexity_table() -> None:
+    lines = render(perplexity_table([curve("ntk", [3.14159, 12.3456, 1234.5]), curve("clex", [3, 4, 5], runs=3)], 128))
+    assert lines[0] == "1x 2x 4x"
+    assert lines[1] == "method 128 256 512"
+    assert "ntk 3.14 ±0.10 12.3 ±0.10 1,234 ±0.10" in lines
+    assert "clex (3 runs) 3.00 ±0.10 4.00 ±0.10 5.00 ±0.10" in lines
+
+
+def test_a_single_window_has_no_half_width() -> None:
+    assert "ntk 3.00 4.00 5.00" in render(perplexity_table([curve("ntk", [3, 4, 5], half=0)], 128))
+
+
+def test_passkey_table() -> None:
+    lines = render(passkey_table([curve("ntk", [0.9, 0.5, 0.1])], 128))
+    assert "ntk 90 % 80–100 50 % 40–60 10 % 0–20" in lines
+
+
+@pytest.mark.parametrize("count", [1, 4, 16])
+@pytest.mark.parametrize("scale", [1.001, 1.3, 50, 1e6])
+def test_plots_of_any_range_and_number_of_rows(tmp_path: Path, count: int, scale: float) -> None:
+    curves = [curve(f"method {i}", [3, 3 * scale, 3 + i * scale], runs=1 + i % 3) for i in range(count)]
+    path = plot_perplexity(curves, tmp_path / "p.png", original_length=128, title="Title", subtitle="about")
+    with Image.open(path) as picture:
+        assert picture.size == (1200, 720)
+        assert min(picture.convert("L").getextrema()) < 60  # there is ink
+
+
+def test_passkey_plot_and_trained_length_that_was_not_measured(tmp_path: Path) -> None:
+    path = plot_passkey([curve("ntk", [1.0, 0.5, 0.0], half=0.0)], tmp_path / "p.svg", original_length=64)
+    text = path.read_text()
+    assert "<svg" in text
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20).map(sorted))
+def test_labels_never_overlap_and_keep_their_order(wanted: list[float]) -> None:
+    places = spread(wanted, LABEL_GAP)
+    assert all(b - a > LABEL_GAP * 0.999 for a, b in pairwise(places))
+    assert sum(places) == pytest.approx(sum(wanted))
+
+
+def test_labels_that_fit_stay_where_they_are() -> None:
+    assert spread([0.1, 0.3, 0.9], 0.05) == pytest.approx([0.1, 0.3, 0.9])
+    assert spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])

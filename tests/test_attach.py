@@ -232,6 +232,31 @@ def test_defect_model_type_guessed_from_the_path(llama: LlamaForCausalLM, tmp_pa
     assert torch.equal(logits(model, ids(length=3 * L)), logits(llama, ids(length=3 * L)))
 
 
+def test_frequencies_that_a_cast_has_rounded_already(llama: LlamaForCausalLM) -> None:
+    llama.to(torch.bfloat16)
+    plain = logits(llama, ids())
+    with pytest.warns(UserWarning, match="rounded to torch.bfloat16"):
+        longwave.extend(llama, "ntk", max_factor=4)
+    assert torch.equal(logits(llama, ids()), plain)
+
+
+def test_peft_trains_and_merges_the_field(llama: LlamaForCausalLM, tmp_path) -> None:
+    peft = pytest.importorskip("peft")
+    longwave.extend(llama, "clex", max_factor=4)
+    settings = peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["rotary_emb"])
+    model = peft.get_peft_model(llama, settings)
+    (trajectory,) = trajectories_of(model)
+    optimizer = torch.optim.SGD(trajectory.parameters(), lr=10.0)
+    model(ids(length=2 * L), labels=ids(length=2 * L)).loss.backward()
+    optimizer.step()
+    trained = logits(model.eval(), ids(length=2 * L))
+    merged = model.merge_and_unload()
+    assert longwave.rotaries(merged)[0].trajectory is trajectory
+    torch.testing.assert_close(logits(merged, ids(length=2 * L)), trained, atol=1e-5, rtol=1e-5)
+    loaded = longwave.load(longwave.save(merged, tmp_path / "out"))
+    assert torch.equal(logits(loaded, ids(length=2 * L)), logits(merged, ids(length=2 * L)))
+
+
 def test_no_warnings(llama: LlamaForCausalLM) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -106,3 +106,10 @@ def test_ceiling_schedule(llama: LlamaForCausalLM) -> None:
     ids = prompt()
     ours = llama.generate(ids, max_new_tokens=20, **GREEDY)
     assert torch.equal(ours, greedy_without_cache(llama, ids, 20, 2.0))
+
+
+def test_prompt_as_embeddings(model: LlamaForCausalLM) -> None:
+    ids = prompt()
+    embeddings = model.get_input_embeddings()(ids)
+    new = model.generate(inputs_embeds=embeddings, max_new_tokens=20, **GREEDY)
+    assert torch.equal(torch.cat([ids, new], dim=1), greedy_without_cache(model, ids, 20, 110 / L))

@@ -100,6 +100,7 @@ def test_decoding_with_a_cache(llama: LlamaForCausalLM, ids: Tensor) -> None:
     torch.testing.assert_close(step[:, -1], logits(llama, ids)[:, -1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:the model.s rotary frequencies are rounded")
 def test_bfloat16_scales_in_float32(llama: LlamaForCausalLM, ids: Tensor) -> None:
     llama.to(torch.bfloat16)
     plain = logits(llama, ids)

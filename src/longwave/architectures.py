@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -84,6 +86,12 @@ def find_sites(model: nn.Module) -> list[Site]:
 def rope_at(site: Site, config: PreTrainedConfig, original_length: int | None = None) -> Rope:
     """What the module was pre-trained with; frequencies are read from it, never recomputed from a base."""
     own = getattr(site.module, frequency_name(site.layer_type)).detach()
+    if own.dtype in (torch.bfloat16, torch.float16):
+        warnings.warn(
+            f"the model's rotary frequencies are rounded to {own.dtype} (up to 0.4 %). Load it with dtype= instead of "
+            "casting it, or extend it before the cast.",
+            stacklevel=3,
+        )
     turning = own[own > 0]  # `proportional` ropes end in pairs that do not turn
     config = getattr(site.module, "config", config)
     parameters = _rope_parameters(config, site.layer_type)

@@ -185,8 +185,16 @@ def rope_of(model: nn.Module, original_length: int | None = None) -> Rope:
 
 
 def trajectories_of(model: nn.Module) -> list[Trajectory]:
-    """The distinct trajectories of an extended model, mostly one, in the order of the model."""
-    return list(dict.fromkeys(rotary.trajectory for rotary in rotaries(model)))
+    """The distinct trajectories of an extended model, mostly one, in the order of the model.
+
+    Of a rotary module that PEFT trains (`modules_to_save`), its copy counts and not the original.
+    """
+    in_use = [rotary for rotary in rotaries(model) if rotary not in _set_aside(model)]
+    return list(dict.fromkeys(rotary.trajectory for rotary in in_use))
+
+
+def _set_aside(model: nn.Module) -> list[nn.Module]:
+    return [module for name, module in model.named_modules() if name.endswith(".original_module")]
 
 
 def _the_trajectory(model: nn.Module) -> Trajectory:

@@ -57,12 +57,15 @@ def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
         return type(model).generate(model, *args, **kwargs)
 
 
-def _fit_generated_length(model: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-    """transformers computes the final length of the call here; a t fixed by the user is left alone."""
-    generation_config = type(model)._prepare_generated_length(model, generation_config, *args, **kwargs)
+def _fit_generated_length(model: Any, generation_config: Any, **prepared: Any) -> Any:
+    """transformers settles the final length of the call here; a t fixed by the user is left alone."""
+    generation_config = type(model)._prepare_generated_length(model, generation_config, **prepared)
+    length = generation_config.max_length
+    if prepared["model_input_name"] == "inputs_embeds":  # max_length then counts without the prompt
+        length += prepared["inputs_tensor"].shape[1] - prepared["input_ids_length"]
     for rotary in rotaries_of(model):
         if rotary.factor is None:
-            rotary.factor = rotary.factor_for(generation_config.max_length)
+            rotary.factor = rotary.factor_for(length)
     return generation_config
 
 

@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 import longwave
 from longwave.architectures import host_of
-from longwave.logn import log_n_of, log_n_scale
+from longwave.logn import count_keys, log_n_of, log_n_scale
 
 L = 64
 LENGTH = 160
@@ -150,3 +150,25 @@ def test_attention_without_positions_says_so(ids: Tensor) -> None:
     model = longwave.extend(tiny_model("persimmon"), "ntk", max_factor=4, log_n=True)
     with pytest.raises(ValueError, match=r"PersimmonAttention hands no position_ids.*log_n=False"):
         logits(model, ids % 100)
+
+
+def test_counting_keys_ignores_where_the_tokens_are_said_to_stand(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    """In training a row of n tokens may claim positions up to tL; log-n then follows the keys there are."""
+    gaps = torch.arange(LENGTH)[None] * 3
+    inputs = {"position_ids": gaps, "attention_mask": torch.ones_like(ids)}
+    with_log_n(llama)
+    count_keys(llama, True)
+    short = {name: value[:, :L] for name, value in inputs.items()}
+    counted, counted_short = logits(llama, ids, **inputs), logits(llama, ids[:, :L], **short)
+    assert log_n_of(llama) == 1.0
+    count_keys(llama, False)
+    assert not torch.allclose(logits(llama, ids, **inputs), counted)
+    longwave.restore(llama)
+    longwave.extend(llama, "none", max_factor=8, log_n=False, original_length=L)
+    assert torch.equal(logits(llama, ids[:, :L], **short), counted_short)  # no query sees more than L keys
+    # without gaps, keys and positions are the same count
+    longwave.restore(llama)
+    with_log_n(llama)
+    by_position = logits(llama, ids)
+    count_keys(llama, True)
+    assert torch.equal(logits(llama, ids), by_position)

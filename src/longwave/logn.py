@@ -25,7 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-PREFIX = "longwave"
+PREFIX, BY_KEYS = "longwave", "-keys"
 
 
 def enable_log_n(model: PreTrainedModel, original_length: int, exponent: float) -> None:
@@ -35,17 +35,30 @@ def enable_log_n(model: PreTrainedModel, original_length: int, exponent: float) 
         ValueError: if the model's attention does not go through the interface of transformers.
     """
     base = model.config._attn_implementation
-    name = f"{PREFIX}-{base}-{original_length}-{exponent}"
     usable = type(model)._can_set_attn_implementation() and base in ALL_MASK_ATTENTION_FUNCTIONS
     if not usable or _asks_for(model, base):
         raise ValueError(
             f"{type(model).__name__} with {base!r} attention cannot have log-n scaling: its attention does not go "
             "through the interface of transformers, or depends on its name. Pass log_n=False."
         )
+    name = f"{PREFIX}-{base}-{original_length}-{exponent}"
     if name not in ALL_ATTENTION_FUNCTIONS:
-        AttentionInterface.register(name, _LogN(base, original_length, exponent))
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+        for key, by_keys in ((name, False), (name + BY_KEYS, True)):
+            AttentionInterface.register(key, _LogN(base, original_length, exponent, by_keys))
+            AttentionMaskInterface.register(key, ALL_MASK_ATTENTION_FUNCTIONS[base])
     model.set_attn_implementation(name)
+
+
+def count_keys(model: PreTrainedModel, on: bool) -> None:
+    """For training on rows whose positions skip: let n be the number of keys that a query sees, not p + 1.
+
+    Entropy grows with the number of keys. A row of L tokens has L of them however far apart they are
+    said to stand; sharpened by its positions, it teaches the weights to expect sharper attention than
+    a real window of p + 1 keys will give them. Rows must be single sequences without padding.
+    """
+    if log_n_of(model):
+        name = model.config._attn_implementation.removesuffix(BY_KEYS)
+        model.set_attn_implementation(name + BY_KEYS if on else name)
 
 
 def disable_log_n(model: PreTrainedModel) -> None:
@@ -57,19 +70,20 @@ def disable_log_n(model: PreTrainedModel) -> None:
 def log_n_of(model: PreTrainedModel) -> float:
     """The exponent in force, 0 for off."""
     prefix, _, rest = (model.config._attn_implementation or "").partition("-")
-    return float(rest.rpartition("-")[2]) if prefix == PREFIX else 0.0
+    return float(rest.removesuffix(BY_KEYS).rpartition("-")[2]) if prefix == PREFIX else 0.0
 
 
 class _LogN:
     """An attention function: scales the queries and calls the implementation it wraps."""
 
-    def __init__(self, base: str, original_length: int, exponent: float) -> None:
-        self.base, self.original_length, self.exponent = base, original_length, exponent
+    def __init__(self, base: str, original_length: int, exponent: float, by_keys: bool) -> None:
+        self.base, self.original_length, self.exponent, self.by_keys = base, original_length, exponent, by_keys
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         attention = _eager(module) if self.base == "eager" else ALL_ATTENTION_FUNCTIONS[self.base]
         if not _is_local(module, kwargs):
-            query = self._scale(module, query, kwargs.get("position_ids"))
+            position_ids = _key_counts(query, key) if self.by_keys else kwargs.get("position_ids")
+            query = self._scale(module, query, position_ids)
         return attention(module, query, key, value, *args, **kwargs)
 
     def _scale(self, module: nn.Module, query: Tensor, position_ids: Tensor | None) -> Tensor:
@@ -80,6 +94,12 @@ class _LogN:
             position_ids = position_ids[0]
         scale = log_n_scale(position_ids, self.original_length, self.exponent)
         return (query.float() * scale[:, None, :, None]).to(query.dtype)
+
+
+def _key_counts(query: Tensor, key: Tensor) -> Tensor:
+    """What stands for the position of each query, [1, n]: how many keys come before its own."""
+    seen = key.shape[-2]
+    return torch.arange(seen - query.shape[-2], seen, device=query.device)[None]
 
 
 def log_n_scale(position_ids: Tensor, original_length: int, exponent: float) -> Tensor:

@@ -17,6 +17,9 @@ from longwave.rope import Rope
 from longwave.trajectory import Trajectory
 
 PRIORS: dict[str, type[Trajectory]] = {"ntk": NTK, "yarn": YaRN, "linear": Linear}
+# Log-n attention, on by default with CLEX, does for each query what YaRN's temperature does for all of them
+# at once; both together would sharpen attention twice.
+PRIOR_OPTIONS: dict[str, dict[str, Any]] = {"yarn": {"temperature": 0.0}}
 FIELDS = ("bounded", "additive")
 FIXED_STEP_SOLVERS = ("euler", "midpoint", "heun3", "rk4")
 ADAPTIVE_SOLVERS = ("dopri5", "dopri8", "bosh3")  # tolerances 1e-8 and 1e-10: references, not for training
@@ -36,7 +39,8 @@ class CLEX(Trajectory):
         activation: `silu` or `tanh`.
         steps: solver steps from t = 1 to t, at any t (fixed-step solvers).
         solver: torchdiffeq solver, `rk4` by default; an adaptive one (`dopri5`) ignores `steps`.
-        prior_options: keyword arguments of the prior, e.g. `{"slope": 1}`.
+        prior_options: keyword arguments of the prior, e.g. `{"slope": 1}`; YaRN comes without its
+            temperature, whose work log-n attention does (`{"temperature": 0.1}` brings it back).
         name: the preset this is (`clex`, `clex-paper`).
 
     Source: CLEX (arXiv 2310.16450).
@@ -68,16 +72,16 @@ class CLEX(Trajectory):
             raise ValueError(f"{name} needs amplification > 0 and steps >= 1, got {amplification} and {steps}.")
         self.name = name
         self.steps, self.solver = int(steps), solver
-        self._options = {
+        self._options: dict[str, Any] = {
             "prior": prior,
             "field": field,
             "amplification": float(amplification),
             "activation": activation,
             "steps": int(steps),
             "solver": solver,
-            "prior_options": dict(prior_options or {}),
+            "prior_options": PRIOR_OPTIONS.get(prior, {}) | (prior_options or {}),
         }
-        self.prior = PRIORS[prior](rope, max_factor, **(prior_options or {}))
+        self.prior = PRIORS[prior](rope, max_factor, **self._options["prior_options"])
         pairs = rope.rotary_dim // 2
         hidden = max(1, round(amplification * rope.rotary_dim))
         self.field: Field = (

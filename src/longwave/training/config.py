@@ -9,6 +9,7 @@ from typing import Any
 
 POSITIONS = ("chunks", "random", "uniform", "none")
 FACTORS = ("log-uniform", "integer", "fixed")
+LOG_N_COUNTS = ("keys", "positions")
 PRECISIONS = ("auto", "bf16", "fp32")
 
 # Settings that may change when a run is resumed: they alter nothing that was drawn or computed before.
@@ -54,6 +55,9 @@ class TrainConfig:
     positions: str = setting("chunks", "Positions of a window's tokens in [0, tL).", "Sampling", POSITIONS)
     chunks: int = setting(4, "Contiguous chunks of a window, for --positions chunks.", "Sampling")
     factors: str = setting("log-uniform", "How t is drawn from [1, train factor].", "Sampling", FACTORS)
+    log_n_count: str = setting(
+        "keys", "What log-n counts in training: the keys a query sees, or its position.", "Sampling", LOG_N_COUNTS
+    )
     short_share: float = setting(0.0, "Share of micro-batches at t = 1 without gaps.", "Sampling")
 
     precision: str = setting("auto", "bf16 is autocast over fp32 weights; auto: bf16 on GPUs.", "Running", PRECISIONS)

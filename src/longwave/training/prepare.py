@@ -9,9 +9,10 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from longwave.adapter import load
+from longwave.architectures import host_of
 from longwave.attach import extend, restore, rope_of, rotaries, trajectories_of
 from longwave.generation import rotaries_of
-from longwave.logn import log_n_of
+from longwave.logn import count_keys, log_n_of
 from longwave.methods import parse_method
 from longwave.training.config import TrainConfig
 from longwave.training.positions import LengthSampler
@@ -58,6 +59,7 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
         beyond="clamp" if config.largest_draw > config.max_factor else "error",
         **options,
     )
+    count_keys(host_of(model), config.log_n_count == "keys")
     if config.freeze_weights:
         _freeze_weights(model, method.name)
     return sampler
@@ -98,6 +100,7 @@ def settle(trainer: Trainer, config: TrainConfig, *, use_cache: bool) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     for rotary in rotaries(model):
         rotary.factor, rotary.beyond = None, "error"
+    count_keys(host_of(model), False)
     model.config.use_cache = use_cache
     if config.gradient_checkpointing:
         switch_checkpointing(model, on=False)

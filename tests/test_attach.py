@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import tiny_config, tiny_model
 from torch import nn
-from transformers import GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import longwave
 from longwave.attach import rope_of, suspended, trajectories_of
@@ -136,6 +136,13 @@ def test_a_longrope_model_starts_from_its_short_factors() -> None:
 def test_a_model_without_rotary_module_is_told_what_it_has(model_type: str, has: str) -> None:
     with pytest.raises(ValueError, match=f"no rotary module to extend: it has {has}"):
         longwave.extend(tiny_model(model_type), "ntk", max_factor=2)
+
+
+def test_falcon_with_alibi_has_a_rotary_module_that_it_does_not_use() -> None:
+    config = tiny_config("falcon")
+    config.alibi = True
+    with pytest.raises(ValueError, match="it has ALiBi biases"):
+        longwave.extend(AutoModelForCausalLM.from_config(config), "ntk", max_factor=2)
 
 
 @pytest.mark.parametrize(

@@ -21,16 +21,16 @@ LOCAL = ("sliding", "chunked", "local")
 # DeepSeek-V4: `main` is rotated in the sliding-window layers only.
 GLOBAL_LAYER_TYPE = {"deepseek_v4": "compress"}
 
-# What stands in for a rotary module, by a fragment of a sub-module's or buffer's name.
+# What stands in for a rotary module, by the last part of a module's, parameter's or buffer's name.
 OTHER_POSITIONS = {
     "wpe": "learned absolute positions (wpe)",
-    "embed_positions": "absolute positions (embed_positions)",
-    "position_embeddings": "learned absolute positions (position_embeddings)",
     "positions_embed": "learned absolute positions (positions_embed)",
-    "pos_emb": "its own position embedding (pos_emb)",
-    "relative_attention_bias": "relative position biases",
-    "rel_proj": "relative position projections",
-    "r_r_bias": "relative position biases (r_r_bias)",
+    "position_embeddings": "learned absolute positions (position_embeddings)",
+    "embed_positions": "absolute positions (embed_positions)",
+    "pos_encoding": "absolute positions (pos_encoding)",
+    "position_bias": "relative position biases (position_bias)",
+    "r_r_bias": "relative positions (r_r_bias)",
+    "rel_logits_proj": "relative positions (rel_logits_proj)",
 }
 ALIBI = ("bloom", "mpt")
 ROTATES_INSIDE_ATTENTION = ("gptj", "codegen", "roformer")
@@ -73,7 +73,7 @@ def find_sites(model: nn.Module) -> list[Site]:
         if not isinstance(config, type(text)) or not _is_rotary(module):
             continue
         layer_types = _global_layer_types(module)
-        if layer_types:
+        if layer_types and not _has_alibi(text):  # Falcon builds the module in either case
             sites.append(Site(module, owners, _choose(layer_types, text)))
     if not sites:
         raise ValueError(
@@ -104,15 +104,20 @@ def describe_positions(model: PreTrainedModel) -> str:
     config = model.config.get_text_config(decoder=True)
     if config.model_type in ROTATES_INSIDE_ATTENTION:
         return "rotary positions computed inside its attention, without a module"
-    if config.model_type in ALIBI or getattr(config, "alibi", False):
+    if _has_alibi(config):
         return "ALiBi biases (no position embedding)"
     if any(_is_rotary(module) for module in model.modules()):
         return "rotary positions in sliding-window layers only, which no context length reaches"
-    names = {name.rpartition(".")[2] for name, _ in [*model.named_modules(), *model.named_buffers()]}
+    named = (*model.named_modules(), *model.named_parameters(), *model.named_buffers())
+    names = {name.rpartition(".")[2] for name, _ in named}
     for name, description in OTHER_POSITIONS.items():
         if name in names:
             return description
     return "no position embedding that could be scaled"
+
+
+def _has_alibi(config: PreTrainedConfig) -> bool:
+    return config.model_type in ALIBI or bool(getattr(config, "alibi", False))
 
 
 def _owners(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[tuple[nn.Module, str], ...]]]:
@@ -143,13 +148,14 @@ def _global_layer_types(module: nn.Module) -> list[str | None]:
 
 
 def _choose(layer_types: list[str | None], config: PreTrainedConfig) -> str | None:
-    choice = GLOBAL_LAYER_TYPE.get(config.model_type, layer_types[0])
-    if len(layer_types) > 1 and choice not in GLOBAL_LAYER_TYPE.values():
+    if len(layer_types) == 1:
+        return layer_types[0]
+    if config.model_type not in GLOBAL_LAYER_TYPE:
         raise ValueError(
             f"{config.model_type} has rotary frequencies for {', '.join(map(str, layer_types))}; which one serves "
             "the whole context is unknown. Add the model to longwave.architectures.GLOBAL_LAYER_TYPE."
         )
-    return choice
+    return GLOBAL_LAYER_TYPE[config.model_type]
 
 
 def _rope_parameters(config: PreTrainedConfig, layer_type: str | None) -> dict:

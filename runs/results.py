@@ -61,7 +61,9 @@ ROWS = [
     Row("yarn", "dynamic YaRN, training-free", "yarn", None),
     Row("clex", "**CLEX**, fine-tuned", "clex"),
     Row("ntk-tuned", "dynamic NTK, fine-tuned", "ntk"),
-    Row("yarn-tuned", "dynamic YaRN, fine-tuned", "yarn"),
+    # CLEX's prior without the field, and YaRN as published, whose temperature log-n would only double.
+    Row("yarn-tuned", "dynamic YaRN, fine-tuned, log-n for its temperature", "yarn", {"options": {"temperature": 0.0}}),
+    Row("yarn-published", "dynamic YaRN, fine-tuned, its temperature, no log-n", "yarn", {"log_n": 0.0}),
     Row("naive", "unscaled, fine-tuned", "none"),
     Row(
         "clex-paper",

@@ -130,3 +130,24 @@ def test_short_micro_batches_longer_than_the_original_are_merely_contiguous():
 def test_config_offers_what_exists():
     assert set(config.POSITIONS) == set(POSITIONS)
     assert set(config.FACTORS) == set(FACTORS)
+
+
+def test_long_share_draws_real_windows_of_as_many_tokens():
+    sampler = LengthSampler(64, 10.0, short_share=0.2, long_share=0.5, seed=1)
+    assert sampler.multiples(16, 64) == [2, 4, 8]
+    assert sampler.multiples(4, 64) == [2, 4]
+    draws = [sampler(16, 64, step=step) for step in range(400)]
+    long = [(t, ids) for t, ids in draws if ids.shape[1] > 64]
+    assert 0.4 < len(long) / len(draws) < 0.6
+    assert {ids.shape[1] for _, ids in long} == {128, 256, 512}
+    for t, ids in long:
+        assert ids.numel() == 16 * 64
+        assert t == ids.shape[1] / 64
+        assert torch.equal(ids, torch.arange(ids.shape[1]).expand_as(ids))
+
+
+def test_long_share_without_room_is_refused():
+    with pytest.raises(ValueError, match=r"batch size of at least 2 \(got 1\)"):
+        LengthSampler(64, 8.0, long_share=0.1)(1, 64, step=0)
+    with pytest.raises(ValueError, match="long share needs room"):
+        LengthSampler(64, 1.5, long_share=0.1)(4, 64, step=0)

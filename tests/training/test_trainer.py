@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 import longwave
+from longwave.logn import log_n_of
 from longwave.training.data import collate
 from longwave.training.metrics import read_metrics
 from longwave.training.positions import LengthSampler
@@ -175,6 +176,29 @@ def test_short_micro_batches_and_factors_beyond_the_one_in_use(llama, train):
     assert factors.count(1.0) >= 1
     rotary = longwave.rotaries(llama)[0]
     assert (rotary.factor, rotary.beyond, rotary.trajectory.max_factor) == (None, "error", 8)
+
+
+def test_long_micro_batches_are_real_windows_of_the_text(llama, train, book, tokenizer):
+    """A model that reads a span of the text, at consecutive positions, log-n counting the keys that are there."""
+    seen: list[tuple[torch.Tensor, torch.Tensor, str]] = []
+
+    def watch(module, args, kwargs):
+        seen.append((kwargs["input_ids"], kwargs["position_ids"], module.config._attn_implementation))
+
+    handle = llama.register_forward_pre_hook(watch, with_kwargs=True)
+    rows = read_metrics(train(llama, steps=12, long_share=0.5) / "metrics.jsonl")
+    handle.remove()
+    stream = tokenizer(book.read_text("utf-8"))["input_ids"]
+    long = [(ids, positions) for ids, positions, _ in seen if ids.shape[1] > 48]
+    assert {tuple(ids.shape) for ids, _ in long} == {(2, 96), (1, 192)}
+    text = tokenizer.decode(stream)
+    for ids, positions in long:
+        assert torch.equal(positions, torch.arange(ids.shape[1]).expand_as(ids))
+        assert all(tokenizer.decode(row) in text for row in ids.tolist())
+    assert all(name.endswith("-keys") for _, _, name in seen)
+    assert log_n_of(llama) == 1.0
+    assert not llama.config._attn_implementation.endswith("-keys")
+    assert {row["tokens"] // row["step"] for row in rows} == {192}
 
 
 def _poison(model) -> None:

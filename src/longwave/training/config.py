@@ -60,6 +60,12 @@ class TrainConfig:
     )
     short_share: float = setting(0.0, "Share of micro-batches at t = 1 without gaps.", "Sampling")
 
+    long_share: float = setting(
+        0.0,
+        "Share of micro-batches with real windows of 2, 4, 8, ... n tokens, as many in all; costs memory.",
+        "Sampling",
+    )
+
     precision: str = setting("auto", "bf16 is autocast over fp32 weights; auto: bf16 on GPUs.", "Running", PRECISIONS)
     gradient_checkpointing: bool = setting(False, "Recompute activations: less memory, slower.", "Running")
     workers: int = setting(0, "Data loading processes.", "Running")
@@ -77,8 +83,9 @@ class TrainConfig:
         for name in ("max_factor", "train_factor"):
             value = getattr(self, name)
             self._check(name, value is None or (math.isfinite(value) and value >= 1), "a number >= 1")
-        for name in ("warmup", "short_share"):
+        for name in ("warmup", "short_share", "long_share"):
             self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        self._check("long_share", self.short_share + self.long_share <= 1, "at most 1 together with short share")
         for item in fields(self):
             allowed = item.metadata["choices"]
             self._check(item.name, not allowed or getattr(self, item.name) in allowed, f"one of {', '.join(allowed)}")

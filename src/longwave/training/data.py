@@ -52,6 +52,12 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
             self._epoch = epoch
         return {"input_ids": self.rows[self._order[place]]}
 
+    def spans(self, count: int, length: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """A batch of `count` longer rows, from anywhere in the stream: what `collate` returns, [count, length]."""
+        stream = self.rows.flatten()
+        starts = torch.randint(0, stream.numel() - length + 1, (count,), generator=generator)
+        return collate([{"input_ids": stream[start : start + length]} for start in starts])
+
 
 def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Stack rows to input ids, labels and an attention mask, each [batch, length].

@@ -87,7 +87,7 @@ FACTORS: dict[str, Callable[[float, Generator], float]] = {
 }
 
 
-def counter_generator(*counters: int) -> Generator:
+def counter_generator(*counters: int | str) -> Generator:
     """A generator whose seed is a hash of `counters`: it needs no state to be saved and no draws to be skipped."""
     digest = hashlib.sha256(repr(counters).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
@@ -107,6 +107,8 @@ class LengthSampler:
         factors: a key of FACTORS.
         chunks: number of chunks, for `positions="chunks"`.
         short_share: share of micro-batches left as pre-training had them: t = 1, no gaps.
+        long_share: share of micro-batches that are real windows: 2, 4, 8, ... times as long without gaps, in as
+            many fewer rows. They alone show the weights and the field how dense a long context is.
         seed: of every draw.
     """
 
@@ -116,29 +118,54 @@ class LengthSampler:
     factors: str = "log-uniform"
     chunks: int = 2
     short_share: float = 0.0
+    long_share: float = 0.0
     seed: int = 0
+
+    def multiples(self, rows: int, length: int) -> list[int]:
+        """How many times as long a real window can be: powers of two that max_factor and the batch allow."""
+        most = min(rows, math.floor(self.max_factor * self.original_length) // length)
+        return [2**k for k in range(1, most.bit_length())]
 
     def __call__(
         self, rows: int, length: int, *, step: int, micro_batch: int = 0, rank: int = 0
     ) -> tuple[float, Tensor]:
-        """t and int64 position ids [rows, length] of one micro-batch of `length`-token rows.
+        """t and int64 position ids of one micro-batch of `length`-token rows: [rows, length].
+
+        For a real long window they are [rows/m, m·length]: the caller takes that many longer rows instead.
 
         Raises:
-            ValueError: if the window does not fit into max_factor times L.
+            ValueError: if the window does not fit into max_factor times L, or no longer one does.
         """
         least = max(1.0, length / self.original_length)
-        if least > self.max_factor:
-            raise ValueError(
-                f"a training window of {length} tokens is {least:.4g} times the original length "
-                f"{self.original_length}, beyond the largest factor {self.max_factor:g}. Raise it, or train shorter."
-            )
+        self._check(rows, length, least)
         generator = counter_generator(self.seed, step, micro_batch, rank)
-        short = torch.rand((), generator=generator).item() < self.short_share
-        if short:
+        kind = torch.rand((), generator=generator).item()
+        if kind < self.short_share:
             return least, none(rows, length, length, generator)
+        if kind < self.short_share + self.long_share:
+            return self._long(rows, length, generator)
         if self.factors == "integer":
             least = min(float(math.ceil(least)), self.max_factor)
         t = max(FACTORS[self.factors](self.max_factor, generator), least)
         # n/L·L can come out below n in floating point: the window is the floor.
         limit = max(length, math.floor(t * self.original_length))
         return t, POSITIONS[self.positions](rows, length, limit, generator, self.chunks)
+
+    def _long(self, rows: int, length: int, generator: Generator) -> tuple[float, Tensor]:
+        multiples = self.multiples(rows, length)
+        multiple = multiples[int(torch.randint(len(multiples), (), generator=generator))]
+        t = max(1.0, multiple * length / self.original_length)
+        t = min(float(math.ceil(t)), self.max_factor) if self.factors == "integer" else t
+        return t, none(rows // multiple, multiple * length, multiple * length, generator)
+
+    def _check(self, rows: int, length: int, least: float) -> None:
+        if least > self.max_factor:
+            raise ValueError(
+                f"a training window of {length} tokens is {least:.4g} times the original length "
+                f"{self.original_length}, beyond the largest factor {self.max_factor:g}. Raise it, or train shorter."
+            )
+        if self.long_share and not self.multiples(rows, length):
+            raise ValueError(
+                f"long share needs room for a window of 2 x {length} tokens: a batch size of at least 2 (got {rows}) "
+                f"and {self.max_factor:g} x {self.original_length} positions. Raise them, or set long share to 0."
+            )

@@ -40,9 +40,12 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
         factors=config.factors,
         chunks=config.chunks,
         short_share=config.short_share,
+        long_share=config.long_share,
         seed=config.seed,
     )
-    sampler(1, config.train_length, step=0)  # a window that cannot fit is an error here, not in the first batch
+    sampler(
+        config.batch_size, config.train_length, step=0
+    )  # a window that cannot fit is an error here, not in the first batch
     options, learned = config.method_options, None
     if rotaries_of(model):
         options, learned = _carried_over(model, method.name, options)

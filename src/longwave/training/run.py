@@ -101,6 +101,11 @@ def train(
     if int(rows.max()) >= known:
         raise ValueError(f"the tokenizer's ids reach {int(rows.max())} but the model knows {known}: not its tokenizer.")
     sampler = attach_method(network, config)
+    longest = max([1, *sampler.multiples(config.batch_size, config.train_length)]) * config.train_length
+    if config.long_share and rows.numel() < longest:
+        raise ValueError(
+            f"long share cuts windows of {longest} tokens, the data holds {rows.numel()}. Pass more --data."
+        )
 
     # Up to here nothing in the folder has been touched.
     states = checkpoints(output / CHECKPOINTS) if resume else []

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from longwave.attach import rotaries
 from longwave.training.checkpoints import STAGING, checkpoints, publish
 from longwave.training.metrics import MetricsLog
-from longwave.training.positions import LengthSampler
+from longwave.training.positions import LengthSampler, counter_generator
 from longwave.trajectory import Trajectory
 
 
@@ -35,7 +35,7 @@ class LengthTrainer(Trainer):
     Arguments:
         model: an extended model.
         args: `logging_steps=1`, `save_total_limit=None`; checkpoints go to `args.output_dir`.
-        sampler: draws t and the position ids.
+        sampler: draws t and the position ids; with a `long_share`, `train_dataset` must be `PackedRows`.
         field_lr: learning rate of the trajectory's parameters (rad/token in the log), without weight decay.
         metrics: where a row per optimizer step goes; None writes none.
         keep: number of checkpoints to keep while training.
@@ -76,8 +76,12 @@ class LengthTrainer(Trainer):
         if step != self._drawn_at:
             self._draws, self._drawn_at = [], step
         rows, length = inputs["input_ids"].shape
-        t, positions = self.sampler(rows, length, step=step, micro_batch=len(self._draws), rank=self.args.process_index)
+        place = {"step": step, "micro_batch": len(self._draws), "rank": self.args.process_index}
+        t, positions = self.sampler(rows, length, **place)
         self._draws.append((t, positions))
+        if positions.shape[1] != length:
+            text = counter_generator(self.sampler.seed, "span", *place.values())
+            inputs = self.train_dataset.spans(*positions.shape, text)  # type: ignore[union-attr]
         for rotary in rotaries(self._network):
             rotary.factor = t  # not through `set_length`: t may be drawn beyond the largest in use
         loss = super().training_step(model, {**inputs, "position_ids": positions}, num_items_in_batch)

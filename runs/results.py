@@ -1,6 +1,6 @@
 """The table of docs/results.md: every row, three training seeds, the same targets, paired intervals.
 
-    python runs/results.py                       # two processes of one thread each, about three hours
+    python runs/results.py                       # two processes of one thread each, hours
     python runs/results.py --report              # only write docs/results.md from what is there
 
 Each (row, seed) is a cell: train through `longwave.train`, measure perplexity and passkey through
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "src" / "longwave" / "demo" / "model"
 CELLS = ROOT / "runs" / "results"
 LENGTHS = "1x,2x,4x,8x,16x"
-WINDOWS, TRIALS = 512, 100
 
 # One budget for every trained row: 256 steps of 16 windows of L tokens, 1.05 M tokens.
 TRAINING: dict[str, Any] = {
@@ -34,11 +32,13 @@ TRAINING: dict[str, Any] = {
     "max_factor": 16,
     "steps": 256,
     "batch_size": 16,
-    "lr": 1e-3,
+    "lr": 5e-4,
+    "field_lr": 3e-3,
     "positions": "chunks",
     "chunks": 8,
     "factors": "log-uniform",
-    "short_share": 0.1,
+    "short_share": 0.25,
+    "long_share": 0.3,
     "log_n": 1.0,
     "precision": "bf16",
 }
@@ -67,9 +67,15 @@ ROWS = [
     Row("naive", "unscaled, fine-tuned", "none"),
     Row(
         "clex-paper",
-        "CLEX as published (random positions, integer t, additive field)",
+        "CLEX as published: windows of L only, random positions, integer t, additive field",
         "clex-paper",
-        {"positions": "random", "factors": "integer", "field_lr": TRAINING["lr"]},
+        {
+            "positions": "random",
+            "factors": "integer",
+            "field_lr": TRAINING["lr"],
+            "short_share": 0.0,
+            "long_share": 0.0,
+        },
     ),
 ]
 SEEDS = (0, 1, 2)
@@ -84,7 +90,23 @@ def cell_path(row: Row, seed: int) -> Path:
     return CELLS / f"{row.name}-{seed}.json"
 
 
-def compute(row: Row, seed: int) -> None:
+def settings_of(row: Row, seed: int) -> dict[str, Any] | None:
+    """What a cell trains with; None for a training-free row."""
+    return None if row.training is None else TRAINING | row.training | {"method": row.method, "seed": seed}
+
+
+def is_current(row: Row, seed: int, windows: int, trials: int) -> bool:
+    """Whether the cell is there and was made with this base model, these settings and as many windows and trials."""
+    from longwave.io import read_json, sha256
+
+    if not cell_path(row, seed).exists():
+        return False
+    cell = read_json(cell_path(row, seed))
+    made = (cell["base"], cell["training"], len(cell["perplexity"][0]["nll"]), cell["passkey"][0]["trials"])
+    return made == (sha256(BASE / "model.safetensors"), settings_of(row, seed), windows, trials)
+
+
+def compute(row: Row, seed: int, windows: int, trials: int) -> None:
     """Train and measure one cell in this process."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -96,19 +118,18 @@ def compute(row: Row, seed: int) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     started = time.time()
-    training = None
+    training = settings_of(row, seed)
     with tempfile.TemporaryDirectory() as folder:
-        if row.training is None:
+        if training is None:
             model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
             longwave.extend(model, row.method, max_factor=16)
         else:
-            training = TRAINING | row.training | {"method": row.method, "seed": seed}
             longwave.train(BASE, stdlib_files("train"), Path(folder) / "out", progress=False, **training)
             model = longwave.load(Path(folder) / "out", dtype=torch.float32)
     trained = time.time()
     tokens = token_stream(read_documents(stdlib_files("heldout")), tokenizer)
-    loss = longwave.perplexity(model, tokens, LENGTHS, windows=WINDOWS)
-    found = longwave.passkey(model, tokenizer, LENGTHS, trials=TRIALS)
+    loss = longwave.perplexity(model, tokens, LENGTHS, windows=windows)
+    found = longwave.passkey(model, tokenizer, LENGTHS, trials=trials)
     record = {
         "row": asdict(row),
         "seed": seed,
@@ -118,7 +139,7 @@ def compute(row: Row, seed: int) -> None:
         "versions": versions(),
         "seconds": {"train": round(trained - started), "measure": round(time.time() - trained)},
         "perplexity": [entry.to_json() for entry in loss.lengths],
-        "passkey": [{"length": entry.length, "rate": entry.rate.value} for entry in found.lengths],
+        "passkey": [{"length": entry.length, "trials": trials, "rate": entry.rate.value} for entry in found.lengths],
     }
     for entry in record["perplexity"]:  # nats to 5 digits are plenty, and keep the files readable
         entry["nll"] = [round(value, 4) for value in entry["nll"]]
@@ -126,46 +147,52 @@ def compute(row: Row, seed: int) -> None:
     write_json(cell_path(row, seed), record)
 
 
-def run(wanted: list[tuple[Row, int]], jobs: int, threads: int) -> None:
-    """Missing cells in processes of their own, `jobs` at a time."""
-    missing = [(row, seed) for row, seed in wanted if not cell_path(row, seed).exists()]
+def run(wanted: list[tuple[Row, int]], args: argparse.Namespace) -> bool:
+    """Missing cells in processes of their own, `args.jobs` at a time; False if one failed."""
+    missing = [(row, seed) for row, seed in wanted if not is_current(row, seed, args.windows, args.trials)]
     print(f"{len(missing)} cells to compute, {len(wanted) - len(missing)} kept", flush=True)
 
-    def one(cell: tuple[Row, int]) -> None:
+    def one(cell: tuple[Row, int]) -> bool:
         row, seed = cell
         started = time.time()
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, __file__, "--cell", row.name, "--seed", str(seed)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false"}
+        amount = ["--windows", str(args.windows), "--trials", str(args.trials)]
+        command = [sys.executable, __file__, "--cell", row.name, "--seed", str(seed), *amount]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         outcome = "done" if done.returncode == 0 else f"FAILED\n{done.stderr[-2000:]}"
         print(f"{row.name} seed {seed}: {outcome} ({time.time() - started:.0f} s)", flush=True)
+        return done.returncode == 0
 
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, missing))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        return all(list(pool.map(one, missing)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2, help="cells computed at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
+    parser.add_argument("--windows", type=int, default=512, help="windows of perplexity")
+    parser.add_argument("--trials", type=int, default=100, help="passkey prompts for each length")
     parser.add_argument("--rows", help="comma-separated names, default all")
     parser.add_argument("--report", action="store_true", help="only write the page")
-    parser.add_argument("--overwrite", action="store_true", help="forget the cells that are there")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     rows = {row.name: row for row in ROWS}
     if args.cell:
-        compute(rows[args.cell], args.seed)
+        compute(rows[args.cell], args.seed, args.windows, args.trials)
         return
     if not args.report:
-        if args.overwrite:
-            shutil.rmtree(CELLS, ignore_errors=True)
         wanted = [cell for cell in cells() if not args.rows or cell[0].name in args.rows.split(",")]
-        run(wanted, args.jobs, args.threads)
+        if not run(wanted, args):
+            sys.exit("a cell failed: the page is not written")
     from results_page import write_page
 
-    write_page(ROWS, SEEDS, CELLS, ROOT / "docs", TRAINING)
+    current = {
+        row.name: {s: cell_path(row, s) for s in SEEDS if is_current(row, s, args.windows, args.trials)} for row in ROWS
+    }
+    made_by = f"python runs/results.py --windows {args.windows} --trials {args.trials}"
+    write_page(ROWS, current, ROOT / "docs", TRAINING, made_by)
 
 
 if __name__ == "__main__":

@@ -134,13 +134,40 @@ def test_output_that_is_not_empty(base, train):
     stamp = (folder / "training.json").read_bytes()
     with pytest.raises(ValueError, match="not empty"):
         train(base)
-    with pytest.raises(ValueError, match="both the model and the output"):
-        train(folder, overwrite=True)
     with pytest.raises(ValueError, match="does not exist"):
         train(base, data=["absent"], overwrite=True)
     assert (folder / "training.json").read_bytes() == stamp
     train(base, overwrite=True, steps=2)
     assert len(read_metrics(folder / "metrics.jsonl")) == 2
+
+
+def test_overwrite_spares_what_the_run_reads(base, train, book):
+    folder = train(base)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    reads = [(folder, [book]), (folder / "model", [book]), (base, [folder / "metrics.jsonl"]), (base, [folder.parent])]
+    for model, data in reads:
+        with pytest.raises(ValueError, match="read by this run and part of its output") as caught:
+            train(model, data=data, overwrite=True)
+        assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoints"])
+def test_overwrite_spares_folders_of_others(llama, train, tmp_path, name):
+    precious = tmp_path / "out" / name / "precious"
+    precious.mkdir(parents=True)
+    (tmp_path / "out" / "training.json").write_text('{"epochs": 3}')  # somebody else's
+    with pytest.raises(ValueError, match=rf"{name} was not written by longwave"):
+        train(llama, overwrite=True)
+    assert precious.exists()
+
+
+def test_a_folder_that_lost_its_result_is_not_finished(llama, train):
+    start = copy.deepcopy(llama)
+    folder = train(llama)
+    (folder / "longwave.json").unlink()  # the first thing that --overwrite deletes
+    train(start, resume=True)
+    assert (folder / "longwave.json").exists()
 
 
 def test_command_line(base, book, tmp_path, capsys):

@@ -84,7 +84,7 @@ def _carried_over(
         if name not in kept and current[0].options().get(name) != value:
             raise ValueError(
                 f"the model learned its frequencies with {name} {current[0].options().get(name)!r}, not {value!r}. "
-                "Leave the option out, or start from the plain model (its folder model/)."
+                "Leave the option out, or train the plain model (its folder model/) into another output."
             )
     return {**kept, **{name: options[name] for name in kept if name in options}}, current[0]
 

@@ -18,7 +18,7 @@ from transformers import (
     set_seed,
 )
 
-from longwave.adapter import save
+from longwave.adapter import MODEL, SETTINGS, WEIGHTS, save
 from longwave.io import command, prepare_output, read_json, versions, write_json
 from longwave.text import data_hashes, read_documents, token_stream
 from longwave.training.checkpoints import checkpoint_step, checkpoints
@@ -30,7 +30,8 @@ from longwave.training.progress import ProgressCallback
 from longwave.training.trainer import LengthTrainer
 
 RECORD, METRICS, CHECKPOINTS = "training.json", "metrics.jsonl", "checkpoints"
-RESULTS = ("longwave.json", "longwave.safetensors", RECORD, METRICS, CHECKPOINTS, "model", "adapter")
+# Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
+RESULTS = (SETTINGS, WEIGHTS, METRICS, CHECKPOINTS, MODEL, RECORD)
 
 
 def train(
@@ -57,7 +58,8 @@ def train(
         tokenizer: needed with a model that is not a path.
         resume: go on from the last checkpoint in `output`, or start if there is none. What follows is
             bitwise what the uninterrupted run would have done.
-        overwrite: write into a folder that is not empty; an earlier run's result there is deleted.
+        overwrite: write into a folder that is not empty; an earlier run's result there is deleted. Nothing
+            that this run reads may be part of it.
         progress: show a progress bar on stderr.
         callbacks: transformers callbacks; `on_log` receives the rows of metrics.jsonl.
         **settings: the fields of `TrainConfig`. `train_length` and `max_factor` have no defaults.
@@ -81,17 +83,17 @@ def train(
         "seed": config.seed,
         "command": command(),
     }
-    if isinstance(model, str | Path) and Path(model).resolve() == output.resolve():
-        raise ValueError(f"{output} is both the model and the output. Write to another folder.")
+    _require_apart([*([model] if isinstance(model, str | Path) else []), *data, *record["data"]], output)
     resume = resume and (output / RECORD).exists()
     if resume:
         earlier = read_json(output / RECORD)
         _require_same_run(config, record, earlier)
-        if earlier["status"] == "finished":
+        if earlier["status"] == "finished" and (output / SETTINGS).exists():
             return output
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun: the one that writes
     if first:
         prepare_output(output, overwrite=resume or overwrite)
+        _require_ours(output)
 
     set_seed(config.seed)
     shown = progress and sys.stderr.isatty()
@@ -113,8 +115,8 @@ def train(
     if first:
         if not resume:
             _remove_results(output)
-        metrics = MetricsLog(output / METRICS, checkpoint_step(states[-1]) if states else 0)
         write_json(output / RECORD, {"status": "running", **record})
+        metrics = MetricsLog(output / METRICS, checkpoint_step(states[-1]) if states else 0)
 
     arguments = _arguments(config, output / CHECKPOINTS)
     consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
@@ -183,6 +185,28 @@ def _require_same_run(config: TrainConfig, record: dict[str, Any], earlier: dict
         raise ValueError(
             f"--resume goes on with the same run, but {'; '.join(changed)}. Start another with a new --output."
         )
+
+
+def _require_apart(inputs: Iterable[Path | str], output: Path) -> None:
+    """What the run reads must not be what it deletes or replaces."""
+    results = [(output / name).resolve() for name in RESULTS]
+    for path in inputs:
+        place = Path(path).resolve()
+        if place == output.resolve() or any(place.is_relative_to(result) for result in results):
+            raise ValueError(f"{path} is read by this run and part of its output {output}. Write to another folder.")
+
+
+def _require_ours(output: Path) -> None:
+    """Only a record shows that a folder `model` is an earlier run's and not somebody's model."""
+    found = [name for name in RESULTS if (output / name).exists()]
+    if found and not (_has(output / RECORD, "status") or _has(output / SETTINGS, "format")):
+        raise ValueError(
+            f"{output / found[0]} was not written by longwave: {RECORD} is missing. Write to another folder."
+        )
+
+
+def _has(record: Path, key: str) -> bool:
+    return record.is_file() and key in read_json(record)
 
 
 def _remove_results(output: Path) -> None:

@@ -6,9 +6,17 @@ import math
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import tiny_config, tiny_model
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 import longwave
 from longwave.architectures import host_of
@@ -144,6 +152,56 @@ def test_attention_that_cannot_have_it(model_type: str) -> None:
     with pytest.raises(ValueError, match=r"cannot have log-n scaling.*Pass log_n=False"):
         longwave.extend(model, "ntk", max_factor=2, log_n=True)
     longwave.extend(model, "ntk", max_factor=2)
+
+
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "kernels-community/paged-attention"])
+def test_attention_that_finds_its_kernel_by_name_is_refused(llama: LlamaForCausalLM, implementation: str) -> None:
+    """Under our name it would fail, in the first forward at the latest."""
+    llama.config._attn_implementation = implementation
+    with pytest.raises(ValueError, match=r"cannot have log-n scaling.*its own name.*log_n=False"):
+        longwave.extend(llama, "ntk", max_factor=2, log_n=True)
+    with pytest.raises(ValueError, match="not extended"):
+        longwave.rotaries(llama)
+    longwave.extend(llama, "ntk", max_factor=2, log_n=False)
+
+
+@pytest.mark.parametrize("log_n", [1e-5, 0.5, 2.0])
+def test_any_attention_name_and_exponent_is_read_back(llama: LlamaForCausalLM, ids: Tensor, log_n: float) -> None:
+    AttentionInterface.register("my-own-sdpa", sdpa_attention_forward)
+    AttentionMaskInterface.register("my-own-sdpa", sdpa_mask)
+    expected = logits(with_log_n(llama, log_n=log_n), ids)
+    longwave.restore(llama)
+    with_log_n(llama, "my-own-sdpa", log_n=log_n)
+    assert log_n_of(llama) == log_n and torch.equal(logits(llama, ids), expected)
+    longwave.restore(llama)
+    assert llama.config._attn_implementation == "my-own-sdpa"
+
+
+@pytest.mark.parametrize("log_n", [float("nan"), float("inf"), -1.0])
+def test_an_exponent_that_is_no_exponent(llama: LlamaForCausalLM, log_n: float) -> None:
+    with pytest.raises(ValueError, match=f"an exponent >= 0, got {log_n}"):
+        with_log_n(llama, log_n=log_n)
+
+
+def test_a_vision_tower_keeps_its_attention() -> None:
+    """Its attention has no position ids to scale by, and may be another one than the text model's."""
+    config = tiny_config("gemma3")
+    config.mm_tokens_per_image, config.image_token_id = 49, 127
+    model = AutoModelForCausalLM.from_config(config).eval()
+    config = model.config
+    model.set_attn_implementation({"vision_config": "eager", "text_config": "sdpa"})
+    text = torch.randint(2, 100, (1, 10))
+    image = torch.full((1, config.mm_tokens_per_image), config.image_token_id)
+    ids = torch.cat([text, image, text], dim=1)
+    size = config.vision_config.image_size
+    inputs = {"pixel_values": torch.randn(1, 3, size, size), "token_type_ids": (ids == config.image_token_id).long()}
+    plain = logits(model, ids, **inputs)
+    longwave.extend(model, "none", max_factor=8, log_n=True, original_length=16)
+    assert log_n_of(model) == 1.0 and config.vision_config._attn_implementation == "eager"
+    assert not torch.equal(logits(model, ids, **inputs), plain)
+    longwave.restore(model)
+    assert (config.vision_config._attn_implementation, config.text_config._attn_implementation) == ("eager", "sdpa")
+    assert torch.equal(logits(model, ids, **inputs), plain)
 
 
 def test_attention_without_positions_says_so(ids: Tensor) -> None:

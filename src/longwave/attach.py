@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from longwave.architectures import Site, find_sites, host_of, rope_at
 from longwave.generation import install_hooks, remove_hooks, rotaries_of
-from longwave.logn import disable_log_n, enable_log_n
+from longwave.logn import attention_of, disable_log_n, enable_log_n, set_attention
 from longwave.methods import Method, parse_method
 from longwave.rope import Rope
 from longwave.rotary import ScaledRotary, frequency_name
@@ -112,7 +112,7 @@ def extended(model: Model, method: str = "clex", **arguments: Any) -> Iterator[M
 def suspended(model: Model) -> Iterator[Model]:
     """The plain model for the length of a `with` block, then the very same extension again."""
     host = host_of(model)
-    attention = host.config._attn_implementation
+    attention = attention_of(host)
     places = [
         (parent, name, child)
         for parent in model.modules()
@@ -125,7 +125,7 @@ def suspended(model: Model) -> Iterator[Model]:
     finally:
         for parent, name, rotary in places:
             setattr(parent, name, rotary)
-        host.set_attn_implementation(attention)
+        set_attention(host, attention)
         install_hooks(host)
 
 

@@ -4,8 +4,8 @@ q_p <- q_p · max(1, ln(p + 1) / ln L)^exponent for the query at position p: att
 keeps its entropy as n grows beyond L (YaRN calls a constant form of it a temperature). Below L the
 factor is exactly 1. cos and sin are shared by queries and keys, so it cannot live in the rotary module.
 
-The whole setting is the name of an attention implementation, e.g. `longwave-sdpa-256-1.0`: that is
-what the model's config carries, and what `log_n_of` reads back.
+The whole setting is an attention implementation, registered as e.g. `longwave-sdpa-256-1.0`: its name
+is what the model's config carries, and `log_n_of` looks it up.
 
 Source: github.com/DAMO-NLP-SG/CLEX (`log_scale`), there one scalar over the whole key length.
 """
@@ -24,29 +24,38 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import is_flash_attention_requested
 
 PREFIX, BY_KEYS = "longwave", "-keys"
 
 
 def enable_log_n(model: PreTrainedModel, original_length: int, exponent: float) -> None:
-    """Scale the queries of every layer that attends to the whole context.
+    """Scale the queries of every layer of the text model that attends to the whole context.
 
     Raises:
-        ValueError: if the model's attention does not go through the interface of transformers.
+        ValueError: if the model's attention does not go through the interface of transformers, or the
+            exponent is not a number > 0.
     """
-    base = model.config._attn_implementation
-    usable = type(model)._can_set_attn_implementation() and base in ALL_MASK_ATTENTION_FUNCTIONS
-    if not usable or _asks_for(model, base):
+    if not (math.isfinite(exponent) and exponent > 0):
+        raise ValueError(f"log_n must be True, False or an exponent >= 0, got {exponent}.")
+    text = _text_model(model)
+    base = attention_of(model)
+    if is_flash_attention_requested(requested_attention_implementation=base) or "/" in base:
+        raise ValueError(
+            f"{base!r} attention cannot have log-n scaling: it finds its kernel by its own name. "
+            'Load the model with attn_implementation="sdpa", or pass log_n=False.'
+        )
+    usable = type(text)._can_set_attn_implementation() and base in ALL_MASK_ATTENTION_FUNCTIONS
+    if not usable or _asks_for(text, base):
         raise ValueError(
             f"{type(model).__name__} with {base!r} attention cannot have log-n scaling: its attention does not go "
             "through the interface of transformers, or depends on its name. Pass log_n=False."
         )
     name = f"{PREFIX}-{base}-{original_length}-{exponent}"
-    if name not in ALL_ATTENTION_FUNCTIONS:
-        for key, by_keys in ((name, False), (name + BY_KEYS, True)):
-            AttentionInterface.register(key, _LogN(base, original_length, exponent, by_keys))
-            AttentionMaskInterface.register(key, ALL_MASK_ATTENTION_FUNCTIONS[base])
-    model.set_attn_implementation(name)
+    for key, by_keys in ((name, False), (name + BY_KEYS, True)):
+        AttentionInterface.register(key, _LogN(base, original_length, exponent, by_keys))
+        AttentionMaskInterface.register(key, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    set_attention(model, name)
 
 
 def count_keys(model: PreTrainedModel, on: bool) -> None:
@@ -57,20 +66,43 @@ def count_keys(model: PreTrainedModel, on: bool) -> None:
     a real window of p + 1 keys will give them. Rows must be single sequences without padding.
     """
     if log_n_of(model):
-        name = model.config._attn_implementation.removesuffix(BY_KEYS)
-        model.set_attn_implementation(name + BY_KEYS if on else name)
+        name = attention_of(model).removesuffix(BY_KEYS)
+        set_attention(model, name + BY_KEYS if on else name)
 
 
 def disable_log_n(model: PreTrainedModel) -> None:
     """Back to the attention implementation from before `enable_log_n`; nothing if it is not enabled."""
-    if log_n_of(model):
-        model.set_attn_implementation(model.config._attn_implementation.split("-")[1])
+    if (setting := _setting(model)) is not None:
+        set_attention(model, setting.base)
 
 
 def log_n_of(model: PreTrainedModel) -> float:
     """The exponent in force, 0 for off."""
-    prefix, _, rest = (model.config._attn_implementation or "").partition("-")
-    return float(rest.removesuffix(BY_KEYS).rpartition("-")[2]) if prefix == PREFIX else 0.0
+    setting = _setting(model)
+    return 0.0 if setting is None else setting.exponent
+
+
+def attention_of(model: PreTrainedModel) -> str:
+    """The name of the text model's attention implementation, which log-n is part of."""
+    return _text_model(model).config._attn_implementation or ""
+
+
+def set_attention(model: PreTrainedModel, name: str) -> None:
+    """Set it for the text model alone: a vision tower keeps its own."""
+    _text_model(model).set_attn_implementation({"": name})
+
+
+def _text_model(model: PreTrainedModel) -> PreTrainedModel:
+    """The outermost model that has the text config: `model` itself, or a part of a multimodal one."""
+    config = model.config.get_text_config(decoder=True)
+    parts = (part for part in model.modules() if isinstance(part, PreTrainedModel) and part.config is config)
+    return next(parts, model)
+
+
+def _setting(model: PreTrainedModel) -> _LogN | None:
+    """What is registered under the name of the model's attention, if it is ours."""
+    found = ALL_ATTENTION_FUNCTIONS.get(attention_of(model))
+    return found if isinstance(found, _LogN) else None
 
 
 class _LogN:

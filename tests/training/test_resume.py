@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,45 @@ def test_publish_keeps_the_newest(tmp_path):
         publish(tmp_path, staged.name, keep=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
     assert not (tmp_path / ".partial").exists()
+
+
+def kill_while_deleting(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The process ends when it has deleted one file of the folder `name`, by whatever name it goes then."""
+    delete = shutil.rmtree
+
+    def killed(path, *arguments, **options):
+        if Path(path).name.strip(".") != name or not Path(path).exists():
+            return delete(path, *arguments, **options)
+        min(file for file in Path(path).rglob("*") if file.is_file()).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+
+
+def test_a_half_deleted_checkpoint_does_not_count(tmp_path, monkeypatch):
+    kill_while_deleting(monkeypatch, "checkpoint-1")
+    for step in (1, 2, 3):
+        staged = tmp_path / ".partial" / f"checkpoint-{step}"
+        staged.mkdir(parents=True)
+        (staged / "model.safetensors").touch()
+        (staged / "trainer_state.json").touch()
+        if step < 3:
+            publish(tmp_path, staged.name, keep=2)
+    with pytest.raises(KeyboardInterrupt):
+        publish(tmp_path, staged.name, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_a_run_killed_while_it_deletes_its_checkpoints_is_finished(llama, train, tmp_path, monkeypatch):
+    start, out = copy.deepcopy(llama), tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        kill_while_deleting(patch, "checkpoints")
+        train(llama)
+    before = (out / "longwave.safetensors").stat().st_mtime_ns
+    assert train(start, resume=True) == out
+    assert (out / "longwave.safetensors").stat().st_mtime_ns == before
+    assert json.loads((out / "training.json").read_text())["status"] == "finished"
+    assert not any("checkpoints" in path.name for path in out.iterdir())
 
 
 def command(model: Path, book: Path, output: Path, *extra: str) -> list[str]:

@@ -19,10 +19,19 @@ def checkpoint_step(path: Path) -> int:
     return int(path.name.rpartition("-")[2])
 
 
+def discard(folder: Path) -> None:
+    """Delete a folder, and what an earlier call that was killed left of it: half of one never has its name."""
+    doomed = folder.with_name(f".{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.exists():
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
 def publish(root: Path, name: str, *, keep: int) -> None:
     """Give a checkpoint written under the staging folder its name, then delete all but the last `keep`."""
-    shutil.rmtree(root / name, ignore_errors=True)  # of an attempt that went on from an older checkpoint
+    discard(root / name)  # of an attempt that went on from an older checkpoint
     (root / STAGING / name).rename(root / name)
     shutil.rmtree(root / STAGING)
     for old in checkpoints(root)[:-keep]:
-        shutil.rmtree(old)
+        discard(old)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers import (
 from longwave.adapter import MODEL, SETTINGS, WEIGHTS, save
 from longwave.io import command, prepare_output, read_json, versions, write_json
 from longwave.text import data_hashes, read_documents, token_stream
-from longwave.training.checkpoints import checkpoint_step, checkpoints
+from longwave.training.checkpoints import checkpoint_step, checkpoints, discard
 from longwave.training.config import TrainConfig
 from longwave.training.data import PackedRows, collate, pack
 from longwave.training.metrics import MetricsLog, read_metrics
@@ -84,13 +83,15 @@ def train(
         "command": command(),
     }
     _require_apart([*([model] if isinstance(model, str | Path) else []), *data, *record["data"]], output)
+    first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun: the one that writes
     resume = resume and (output / RECORD).exists()
     if resume:
         earlier = read_json(output / RECORD)
         _require_same_run(config, record, earlier)
         if earlier["status"] == "finished" and (output / SETTINGS).exists():
+            if first and not config.keep_checkpoints:
+                discard(output / CHECKPOINTS)  # of a run that was killed between its result and this
             return output
-    first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun: the one that writes
     if first:
         prepare_output(output, overwrite=resume or overwrite)
         _require_ours(output)
@@ -140,9 +141,9 @@ def train(
         settle(trainer, config, use_cache=cached)
     if first:
         save(network, output, tokenizer=vocabulary, overwrite=True)
-        if not config.keep_checkpoints:
-            shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
         write_json(output / RECORD, {"status": "finished", **record, "result": _summary(output / METRICS)})
+        if not config.keep_checkpoints:
+            discard(output / CHECKPOINTS)
     trainer.accelerator.wait_for_everyone()  # no process returns before the folder is complete
     return output
 
@@ -214,7 +215,7 @@ def _remove_results(output: Path) -> None:
     for name in RESULTS:
         path = output / name
         if path.is_dir():
-            shutil.rmtree(path)
+            discard(path)
         else:
             path.unlink(missing_ok=True)
 

@@ -17,6 +17,7 @@ from longwave.cli.main import main
 from longwave.methods import METHODS
 from longwave.training.config import TrainConfig
 from longwave.training.metrics import read_metrics
+from longwave.training.prepare import attach_method
 
 
 @pytest.fixture
@@ -81,6 +82,28 @@ def test_a_result_is_taken_further(llama, train):
         train(first, "third", prior="yarn")
     other = longwave.load(train(first, "ntk", method="ntk", steps=1))
     assert longwave.rotaries(other)[0].trajectory.name == "ntk"
+
+
+def test_a_result_taken_further_has_one_original_length(llama, train):
+    first = train(llama, "first", method="ntk", original_length=32)
+    for method, given, expected in (("ntk", None, 32), ("yarn", None, 32), ("ntk", 48, 48)):
+        model = longwave.load(first)
+        config = TrainConfig.create(method=method, train_length=32, max_factor=8, original_length=given)
+        sampler = attach_method(model, config)
+        assert sampler.original_length == longwave.rotaries(model)[0].trajectory.rope.original_length == expected
+    learned = train(llama, "learned", original_length=32)
+    with pytest.raises(ValueError, match="learned its frequencies with original_length 32, not 64"):
+        train(learned, "changed", original_length=64)
+
+
+def test_a_schedule_is_carried_over_unless_it_is_given(llama, train):
+    first = train(llama, "first", method="clex@ceiling")
+    specs = []
+    for method in ("clex", "clex@continuous", "yarn"):
+        model = longwave.load(first)
+        attach_method(model, TrainConfig.create(method=method, train_length=48, max_factor=8))
+        specs.append(longwave.rotaries(model)[0].schedule.spec)
+    assert specs == ["ceiling", "continuous", "continuous"]
 
 
 def test_recipes_lose_against_what_is_given():

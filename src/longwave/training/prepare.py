@@ -31,10 +31,15 @@ def load_with_tokenizer(
 
 
 def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
-    """Attach the method and make its sampler; a model that follows the method already keeps what it learned."""
+    """Attach the method and make its sampler.
+
+    A model that is extended already keeps its original length; one that follows the method keeps what it
+    learned, its options and its schedule, too.
+    """
     method, schedule = parse_method(config.method)
+    original_length = _original_length(model, config)
     sampler = LengthSampler(
-        original_length=rope_of(model, config.original_length).original_length,
+        original_length=original_length,
         max_factor=config.largest_draw,
         positions=config.positions,
         factors=config.factors,
@@ -46,9 +51,11 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     sampler(
         config.batch_size, config.train_length, step=0
     )  # a window that cannot fit is an error here, not in the first batch
-    options, learned = config.method_options, None
+    options, learned = config.method_options | {"original_length": original_length}, None
     if rotaries_of(model):
         options, learned = _carried_over(model, method.name, options)
+        if trajectories_of(model)[0].name == method.name and "@" not in config.method:
+            schedule = rotaries(model)[0].schedule
         restore(model)
     if learned is not None:
         learned.max_factor = config.max_factor
@@ -68,6 +75,13 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     return sampler
 
 
+def _original_length(model: PreTrainedModel, config: TrainConfig) -> int:
+    """L as given, or else as the model was extended with, or else as its config says it."""
+    if config.original_length is None and rotaries_of(model):
+        return trajectories_of(model)[0].rope.original_length
+    return config.original_length or rope_of(model).original_length
+
+
 def _carried_over(
     model: PreTrainedModel, method: str, options: dict[str, Any]
 ) -> tuple[dict[str, Any], Trajectory | None]:
@@ -75,18 +89,19 @@ def _carried_over(
     current = trajectories_of(model)
     if current[0].name != method:
         return options, None
-    kept = {"log_n": log_n_of(model), "original_length": current[0].rope.original_length}
+    options = {"log_n": log_n_of(model), **options}
     if not list(current[0].parameters()):
-        return {**kept, **current[0].options(), **options}, None
+        return {**current[0].options(), **options}, None
     if len(current) > 1:
         raise ValueError(f"the model learned {len(current)} trajectories; only one can be taken further. Start afresh.")
+    learned_with = {**current[0].options(), "original_length": current[0].rope.original_length}
     for name, value in options.items():
-        if name not in kept and current[0].options().get(name) != value:
+        if name != "log_n" and learned_with.get(name) != value:
             raise ValueError(
-                f"the model learned its frequencies with {name} {current[0].options().get(name)!r}, not {value!r}. "
+                f"the model learned its frequencies with {name} {learned_with.get(name)!r}, not {value!r}. "
                 "Leave the option out, or train the plain model (its folder model/) into another output."
             )
-    return {**kept, **{name: options[name] for name in kept if name in options}}, current[0]
+    return {name: options[name] for name in ("log_n", "original_length")}, current[0]
 
 
 def _freeze_weights(model: PreTrainedModel, method: str) -> None:

@@ -123,6 +123,33 @@ def test_a_longrope_model_starts_from_its_short_factors() -> None:
     assert torch.equal(logits(model, ids()), plain)
 
 
+OVERWRITTEN = {
+    "dynamic": {"factor": 4.0},
+    "longrope": {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "original_max_position_embeddings": L},
+}
+
+
+@pytest.mark.parametrize("rope_type", OVERWRITTEN)
+def test_a_long_forward_before_extend_changes_nothing(rope_type: str) -> None:
+    """transformers overwrites the frequencies of such models when it sees a long input."""
+    parameters = {"rope_type": rope_type, "rope_theta": 1e4, **OVERWRITTEN[rope_type]}
+    config = LlamaConfig(
+        vocab_size=256, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+        max_position_embeddings=L, rope_parameters=parameters,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    start, plain = rope_of(model).inv_freq, logits(model, ids(length=L - 1))
+    far = logits(model, ids(length=3 * L))
+    assert not torch.equal(model.model.rotary_emb.inv_freq.double(), start)
+    longwave.extend(model, "yarn", max_factor=4)
+    assert torch.equal(rope_of(model).inv_freq, start)
+    assert torch.equal(logits(model, ids(length=L - 1)), plain)
+    with suspended(model):
+        assert torch.equal(logits(model, ids(length=3 * L)), far)
+    assert torch.equal(logits(model, ids(length=L - 1)), plain)
+    assert torch.equal(logits(longwave.restore(model), ids(length=3 * L)), far)
+
+
 @pytest.mark.parametrize(
     ("model_type", "has"),
     [
@@ -164,6 +191,18 @@ def test_bad_arguments_leave_the_model_plain(llama: LlamaForCausalLM, arguments:
     with pytest.raises(ValueError, match="not extended"):
         longwave.rotaries(llama)
     assert llama.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    "other", [{"max_factor": 8}, {"prior": "ntk"}, {"original_length": 32}, {"amplification": 3}, {"slop": 1}]
+)
+def test_a_ready_trajectory_keeps_its_own_settings(llama: LlamaForCausalLM, other: dict) -> None:
+    (trajectory,) = trajectories_of(longwave.extend(llama, "clex", max_factor=4))
+    longwave.restore(llama)
+    with pytest.raises(ValueError, match=f"{next(iter(other))} .* is not the trajectory's"):
+        longwave.extend(llama, trajectory=trajectory, **{"max_factor": 4} | other)
+    same = {"max_factor": 4, "prior": trajectory.options()["prior"], "original_length": L}
+    assert trajectories_of(longwave.extend(llama, trajectory=trajectory, **same)) == [trajectory]
 
 
 def test_extending_twice_is_an_error(llama: LlamaForCausalLM) -> None:

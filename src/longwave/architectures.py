@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from longwave.rope import Rope
@@ -85,7 +85,7 @@ def find_sites(model: nn.Module) -> list[Site]:
 
 def rope_at(site: Site, config: PreTrainedConfig, original_length: int | None = None) -> Rope:
     """What the module was pre-trained with; frequencies are read from it, never recomputed from a base."""
-    own = getattr(site.module, frequency_name(site.layer_type)).detach()
+    own = _pretrained_frequencies(site.module, site.layer_type).detach()
     if own.dtype in (torch.bfloat16, torch.float16):
         warnings.warn(
             f"the model's rotary frequencies are rounded to {own.dtype} (up to 0.4 %). Load it with dtype= instead of "
@@ -97,6 +97,29 @@ def rope_at(site: Site, config: PreTrainedConfig, original_length: int | None = 
     parameters = _rope_parameters(config, site.layer_type)
     length = original_length or _trained_length(config, parameters)
     return Rope(turning, length, parameters.get("rope_theta"))
+
+
+def reset_frequencies(module: nn.Module, layer_type: str | None) -> None:
+    """Undo what a long forward has written into a `dynamic` or `longrope` module: back to z(1)."""
+    pretrained = _pretrained_frequencies(module, layer_type)
+    name = frequency_name(layer_type)
+    if pretrained is not getattr(module, name):
+        setattr(module, name, pretrained.clone())
+        # a dynamic module computes its frequencies anew only for lengths over this
+        module.max_seq_len_cached = module.original_max_seq_len
+        vars(module).pop(f"{layer_type}_max_seq_len_cached", None)
+
+
+def _pretrained_frequencies(module: nn.Module, layer_type: str | None) -> Tensor:
+    """Those in use, except where transformers overwrites them in forward and keeps the original ones."""
+    used: Tensor = getattr(module, frequency_name(layer_type))
+    rope_type = getattr(module, "rope_type", "")
+    if isinstance(rope_type, dict):
+        rope_type = rope_type[layer_type]
+    if not any(word in rope_type for word in ("dynamic", "longrope")):
+        return used
+    original: Tensor = getattr(module, frequency_name(layer_type, "original_inv_freq"), used)
+    return original
 
 
 def describe_positions(model: PreTrainedModel) -> str:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from longwave.architectures import Site, find_sites, host_of, rope_at
+from longwave.architectures import Site, find_sites, host_of, reset_frequencies, rope_at
 from longwave.generation import install_hooks, remove_hooks, rotaries_of
 from longwave.logn import attention_of, disable_log_n, enable_log_n, set_attention
 from longwave.methods import Method, parse_method
@@ -50,7 +50,7 @@ def extend(
             the method's default.
         beyond: what a sequence over max_factor·L tokens does: `error` or `clamp`.
         original_length: L in tokens, if the model's config says it wrong or not at all.
-        trajectory: a ready one instead of `method` and `options`.
+        trajectory: a ready one instead of `method` and `options`; what else is given must agree with it.
         options: passed on to the method.
 
     Returns:
@@ -58,7 +58,8 @@ def extend(
 
     Raises:
         ValueError: no rotary module (the message says what the model has); already extended; unknown
-            method, schedule or option; max_factor < 1; log-n on an attention that cannot have it.
+            method, schedule or option; max_factor < 1; settings that are not the trajectory's; log-n on
+            an attention that cannot have it.
     """
     if rotaries_of(model):
         raise ValueError("the model is already extended. Call longwave.restore(model) first.")
@@ -69,6 +70,8 @@ def extend(
         raise ValueError(f"schedule {chosen.spec} is over max_factor {max_factor:g}. Raise max_factor.")
     if prior is not None:
         options["prior"] = prior
+    if trajectory is not None:
+        _refuse_other_settings(trajectory, max_factor=max_factor, original_length=original_length, **options)
     host = host_of(model)
     sites = find_sites(model)
     ropes = [rope_at(site, host.config.get_text_config(decoder=True), original_length) for site in sites]
@@ -79,7 +82,7 @@ def extend(
     ]
     exponent = spec.log_n if log_n is None else float(log_n)
     if exponent:
-        enable_log_n(host, ropes[0].original_length, exponent)
+        enable_log_n(host, trajectories[0].rope.original_length, exponent)
     for site, rotary in zip(sites, rotaries, strict=True):
         _place(site, rotary)
     install_hooks(host)
@@ -124,6 +127,7 @@ def suspended(model: Model) -> Iterator[Model]:
         yield model
     finally:
         for parent, name, rotary in places:
+            reset_frequencies(rotary.base, rotary.layer_type)
             setattr(parent, name, rotary)
         set_attention(host, attention)
         install_hooks(host)
@@ -217,7 +221,19 @@ def _trajectories(method: Method, ropes: list[Rope], max_factor: float, options:
     return [built[tuple(rope.inv_freq.tolist())] for rope in ropes]
 
 
+def _refuse_other_settings(trajectory: Trajectory, **given: Any) -> None:
+    own = {"max_factor": trajectory.max_factor, "original_length": trajectory.rope.original_length}
+    own |= trajectory.options()
+    for name, value in given.items():
+        if value is not None and value != own.get(name):
+            raise ValueError(
+                f"{name} {value!r} is not the trajectory's, which has {own.get(name)!r}. "
+                "Leave it out or give the same, or extend without trajectory."
+            )
+
+
 def _place(site: Site, rotary: ScaledRotary) -> None:
+    reset_frequencies(site.module, site.layer_type)
     rotary.trajectory.to(getattr(site.module, frequency_name(site.layer_type)).device)
     for parent, name in site.owners:
         setattr(parent, name, rotary)

@@ -215,9 +215,9 @@ class _StandIn:
         return getattr(self.base, name)
 
 
-def frequency_name(layer_type: str | None) -> str:
+def frequency_name(layer_type: str | None, name: str = "inv_freq") -> str:
     """The attribute that holds a rotary module's frequencies."""
-    return "inv_freq" if layer_type is None else f"{layer_type}_inv_freq"
+    return name if layer_type is None else f"{layer_type}_{name}"
 
 
 def undecorated_forward(base: nn.Module) -> Callable[..., Any]:

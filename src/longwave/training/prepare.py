@@ -51,9 +51,9 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     sampler(
         config.batch_size, config.train_length, step=0
     )  # a window that cannot fit is an error here, not in the first batch
-    options, learned = config.method_options | {"original_length": original_length}, None
+    options, learned = config.method_options, None
     if rotaries_of(model):
-        options, learned = _carried_over(model, method.name, options)
+        options, learned = _carried_over(model, method.name, options | {"original_length": original_length})
         if trajectories_of(model)[0].name == method.name and "@" not in config.method:
             schedule = rotaries(model)[0].schedule
         restore(model)

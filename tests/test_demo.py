@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from longwave.demo.journal import Journal
 from longwave.demo.run import BASE, ROWS, Settings, run_demo
 from longwave.demo.summary import comparisons, show
 from longwave.evaluation.results import read
+from longwave.io import read_json
 
 TINY = Settings(max_factor=2, steps=2, batch_size=2, lengths=("1x", "2x"), windows=3, trials=2, text=5_000)
 
@@ -118,13 +120,25 @@ def test_the_whole_demo_and_its_second_start(base: Path, tmp_path: Path) -> None
     assert again["perplexity"]["rows"] == result["perplexity"]["rows"]
     assert again["passkey"]["rows"] == result["passkey"]["rows"]
 
-    with pytest.raises(ValueError, match="other settings"):
-        run_demo(output, Settings(steps=3), base=base, console=quiet())
-
     ratios = comparisons(result["perplexity"])
     expected = rows["CLEX, tuned"][1]["ppl"] / rows["NTK, tuned"][1]["ppl"]
     assert math.isclose(ratios["CLEX / NTK, tuned"][1].value, expected, rel_tol=1e-9)
     assert ratios["CLEX / its own 1x"][0].value == 1
+
+
+def test_overwrite_starts_over(base: Path, tmp_path: Path) -> None:
+    run_demo(tmp_path, TINY, base=base, console=quiet())
+    made = [tmp_path / name for name in ("steps/text.json", "ntk-tuned/training.json", "clex-tuned/training.json")]
+    (tmp_path / "mine.txt").touch()
+    for settings in (TINY, replace(TINY, steps=3)):
+        if settings != TINY:
+            with pytest.raises(ValueError, match="other settings"):
+                run_demo(tmp_path, settings, base=base, console=quiet())
+        before = [path.stat().st_mtime_ns for path in made]
+        run_demo(tmp_path, settings, base=base, overwrite=True, console=quiet())
+        assert all(path.stat().st_mtime_ns > time for path, time in zip(made, before, strict=True))
+        assert read_json(made[-1])["result"]["steps"] == settings.steps
+    assert (tmp_path / "mine.txt").exists()
 
 
 def test_shipped_base_model() -> None:

@@ -8,14 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from longwave.cli.options import Json, Overwrite, print_json
+from longwave.cli.options import Json, print_json
 
 
 def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for results and models.")
     ] = Path("longwave-demo"),
-    overwrite: Overwrite = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into a folder that is not empty; start a demo there over.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Under a minute: checks the installation.")] = False,
     as_json: Json = False,
 ) -> None:

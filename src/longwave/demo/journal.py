@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from longwave.io import prepare_output, read_json, write_json
+from longwave.training.checkpoints import discard
 
 SETTINGS, STEPS = "demo.json", "steps"
 
@@ -23,26 +23,35 @@ class Journal:
         settings: JSON-able; everything that the steps' results depend on.
         steps: how many there will be, for the counter.
         console: where to print.
-        overwrite: forget the steps of another run.
+        made: folders that the steps make, and go on in after an interrupt.
+        overwrite: start over: the steps of the run in `folder` and what they made are deleted.
 
     Raises:
         ValueError: if the folder holds something else, or other settings.
     """
 
     def __init__(
-        self, folder: Path, settings: dict[str, Any], *, steps: int, console: Console, overwrite: bool = False
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        *,
+        steps: int,
+        console: Console,
+        made: Sequence[str] = (),
+        overwrite: bool = False,
     ) -> None:
         self.folder, self.total, self.console = folder, steps, console
         self.seconds: dict[str, float] = {}
         record = folder / SETTINGS
         if not record.exists():
             prepare_output(folder, overwrite=overwrite)
+        elif overwrite:
+            for name in (STEPS, *made):
+                discard(folder / name)
         elif read_json(record) != settings:
-            if not overwrite:
-                raise ValueError(
-                    f"output folder {folder} holds a run with other settings. Choose another or pass --overwrite."
-                )
-            shutil.rmtree(folder / STEPS, ignore_errors=True)
+            raise ValueError(
+                f"output folder {folder} holds a run with other settings. Choose another or pass --overwrite."
+            )
         (folder / STEPS).mkdir(exist_ok=True)
         write_json(record, settings)
 

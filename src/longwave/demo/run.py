@@ -90,7 +90,9 @@ def run_demo(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Extend the base model in six ways and measure each, in `output`; a restarted run goes on there.
+    """Extend the base model in six ways and measure each, in `output`.
+
+    A restarted run goes on there, or with `overwrite` starts over.
 
     Returns:
         `perplexity` and `passkey`, the records that were written to `output`, and `seconds` of each step.
@@ -125,8 +127,9 @@ class Demo:
             **asdict(settings),
             "lengths": list(settings.lengths),  # as JSON will have it
         }
-        steps = 1 + len(ROWS) + sum(row.fine_tuned for row in ROWS)
-        self.journal = Journal(output, known, steps=steps, console=console, overwrite=overwrite)
+        tuned = [row.key for row in ROWS if row.fine_tuned]
+        steps = 1 + len(ROWS) + len(tuned)
+        self.journal = Journal(output, known, steps=steps, console=console, made=tuned, overwrite=overwrite)
         self.text = output / "text"
         self.hashes: dict[str, str] = {}
         self.rows: dict[str, list[dict[str, Any]]] = {PERPLEXITY: [], PASSKEY: []}

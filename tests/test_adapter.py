@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 from torch import Tensor, nn
@@ -84,6 +85,14 @@ def test_the_folder(llama: LlamaForCausalLM, tokenizer, tmp_path: Path) -> None:
         longwave.save(longwave.extend(llama, "ntk", max_factor=4), folder)
     longwave.save(llama, folder, overwrite=True)
     assert longwave.rotaries(longwave.load(folder))[0].trajectory.name == "ntk"
+
+
+def test_an_interrupted_overwrite_does_not_load(llama: LlamaForCausalLM, folder: Path) -> None:
+    (folder / ".longwave.safetensors").mkdir()  # no file can be written there: save ends after the model
+    with pytest.raises(SafetensorError, match="Is a directory"):
+        longwave.save(llama, folder, overwrite=True)
+    with pytest.raises(ValueError, match=r"longwave\.json is missing: the folder is incomplete"):
+        longwave.load(folder)
 
 
 def test_save_needs_an_extended_model(llama: LlamaForCausalLM, tmp_path: Path) -> None:

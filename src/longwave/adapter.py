@@ -51,6 +51,8 @@ def save(
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"save takes the transformers model, got {type(model).__name__}. Merge or unwrap it first.")
     folder = prepare_output(folder, overwrite=overwrite)
+    for name in (SETTINGS, WEIGHTS):  # a folder that is only half overwritten must not load
+        (folder / name).unlink(missing_ok=True)
     with suspended(model):
         model.save_pretrained(folder / MODEL)
     if tokenizer is not None:

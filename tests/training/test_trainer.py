@@ -151,6 +151,29 @@ def test_reentrant_checkpointing_is_refused(llama, tmp_path):
         LengthTrainer(llama, TrainingArguments(str(tmp_path), use_cpu=True), sampler=LengthSampler(64, 8.0), field_lr=1)
 
 
+def test_several_gpus_in_one_process_are_refused(llama, train, tmp_path, monkeypatch):
+    """nn.DataParallel's replicas have no parameters: the field would silently stay as it is."""
+    folder = train(copy.deepcopy(llama))
+    stamp = (folder / "longwave.json").stat().st_mtime_ns
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match=r"2 GPUs in one process.*torchrun --nproc-per-node 2") as caught:
+        train(copy.deepcopy(llama), overwrite=True)
+    assert "\n" not in str(caught.value)
+    assert (folder / "longwave.json").stat().st_mtime_ns == stamp
+    longwave.extend(llama, "clex", max_factor=8)
+    with pytest.raises(ValueError, match="2 GPUs in one process"):
+        LengthTrainer(llama, TrainingArguments(str(tmp_path)), sampler=LengthSampler(64, 8.0), field_lr=1e-3)
+
+
+def test_a_field_without_gradient_stops_training(llama, train):
+    def cut(model) -> None:
+        longwave.rotaries(model)[0].register_forward_hook(lambda module, inputs, out: tuple(x.detach() for x in out))
+
+    with pytest.raises(ValueError, match="no gradient reaches the learned frequencies") as caught:
+        train(llama, callbacks=[Act(0, cut)])
+    assert "\n" not in str(caught.value)
+
+
 def test_bf16_keeps_weights_and_frequencies_precise(llama, train):
     gradients, full = FieldGradients(), copy.deepcopy(llama)
     rows = read_metrics(train(llama, precision="bf16", callbacks=[gradients]) / "metrics.jsonl")

@@ -26,7 +26,7 @@ from longwave.training.data import PackedRows, collate, pack
 from longwave.training.metrics import MetricsLog, read_metrics
 from longwave.training.prepare import attach_method, load_with_tokenizer, settle, switch_checkpointing
 from longwave.training.progress import ProgressCallback
-from longwave.training.trainer import LengthTrainer
+from longwave.training.trainer import LengthTrainer, refuse_data_parallel
 
 RECORD, METRICS, CHECKPOINTS = "training.json", "metrics.jsonl", "checkpoints"
 # Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
@@ -110,6 +110,9 @@ def train(
             f"long share cuts windows of {longest} tokens, the data holds {rows.numel()}. Pass more --data."
         )
 
+    arguments = _arguments(config, output / CHECKPOINTS)
+    refuse_data_parallel(arguments)
+
     # Up to here nothing in the folder has been touched.
     states = checkpoints(output / CHECKPOINTS) if resume else []
     metrics = None
@@ -119,7 +122,6 @@ def train(
         write_json(output / RECORD, {"status": "running", **record})
         metrics = MetricsLog(output / METRICS, checkpoint_step(states[-1]) if states else 0)
 
-    arguments = _arguments(config, output / CHECKPOINTS)
     consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
     bar, cached = ProgressCallback(), network.config.use_cache  # the Trainer switches the cache off for good
     trainer = LengthTrainer(

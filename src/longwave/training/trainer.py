@@ -42,8 +42,9 @@ class LengthTrainer(Trainer):
         **others: as for the Trainer.
 
     Raises:
-        ValueError: for reentrant gradient checkpointing, which loses the gradient of the frequencies; and,
-            while training, as soon as the loss or the gradient is not finite, before the weights see it.
+        ValueError: for reentrant gradient checkpointing and for several GPUs in one process, which both lose
+            the gradient of the frequencies; and, while training, as soon as these have none, or the loss or
+            the gradient is not finite, before the weights see it.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class LengthTrainer(Trainer):
         **others: Any,
     ) -> None:
         refuse_reentrant(model, args)
+        refuse_data_parallel(args)
         self.sampler, self.field_lr, self.metrics, self.keep = sampler, field_lr, metrics, keep
         self._draws: list[tuple[float, Tensor]] = []
         self._drawn_at, self._clock = -1, time.perf_counter()
         self._root = Path(str(args.output_dir))
         self._staging: Path | None = None
+        self._reaches_field = False
         self._network = model  # as given: `self.model` may be a wrapper
         super().__init__(model=model, args=args, **others)
         self.remove_callback(PrinterCallback)  # prints a dict per step where there is no tqdm
@@ -86,6 +89,9 @@ class LengthTrainer(Trainer):
             rotary.factor = t  # not through `set_length`: t may be drawn beyond the largest in use
         loss = super().training_step(model, {**inputs, "position_ids": positions}, num_items_in_batch)
         self._require_finite("loss", loss)
+        if not self._reaches_field:
+            self._require_field_gradient()
+            self._reaches_field = True
         return loss
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
@@ -123,6 +129,15 @@ class LengthTrainer(Trainer):
         # The rates that this step is taken with; by the time it is logged the scheduler has moved on.
         self._rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         return norm
+
+    def _require_field_gradient(self) -> None:
+        """After a first backward pass; DeepSpeed keeps gradients elsewhere, so that nothing can be said there."""
+        field = [parameter for parameter in field_parameters(self._network).values() if parameter.requires_grad]
+        if field and not self.is_deepspeed_enabled and all(parameter.grad is None for parameter in field):
+            raise ValueError(
+                "no gradient reaches the learned frequencies: training stopped. Find what cuts the graph between "
+                "them and the loss (a hook, a wrapper, torch.nn.DataParallel) and train without it."
+            )
 
     def _require_finite(self, what: str, value: Tensor | float) -> None:
         if math.isfinite(float(value)):
@@ -182,6 +197,15 @@ class LengthTrainer(Trainer):
             save_model(self._network, str(folder / "model.safetensors"))
         else:
             save_file(state_dict, folder / "model.safetensors")
+
+
+def refuse_data_parallel(args: TrainingArguments) -> None:
+    """The Trainer would wrap the model in `nn.DataParallel`, whose replicas have no parameters to learn with."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process: the frequencies would not be trained. "
+            f"Start one process each (torchrun --nproc-per-node {args.n_gpu}), or set CUDA_VISIBLE_DEVICES=0."
+        )
 
 
 def refuse_reentrant(model: nn.Module, args: TrainingArguments) -> None:

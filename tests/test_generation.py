@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
 import longwave
@@ -56,6 +57,51 @@ def test_defect_incremental_decode_differs_from_the_full_forward(model: LlamaFor
     torch.testing.assert_close(torch.stack(result.logits, dim=1), whole, atol=1e-4, rtol=1e-4)
 
 
+class Waits(TorchDispatchMode):
+    """Counts the operations whose result Python reads: each waits for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("factor", [None, 3.0])
+def test_defect_all_keys_rotated_again_at_every_decode_step(model: LlamaForCausalLM, factor: float | None) -> None:
+    """A step rotates the one new position, with frequencies that are there already."""
+    (rotary,) = longwave.rotaries(model)
+    if factor is not None:
+        longwave.set_length(model, "fixed", factor)
+    rotated, waits = [], []
+    forward = rotary.forward
+
+    def counted(x: Tensor, position_ids: Tensor) -> Any:
+        with Waits() as mode:
+            result = forward(x, position_ids)
+        rotated.append(position_ids.tolist())
+        waits.append(mode.count)
+        return result
+
+    rotary.forward = counted
+    model.generate(prompt(), max_new_tokens=5, **GREEDY)
+    assert rotated == [[list(range(90))], [[90]], [[91]], [[92]], [[93]]]
+    assert waits[1:] == [0, 0, 0, 0]
+    assert rotary.factor == factor and not rotary.generating
+
+
+def test_weights_changed_between_generations_count(model: LlamaForCausalLM) -> None:
+    (rotary,) = longwave.rotaries(model)
+    ids = prompt()
+    model.generate(ids, max_new_tokens=5, **GREEDY)
+    for parameter in rotary.trajectory.parameters():
+        parameter.data.copy_(torch.randn_like(parameter))
+    result = model.generate(ids, max_new_tokens=20, output_logits=True, return_dict_in_generate=True, **GREEDY)
+    assert torch.equal(result.sequences, greedy_without_cache(model, ids, 20, 110 / L))
+
+
 def test_left_padded_rows_as_if_alone(model: LlamaForCausalLM) -> None:
     short, long = prompt(length=70), prompt(length=90)
     batch = torch.cat([torch.cat([torch.zeros(1, 20, dtype=torch.long), short], 1), long])
@@ -96,9 +142,11 @@ def test_a_fixed_factor_is_respected_and_kept(model: LlamaForCausalLM) -> None:
 
 
 def test_too_long_is_said_before_the_first_token(model: LlamaForCausalLM) -> None:
-    with pytest.raises(ValueError, match="a sequence of 290 tokens is longer than 256"):
-        model.generate(prompt(), max_new_tokens=200, **GREEDY)
-    assert longwave.rotaries(model)[0].factor is None
+    for steering in (("fit",), ("fixed", 4.0)):
+        longwave.set_length(model, *steering)
+        with pytest.raises(ValueError, match="a sequence of 290 tokens is longer than 256"):
+            model.generate(prompt(), max_new_tokens=200, **GREEDY)
+        assert longwave.rotaries(model)[0].factor == (*steering, None)[1]
 
 
 def test_ceiling_schedule(llama: LlamaForCausalLM) -> None:

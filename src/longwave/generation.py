@@ -39,12 +39,12 @@ def remove_hooks(model: PreTrainedModel) -> None:
 @contextmanager
 def factor_for_a_while(rotaries: list[ScaledRotary]) -> Iterator[None]:
     """Whatever t is fixed inside, put the steering back as it was."""
-    before = [rotary.factor for rotary in rotaries]
+    before = [(rotary.factor, rotary.generating) for rotary in rotaries]
     try:
         yield
     finally:
-        for rotary, factor in zip(rotaries, before, strict=True):
-            rotary.factor = factor
+        for rotary, (factor, generating) in zip(rotaries, before, strict=True):
+            rotary.factor, rotary.generating = factor, generating
 
 
 def rotaries_of(model: nn.Module) -> list[ScaledRotary]:
@@ -64,8 +64,7 @@ def _fit_generated_length(model: Any, generation_config: Any, **prepared: Any) -
     if prepared["model_input_name"] == "inputs_embeds":  # max_length then counts without the prompt
         length += prepared["inputs_tensor"].shape[1] - prepared["input_ids_length"]
     for rotary in rotaries_of(model):
-        if rotary.factor is None:
-            rotary.factor = rotary.factor_for(length)
+        rotary.start_generating(length)
     return generation_config
 
 

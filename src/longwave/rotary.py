@@ -27,7 +27,8 @@ class ScaledRotary(nn.Module):
 
     t comes from `factor`: None takes it from the schedule and the largest position of each call;
     a number fixes it for the calls to come; a tensor [batch] gives every row its own. Keys that are
-    already in a cache keep the t they were rotated with, so decode at a fixed t.
+    already in a cache keep the t they were rotated with, so decode at a fixed t. `generating` says that
+    `generate` has checked the length and nothing will change meanwhile: its steps then wait for no device.
 
     Frequencies, positions and angles stay float32 or better under `.to(bfloat16)` and autocast.
 
@@ -61,6 +62,7 @@ class ScaledRotary(nn.Module):
         self.layer_type = layer_type
         self.beyond = beyond
         self.factor: float | Tensor | None = None
+        self.generating = False
         self._cache: tuple[float, list[Tensor], Tensor] | None = None
 
     @property
@@ -86,7 +88,7 @@ class ScaledRotary(nn.Module):
     def _factor_of(self, position_ids: Tensor) -> float | Tensor:
         if self.factor is None:
             return self.factor_for(int(position_ids.max()) + 1)
-        if not torch.compiler.is_compiling():  # reading a position would break the graph
+        if not (self.generating or torch.compiler.is_compiling()):  # reading a position would break the graph
             self._check_length(int(position_ids.max()) + 1)
         return self.factor
 
@@ -154,8 +156,9 @@ class ScaledRotary(nn.Module):
         the parameters are small enough (tens of thousands of numbers) for a comparison at each step.
         """
         parameters = list(self.trajectory.parameters())
-        if self._cache is not None and self._cache[0] == factor and _same(self._cache[1], parameters):
-            return self._cache[2]
+        cache = self._cache
+        if cache is not None and cache[0] == factor and (self.generating or _same(cache[1], parameters)):
+            return cache[2]
         inv_freq = self._solve(factor)
         self._cache = (factor, [parameter.clone() for parameter in parameters], inv_freq)
         return inv_freq
@@ -169,6 +172,14 @@ class ScaledRotary(nn.Module):
             "rope_init_fn": lambda *_, **__: (inv_freq, scaling),  # phimoe calls it in every forward
         }
         return _StandIn(self.base, undecorated_forward(self.base).__code__.co_names, ours)
+
+    def start_generating(self, length: int) -> None:
+        """Check and settle what the steps up to `length` tokens have in common: t and its frequencies."""
+        if self.factor is None:
+            self.factor = self.factor_for(length)
+        else:
+            self._check_length(length)
+        self.generating, self._cache = True, None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScaledRotary:
         """Follow the model to another device; frequencies keep their precision (see `Trajectory._apply`)."""

@@ -258,6 +258,23 @@ def test_official_checkpoint_without_act_is_version_1(tmp_path: Path) -> None:
     assert longwave.rotaries(longwave.load(folder))[0].trajectory.options()["activation"] == "silu"
 
 
+def test_official_checkpoint_by_its_name_on_the_hub(tmp_path: Path) -> None:
+    """From a cache laid out as huggingface_hub does, without a network."""
+    repository, commit = tmp_path / "models--damo--clex", "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    folder = legacy_folder(repository / "snapshots" / commit, "tanh_d64")
+    model = longwave.load("damo/clex", cache_dir=tmp_path, local_files_only=True)
+    assert torch.equal(longwave.snapshot(model, 7.0).inv_freq, longwave.snapshot(longwave.load(folder), 7.0).inv_freq)
+
+
+def test_an_unknown_rope_type_is_one_line(llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    llama.save_pretrained(tmp_path)
+    edit(tmp_path / "config.json", rope_parameters={"rope_type": "spiral", "rope_theta": 1e4})
+    with pytest.raises(ValueError, match=r"cannot load a model from .*transformers does not know its 'spiral'"):
+        longwave.load(tmp_path)
+
+
 def test_official_checkpoint_can_be_saved_as_ours(tmp_path: Path) -> None:
     model = longwave.load(legacy_folder(tmp_path / "theirs", "tanh_d64"))
     loaded = longwave.load(longwave.save(model, tmp_path / "ours"))

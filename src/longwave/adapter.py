@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from longwave.architectures import host_of
 from longwave.attach import extend, rotaries, suspended, trajectories_of
@@ -27,6 +28,7 @@ from longwave.methods import get_method
 
 SETTINGS, WEIGHTS, MODEL = "longwave.json", "longwave.safetensors", "model"
 FORMAT = 1
+HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")  # where to get a model, and which
 REQUIRED = ("format", "method", "options", "max_factor", "schedule", "beyond", "log_n", "original_length")
 
 
@@ -81,7 +83,7 @@ def load(path: Path | str, **arguments: Any) -> PreTrainedModel:
     Raises:
         ValueError: naming the file that is missing, damaged, or does not belong to the model.
     """
-    folder = Path(path)
+    folder = _local_folder(path, arguments)
     if (folder / SETTINGS).is_file():
         return _load_extended(folder, arguments)
     if (folder / WEIGHTS).exists() or (folder / MODEL).is_dir():
@@ -92,6 +94,18 @@ def load(path: Path | str, **arguments: Any) -> PreTrainedModel:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: neither {SETTINGS} nor config.json is there.")
     return _from_pretrained(path, arguments)
+
+
+def _local_folder(path: Path | str, arguments: dict[str, Any]) -> Path:
+    """The snapshot of a legacy checkpoint that `path` names on the hub; anything else stays as it is."""
+    where = {name: arguments[name] for name in HUB if name in arguments}
+    try:
+        config = None if Path(path).exists() else cached_file(path, "config.json", **where)
+        if config is not None and is_legacy(Path(config).parent):
+            return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"], **where))
+    except OSError:  # `from_pretrained` will say what is wrong
+        pass
+    return Path(path)
 
 
 def is_trained(model: nn.Module) -> bool:
@@ -196,6 +210,8 @@ def _from_pretrained(path: Path | str, arguments: dict[str, Any]) -> PreTrainedM
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"cannot load a model from {path}: {str(error).splitlines()[0]}") from None
+    except KeyError as error:  # a type of rope, say
+        raise ValueError(f"cannot load a model from {path}: transformers does not know its {error}.") from None
     finally:
         logging.set_verbosity(verbosity)
     model, report = loaded

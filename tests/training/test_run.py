@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer
 import longwave
 from longwave.cli.main import main
 from longwave.methods import METHODS
-from longwave.training.config import TrainConfig
+from longwave.training.config import RESERVED, TrainConfig
 from longwave.training.metrics import read_metrics
 from longwave.training.prepare import attach_method
 
@@ -115,6 +116,10 @@ def test_recipes_lose_against_what_is_given():
     assert TrainConfig.create(**needed).positions == "chunks"
 
 
+def test_arguments_of_extend_are_no_options_of_a_method():
+    assert set(inspect.signature(longwave.extend).parameters) - {"options"} == set(RESERVED)
+
+
 @pytest.mark.parametrize("method", list(METHODS))
 def test_recipes_name_settings_that_exist(method):
     TrainConfig.create(method=method, train_length=64, max_factor=4)
@@ -134,6 +139,7 @@ def test_recipes_name_settings_that_exist(method):
         ({"positions": "sorted"}, "positions must be one of chunks, random, uniform, none, got 'sorted'"),
         ({"short_share": 2}, "short share must be between 0 and 1, got 2"),
         ({"lr": float("nan")}, "lr must be a number >= 0, got nan"),
+        ({"options": {"beyond": "clamp"}}, "beyond is no option of a method"),
         ({"leraning_rate": 1}, "unknown training setting 'leraning_rate'. Available: accumulation"),
         ({"method": "ntk", "freeze_weights": True}, "leaves nothing to train: ntk has no learned frequencies"),
         ({"data": ["/does/not/exist"]}, "data /does/not/exist does not exist"),

@@ -10,6 +10,8 @@ from typing import Any
 POSITIONS = ("chunks", "random", "uniform", "none")
 FACTORS = ("log-uniform", "integer", "fixed")
 LOG_N_COUNTS = ("keys", "positions")
+# Arguments of `longwave.extend` that are no options of a method: training sets them from settings of its own.
+RESERVED = ("model", "method", "max_factor", "schedule", "prior", "log_n", "beyond", "original_length", "trajectory")
 PRECISIONS = ("auto", "bf16", "fp32")
 
 # Settings that may change when a run is resumed: they alter nothing that was drawn or computed before.
@@ -74,6 +76,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
+        if reserved := sorted(set(self.options) & set(RESERVED)):
+            raise ValueError(
+                f"{reserved[0]} is no option of a method. If training lets you choose it, it is a setting of its own: "
+                "see `longwave train --help`."
+            )
         for name, least in (("train_length", 2), ("steps", 1), ("batch_size", 1), ("accumulation", 1), ("chunks", 1)):
             self._check(name, getattr(self, name) >= least, f"at least {least}")
         for name in ("lr", "field_lr", "weight_decay", "max_grad_norm"):

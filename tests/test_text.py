@@ -22,7 +22,7 @@ def library(tmp_path: Path) -> Path:
     (root / "sub" / "b.md").write_text("sécond", "utf-8")
     (root / "c.jsonl").write_text('{"text": "third"}\n\n{"text": "fourth", "id": 4}\n', "utf-8")
     pq.write_table(pa.table({"text": ["fifth", "", None], "n": [1, 2, 3]}), root / "d.parquet")
-    (root / "cover.jpg").write_bytes(b"\xff\xd8\xff\xe0" * 100)
+    (root / "cover.jpg").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF\0" * 100)
     (root / "zeros.bin").write_bytes(bytes(100))
     (root / ".hidden.txt").write_text("not this", "utf-8")
     (root / "empty.txt").write_text(" \n", "utf-8")
@@ -68,9 +68,12 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     assert read_documents([tmp_path])["text"][0] == "hello"
 
 
-def test_a_character_on_the_edge_of_the_probe_is_text(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("x" * 8191 + "é" * 10, "utf-8")
-    assert data_files([tmp_path]) == [tmp_path / "a.txt"]
+@pytest.mark.parametrize(("text", "encoding"), [("Ein schöner Tag. " * 9, "latin-1"), ("天地玄黄", "gbk")])
+def test_a_book_in_another_encoding_is_not_passed_over(library: Path, text: str, encoding: str) -> None:
+    (library / "old.txt").write_text(text, encoding)
+    with pytest.raises(ValueError, match=r"old\.txt is not UTF-8 text .*Convert or remove it") as caught:
+        read_documents([library])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ TOKENS = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))}
 def data_files(paths: Iterable[Path | str]) -> list[Path]:
     """The files that `paths` stand for, sorted within each folder.
 
-    Folders are searched recursively; hidden files and files that are not text (a cover image beside
-    a book) are passed over there. A file named by itself must be readable.
+    Folders are searched recursively; hidden files and binary ones (a cover image beside a book) are
+    passed over there. Text in another encoding than UTF-8 is not: reading it is an error.
 
     Raises:
         ValueError: for a path that does not exist, or if nothing is left.
@@ -135,7 +135,9 @@ def _texts(file: Path) -> Iterator[str]:
                 if line.strip():
                     yield _json_text(file, number, line)
     except UnicodeDecodeError as error:
-        raise ValueError(f"data {file} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
+        raise ValueError(
+            f"data {file} is not UTF-8 text ({error.reason} at byte {error.start}). Convert or remove it."
+        ) from None
 
 
 def _json_text(file: Path, number: int, line: str) -> str:
@@ -162,14 +164,9 @@ def _parquet_texts(file: Path) -> Iterator[str]:
 
 
 def _is_binary(file: Path) -> bool:
-    """NUL bytes, or bytes that are not UTF-8, in the first 8 KiB."""
+    """NUL bytes in the first 8 KiB. Bytes that are not UTF-8 may be a book in another encoding."""
     with file.open("rb") as handle:
-        head = handle.read(8192)
-    try:
-        head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return len(head) - error.start > 3  # a character cut by the end of the block is no fault
-    return b"\0" in head
+        return b"\0" in handle.read(8192)
 
 
 def _hidden(path: Path) -> bool:

@@ -72,7 +72,7 @@ def test_resumed_in_process(llama, train, tmp_path, method):
     assert not (broken / "checkpoints").exists()
 
 
-def test_resume_of_another_run_is_refused(llama, train, book, tmp_path):
+def test_resume_of_another_run_is_refused(llama, train, book, tmp_path, monkeypatch):
     start = copy.deepcopy(llama)
     with pytest.raises(KeyboardInterrupt):
         train(llama, callbacks=[Stop(5)], **STEPS)
@@ -83,6 +83,9 @@ def test_resume_of_another_run_is_refused(llama, train, book, tmp_path):
     other.write_text(book.read_text()[::-1])
     with pytest.raises(ValueError, match="the data are not the same"):
         train(start, resume=True, data=[other], **STEPS)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="processes 1 -> 2"):
+        train(start, resume=True, **STEPS)
 
 
 def test_resume_starts_what_has_not_begun_and_leaves_what_is_done(llama, train):
@@ -184,3 +187,35 @@ def test_killed_with_sigkill(llama, tokenizer, book, tmp_path):
     assert exact(killed / "metrics.jsonl") == exact(whole / "metrics.jsonl")
     assert [row["step"] for row in exact(killed / "metrics.jsonl")] == list(range(1, 61))
     same_result(whole, killed)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(llama, tokenizer, book, tmp_path):
+    """Under torchrun (gloo): resumed it is the uninterrupted run, and one process alone cannot go on with it."""
+    llama.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+
+    def start(output: Path, *extra: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        line = [sys.executable, *torchrun, *command(tmp_path / "base", book, output, "--steps", "6", *extra)[1:]]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300)
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        done = start(folder, "--save-every", "3", "--keep-checkpoints")
+        assert done.returncode == 0, done.stderr
+    record = json.loads((broken / "training.json").read_text())
+    assert record["world_size"] == 2
+    assert record["result"]["tokens"] == 2 * 6 * 4 * 48
+
+    # as a kill after step 3 leaves it
+    (broken / "training.json").write_text(json.dumps(record | {"status": "running"}))
+    shutil.rmtree(broken / "checkpoints" / "checkpoint-6")
+    alone = start(broken, "--save-every", "3", "--keep-checkpoints", "--resume", processes=1)
+    assert alone.returncode != 0
+    assert "processes 2 -> 1" in alone.stderr
+    again = start(broken, "--save-every", "3", "--keep-checkpoints", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert exact(broken / "metrics.jsonl") == exact(whole / "metrics.jsonl")
+    same_result(whole, broken)

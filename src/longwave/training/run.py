@@ -80,6 +80,7 @@ def train(
         "data": data_hashes(data),
         "versions": versions(),
         "seed": config.seed,
+        "world_size": int(os.environ.get("WORLD_SIZE", 1)),  # of torchrun: each process draws its own batches
         "command": command(),
     }
     _require_apart([*([model] if isinstance(model, str | Path) else []), *data, *record["data"]], output)
@@ -184,6 +185,8 @@ def _require_same_run(config: TrainConfig, record: dict[str, Any], earlier: dict
         changed.append(f"model {earlier['model']} -> {record['model']}")
     if list(record["data"].values()) != list(earlier["data"].values()):
         changed.append("the data are not the same")
+    if record["world_size"] != earlier.get("world_size", 1):
+        changed.append(f"processes {earlier.get('world_size', 1)} -> {record['world_size']}")
     if changed:
         raise ValueError(
             f"--resume goes on with the same run, but {'; '.join(changed)}. Start another with a new --output."

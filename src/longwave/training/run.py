@@ -74,16 +74,17 @@ def train(
         if settings.get(needed) is None:
             raise ValueError(f"training needs {needed.replace('_', ' ')}: pass {needed}=...")
     config, output, data = TrainConfig.create(**settings), Path(output), list(data)
+    files = data_hashes(data)
     record = {
         "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
         "config": config.as_dict(),
-        "data": data_hashes(data),
+        "data": files,
         "versions": versions(),
         "seed": config.seed,
         "world_size": int(os.environ.get("WORLD_SIZE", 1)),  # of torchrun: each process draws its own batches
         "command": command(),
     }
-    _require_apart([*([model] if isinstance(model, str | Path) else []), *data, *record["data"]], output)
+    _require_apart([*([model] if isinstance(model, str | Path) else []), *data, *files], output)
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun: the one that writes
     resume = resume and (output / RECORD).exists()
     if resume:

@@ -118,9 +118,8 @@ def exact_bounded(trajectory: CLEX, solver: dict[str, object]) -> Tensor:
         moved = (z - trajectory.log_freq_1) @ field.up_proj.double()
         hidden = field.activation(moved + u * field.time_proj.double() + field.up_bias.double())
         push = hidden @ field.down_proj.double() + field.down_bias.double()
-        rho = -t * prior.rate(t)
-        clipped = rho.clamp(0.01, 0.99)
-        return -(rho + torch.sigmoid(torch.logit(clipped) + push) - clipped)
+        mean = field.mean_rate
+        return t * prior.rate(t) - (torch.sigmoid(torch.logit(mean) + push) - mean)
 
     ends = torch.tensor([0.0, math.log(FACTOR)], dtype=torch.float64)
     return odeint(rate, trajectory.log_freq_1, ends, **solver)[-1].exp()

@@ -33,7 +33,7 @@ class CLEX(Trajectory):
     and t = 1 still reaches the parameters, with a gradient of zero.
 
     Arguments:
-        prior: the closed form that it starts as: `ntk`, `yarn` or `linear`.
+        prior: the closed form that it starts as: `ntk` (default), `yarn` or `linear`.
         field: `bounded` (default) or `additive`, the published one.
         amplification: λ, hidden width of the field in multiples of d.
         activation: `silu` or `tanh`.
@@ -51,7 +51,7 @@ class CLEX(Trajectory):
         rope: Rope,
         max_factor: float,
         *,
-        prior: str = "yarn",
+        prior: str = "ntk",
         field: str = "bounded",
         amplification: float = 1.0,
         activation: str = "silu",
@@ -87,8 +87,14 @@ class CLEX(Trajectory):
         self.field: Field = (
             AdditiveField(pairs, hidden, activation)
             if field == "additive"
-            else BoundedField(pairs, hidden, activation, rope.log_freq)
+            else BoundedField(pairs, hidden, activation, rope.log_freq, self._mean_rate())
         )
+
+    def _mean_rate(self) -> Tensor:
+        """The prior's mean of -dz/d ln t from 1 to max_factor, shape [d/2]."""
+        if self.max_factor == 1:
+            return -self.prior.rate(1.0)
+        return (self.prior.log_freq(1.0) - self.prior.log_freq(self.max_factor)) / math.log(self.max_factor)
 
     def options(self) -> dict[str, Any]:
         return dict(self._options)
@@ -111,7 +117,7 @@ class CLEX(Trajectory):
             return self.prior.rate(t) + slope * speed
 
     def _slope(self, factor: Tensor, log_freq: Tensor) -> Tensor:
-        slope: Tensor = self.field(factor, log_freq, self.prior)
+        slope: Tensor = self.field(factor, log_freq)
         return slope
 
     def _grid(self, func: object, start: Tensor, ends: Tensor) -> Tensor:

@@ -59,8 +59,8 @@ ROWS = [
     Row("linear", "PI, training-free", "linear", None),
     Row("ntk", "dynamic NTK, training-free", "ntk", None),
     Row("yarn", "dynamic YaRN, training-free", "yarn", None),
-    Row("clex", "**CLEX**, fine-tuned", "clex"),
-    Row("clex-ntk", "CLEX with the NTK prior, fine-tuned", "clex", {"prior": "ntk"}),
+    Row("clex", "**CLEX** (from NTK), fine-tuned", "clex"),
+    Row("clex-yarn", "CLEX from YaRN, fine-tuned", "clex", {"prior": "yarn"}),
     Row("ntk-tuned", "dynamic NTK, fine-tuned", "ntk"),
     # CLEX's prior without the field, and YaRN as published, whose temperature log-n would only double.
     Row("yarn-tuned", "dynamic YaRN, fine-tuned, log-n for its temperature", "yarn", {"options": {"temperature": 0.0}}),

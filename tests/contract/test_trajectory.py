@@ -59,7 +59,7 @@ def test_rate_is_the_derivative_of_log_freq(name, t):
     autodiff = torch.autograd.functional.jacobian(trajectory.log_freq, at)
     step = 1e-5
     finite = (trajectory.log_freq(t + 2 * step) - trajectory.log_freq(t)) / (2 * step)
-    # a solved trajectory knows its derivative to the solver's error (8 or 12 RK4 steps)
+    # a solved trajectory knows its derivative to the solver's error (9 or 12 RK4 steps)
     torch.testing.assert_close(trajectory.rate(t), autodiff, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(trajectory.rate(t + step), finite.detach(), rtol=1e-5, atol=1e-5)
 

@@ -55,7 +55,7 @@ class CLEX(Trajectory):
         field: str = "bounded",
         amplification: float = 1.0,
         activation: str = "silu",
-        steps: int = 8,
+        steps: int = 9,
         solver: str = "rk4",
         prior_options: dict[str, Any] | None = None,
         name: str = "clex",
@@ -87,14 +87,8 @@ class CLEX(Trajectory):
         self.field: Field = (
             AdditiveField(pairs, hidden, activation)
             if field == "additive"
-            else BoundedField(pairs, hidden, activation, rope.log_freq, self._mean_rate())
+            else BoundedField(pairs, hidden, activation, rope.log_freq)
         )
-
-    def _mean_rate(self) -> Tensor:
-        """The prior's mean of -dz/d ln t from 1 to max_factor, shape [d/2]."""
-        if self.max_factor == 1:
-            return -self.prior.rate(1.0)
-        return (self.prior.log_freq(1.0) - self.prior.log_freq(self.max_factor)) / math.log(self.max_factor)
 
     def options(self) -> dict[str, Any]:
         return dict(self._options)
@@ -117,7 +111,7 @@ class CLEX(Trajectory):
             return self.prior.rate(t) + slope * speed
 
     def _slope(self, factor: Tensor, log_freq: Tensor) -> Tensor:
-        slope: Tensor = self.field(factor, log_freq)
+        slope: Tensor = self.field(factor, log_freq, self.prior)
         return slope
 
     def _grid(self, func: object, start: Tensor, ends: Tensor) -> Tensor:

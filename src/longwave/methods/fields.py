@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from longwave.trajectory import Trajectory
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": functional.silu, "tanh": torch.tanh}
 
 
@@ -45,7 +47,7 @@ class Field(nn.Module, ABC):
         """t(c), the inverse of `clock`."""
 
     @abstractmethod
-    def forward(self, t: Tensor, log_freq: Tensor) -> Tensor:
+    def forward(self, t: Tensor, log_freq: Tensor, prior: Trajectory) -> Tensor:
         """dr/dc at z. Shapes: t [..., 1]; z and the result [..., d/2]."""
 
 
@@ -74,41 +76,33 @@ class AdditiveField(Field):
     def factor(self, clock: Tensor) -> Tensor:
         return (clock.exp() + 1) / 2
 
-    def forward(self, t: Tensor, log_freq: Tensor) -> Tensor:
+    def forward(self, t: Tensor, log_freq: Tensor, prior: Trajectory) -> Tensor:
         offset = self.offset - self.exponent * (2 * t - 1).log()
         hidden = self.activation((log_freq + offset).to(self.up_proj.dtype) @ self.up_proj)
         return (t - 0.5) * (hidden @ self.down_proj)  # dt/dc = t - 1/2
 
 
 class BoundedField(Field):
-    """A field that cannot overflow: dr/du = -[sigmoid(logit ρ + h(z - z(1), u)) - ρ].
+    """A field that cannot overflow: dr/du = -[sigmoid(logit ρ_c + h(z - z(1), u)) - ρ_c].
 
-    u = ln t is the clock. ρ is the prior's mean rate -dz_prior/du up to the largest t (0: the pair is
-    kept, 1: interpolated), clipped to [0.01, 0.99]; h is a network of one hidden layer, zero at the
-    start. The deviation from the prior is bounded by 1 per unit of u; at the largest t the trajectory
-    lies between no scaling and interpolation, to 0.01 per unit of u, if the prior does; and pairs that
-    the prior keeps are protected by the flat end of the sigmoid, where h has a gradient of 0.01 at
-    most. The additive field has no such scale: its gradient grows with the position, and it wants a
-    learning rate 10 to 40 times smaller.
-
-    Arguments:
-        log_freq_1: z(1), shape [d/2].
-        mean_rate: (z(1) - z_prior(t))/ln t at the largest t, shape [d/2]. Kept in the state dict: what
-            was learned belongs to it, whatever largest t is in use later.
+    u = ln t is the clock, ρ = -dz_prior/du the prior's own rate at u (0: the pair is kept, 1: interpolated),
+    and ρ_c = 0.01 + 0.98 ρ/(1 + ρ^12)^(1/12) a smooth form of clipping it to [0.01, 0.99]; h is a network of
+    one hidden layer, zero at the start. The deviation from the prior is bounded by 1 per unit of u. Where
+    the prior keeps a pair (ρ near 0) or interpolates it fully (ρ of 1 and above), the flat ends of the
+    sigmoid hold the pair to the prior. That matters most for NTK, whose rate is highest near t = 1: what the
+    field does there shifts the whole trajectory behind it. The additive field has no such scale, its
+    gradient grows with the position, and it wants a learning rate 10 to 40 times smaller.
     """
 
-    margin = 0.01
     log_freq_1: Tensor
-    mean_rate: Tensor
 
-    def __init__(self, pairs: int, hidden: int, activation: str, log_freq_1: Tensor, mean_rate: Tensor) -> None:
+    def __init__(self, pairs: int, hidden: int, activation: str, log_freq_1: Tensor) -> None:
         super().__init__(pairs, hidden, activation)
         bound = 1 / math.sqrt(pairs)
         self.time_proj = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
         self.up_bias = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
         self.down_bias = nn.Parameter(torch.zeros(pairs))
         self.register_buffer("log_freq_1", log_freq_1, persistent=False)
-        self.register_buffer("mean_rate", mean_rate.clamp(self.margin, 1 - self.margin))
 
     def clock(self, t: Tensor) -> Tensor:
         return t.log()
@@ -116,11 +110,11 @@ class BoundedField(Field):
     def factor(self, clock: Tensor) -> Tensor:
         return clock.exp()
 
-    def forward(self, t: Tensor, log_freq: Tensor) -> Tensor:
+    def forward(self, t: Tensor, log_freq: Tensor, prior: Trajectory) -> Tensor:
         dtype = self.up_proj.dtype
         moved = (log_freq - self.log_freq_1).to(dtype)
         lifted = functional.linear(moved, self.up_proj.T, self.up_bias) + t.log().to(dtype) * self.time_proj
         push = functional.linear(self.activation(lifted), self.down_proj.T, self.down_bias)
-        # sigmoid(logit ρ + h) - ρ, written so that it is exactly zero at h = 0; e^50 is as far as it gets
-        gain, rho = push.clamp(max=50.0).expm1(), self.mean_rate.to(dtype)
-        return -rho * (1 - rho) * gain / (1 + rho * gain)
+        rho = -t * prior.rate(t.squeeze(-1))
+        held = torch.logit(0.01 + 0.98 * rho / (1 + rho**12) ** (1 / 12)).to(dtype)
+        return held.sigmoid() - (held + push).sigmoid()  # exactly zero at h = 0

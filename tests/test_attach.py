@@ -194,7 +194,7 @@ def test_bad_arguments_leave_the_model_plain(llama: LlamaForCausalLM, arguments:
 
 
 @pytest.mark.parametrize(
-    "other", [{"max_factor": 8}, {"prior": "ntk"}, {"original_length": 32}, {"amplification": 3}, {"slop": 1}]
+    "other", [{"max_factor": 8}, {"prior": "yarn"}, {"original_length": 32}, {"amplification": 3}, {"slop": 1}]
 )
 def test_a_ready_trajectory_keeps_its_own_settings(llama: LlamaForCausalLM, other: dict) -> None:
     (trajectory,) = trajectories_of(longwave.extend(llama, "clex", max_factor=4))

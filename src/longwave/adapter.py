@@ -84,6 +84,11 @@ def load(path: Path | str, **arguments: Any) -> PreTrainedModel:
     Raises:
         ValueError: naming the file that is missing, damaged, or does not belong to the model.
     """
+    if not isinstance(path, str | Path):
+        raise ValueError(f"load takes a folder or a name on the Hugging Face hub, got {type(path).__name__}.")
+    given = Path(path)
+    if not given.exists() and (given.is_absolute() or str(path).startswith(".") or len(given.parts) > 2):
+        raise ValueError(f"model folder {path} does not exist.")  # no name on a hub looks like this
     folder = _local_folder(path, arguments)
     if (folder / SETTINGS).is_file():
         return _load_extended(folder, arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -210,6 +211,13 @@ def _the_trajectory(model: nn.Module) -> Trajectory:
 
 def _trajectories(method: Method, ropes: list[Rope], max_factor: float, options: dict[str, Any]) -> list[Trajectory]:
     """One trajectory per distinct rope, shared by the modules that have it."""
+    known = inspect.signature(method.build).parameters
+    if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        available = sorted(set(known) - {"rope", "max_factor", "name"})
+        if unknown := sorted(set(options) - set(available)):
+            raise ValueError(
+                f"{method.name} has no option {unknown[0]!r}. Available: {', '.join(available) or 'none'}."
+            )
     built: dict[tuple[float, ...], Trajectory] = {}
     for rope in ropes:
         key = tuple(rope.inv_freq.tolist())

@@ -98,7 +98,7 @@ def test_passkey(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (("--lengths", "2y"), "bad length '2y'"),
         (("--lengths", "1000x"), "fewer than one window of 64000"),
         (("--windows", "9999"), "room for"),
-        (("--device", "toaster"), "unknown device 'toaster'"),
+        (("--device", "toaster"), "device 'toaster' cannot be used"),
         (("--targets", "64"), "must exceed the 64 targets"),
     ],
 )

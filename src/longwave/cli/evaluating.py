@@ -14,8 +14,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Lengths = Annotated[
-    str,
-    typer.Option("--lengths", metavar="N,...", help="Multiples of the trained length (2x) or tokens (4096)."),
+    str | None,
+    typer.Option(
+        "--lengths",
+        metavar="N,...",
+        help="Multiples of the trained length (2x) or tokens (4096). Default: 1x, 2x, 4x, ... to the model's maximum, "
+        "16x for a Hugging Face model.",
+    ),
 ]
 Methods = Annotated[
     str | None,
@@ -61,9 +66,12 @@ def load(path: str, dtype: str, device: str | None) -> Loaded:
     if device is None:
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
     try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"unknown device {device!r}. Write for example cpu or cuda:0.") from None
+        place = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device {device!r} cannot be used here ({reason}). Write for example cpu or cuda:0."
+        ) from None
     stored = dtype == "auto" and place.type != "cpu"
     wanted = "auto" if stored else torch.float32 if dtype == "auto" else getattr(torch, dtype)
     model = load_model(path, dtype=wanted)
@@ -82,6 +90,14 @@ def load(path: str, dtype: str, device: str | None) -> Loaded:
     if record.is_file():
         about["training_seed"] = read_json(record).get("seed")
     return Loaded(model.to(place), tokenizer, about)  # type: ignore[arg-type]
+
+
+def default_lengths(model: PreTrainedModel) -> str:
+    """Doublings of the trained length up to the model's maximum, or to 16x where it sets none."""
+    from longwave.evaluation.lengths import max_length_of, original_length_of
+
+    most = (max_length_of(model) or 16 * original_length_of(model)) // original_length_of(model)
+    return ",".join(f"{2**k}x" for k in range(most.bit_length()))
 
 
 def choose(model: PreTrainedModel, methods: str | None, lengths: list[int]) -> list[str]:

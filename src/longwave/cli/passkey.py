@@ -12,7 +12,7 @@ from longwave.cli.options import Json, Model, Overwrite, Seed, print_json
 
 def passkey(
     model: Model,
-    lengths: Lengths = "1x,2x,4x",
+    lengths: Lengths = None,
     methods: Methods = None,
     trials: Annotated[int, typer.Option("--trials", metavar="N", help="Prompts for each length.")] = 100,
     depths: Annotated[
@@ -54,7 +54,7 @@ def passkey(
     folder = evaluating.results_folder(output, "passkey", model, overwrite)
     loaded = evaluating.load(model, dtype, device)
     original = original_length_of(loaded.model)
-    counts = parse_lengths(lengths, original)
+    counts = parse_lengths(lengths or evaluating.default_lengths(loaded.model), original)
     specs = evaluating.choose(loaded.model, methods, counts)
     rows = []
     with evaluating.progress(len(specs) * trials * sum(counts)) as start:

@@ -13,7 +13,7 @@ from longwave.cli.options import Data, Json, Model, Overwrite, print_json
 def perplexity(
     model: Model,
     data: Data,
-    lengths: Lengths = "1x,2x,4x,8x,16x",
+    lengths: Lengths = None,
     methods: Methods = None,
     protocol: Annotated[
         Literal["same-targets", "stride", "overlap"],
@@ -69,7 +69,7 @@ def perplexity(
     documents, hashes = read_documents(data), data_hashes(data)
     loaded = evaluating.load(model, dtype, device)
     original = original_length_of(loaded.model)
-    counts = parse_lengths(lengths, original)
+    counts = parse_lengths(lengths or evaluating.default_lengths(loaded.model), original)
     specs = evaluating.choose(loaded.model, methods, counts)
     tokens = token_stream(documents, loaded.tokenizer, progress=False)
     settings = {"protocol": protocol, "windows": windows, "targets": targets, "stride": stride}

@@ -86,17 +86,24 @@ def train(
     if not sys.stderr.isatty():
         disable_progress_bar()  # of transformers, for files too small to need one
     settings["options"] = _parse_options(settings.get("options") or [])
-    folder = longwave.train(model, data, output, resume=resume, overwrite=overwrite, progress=not as_json, **settings)
+    try:
+        folder = longwave.train(
+            model, data, output, resume=resume, overwrite=overwrite, progress=not as_json, **settings
+        )
+    except KeyboardInterrupt:
+        typer.echo("interrupted: the same command with --resume goes on from the last checkpoint", err=True)
+        raise
     if int(os.environ.get("RANK", 0)) > 0:  # under torchrun one process speaks for all
         return
     summary = {"output": str(folder), **read_json(folder / "training.json")["result"]}
     if as_json:
         print_json(summary)
         return
+    lengths = ",".join(f"{2**k}x" for k in range(int(settings["max_factor"]).bit_length()))
     typer.echo(
         f"{summary['steps']} steps, {summary['tokens']:,} tokens, loss {summary['first_loss']:.3f} -> "
-        f"{summary['last_loss']:.3f}, written to {folder}\n"
-        f"Next: longwave perplexity {folder} --data HELD_OUT.txt --lengths 1x,2x,4x,8x,16x"
+        f"{summary['last_loss']:.3f} (mean of the last 10), written to {folder}\n"
+        f"Next: longwave perplexity {folder} --data HELD_OUT.txt --lengths {lengths}"
     )
 
 

@@ -95,6 +95,10 @@ def train(
                 discard(output / CHECKPOINTS)  # of a run that was killed between its result and this
             return output
     if first:
+        if (output / RECORD).exists() and not (resume or overwrite):
+            raise ValueError(
+                f"output folder {output} is not empty: it holds a training run. Pass --resume to go on, or --overwrite."
+            )
         prepare_output(output, overwrite=resume or overwrite)
         _require_ours(output)
 

@@ -19,9 +19,9 @@ def rope(base: float = 10_000.0) -> Rope:
     return Rope(1 / base ** (torch.arange(0, DIM, 2).float() / DIM), LENGTH, base)
 
 
-def build(name: str, *, moved: bool = True) -> Trajectory:
+def build(name: str, *, moved: bool = True, **options: object) -> Trajectory:
     """The method on a common rope; a learned field is moved off zero so that it has something to show."""
-    options = {"long_factor": torch.linspace(1, 20, DIM // 2).tolist()} if name == "longrope" else {}
+    options |= {"long_factor": torch.linspace(1, 20, DIM // 2).tolist()} if name == "longrope" else {}
     torch.manual_seed(0)
     trajectory = METHODS[name].build(rope(), MAX_FACTOR, **options)
     if moved and METHODS[name].trained:
@@ -54,12 +54,12 @@ def test_closed_forms_never_speed_up_with_t(name):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("t", [1.0, 1.7, 5.0, 16.0])
 def test_rate_is_the_derivative_of_log_freq(name, t):
-    trajectory = build(name)
+    # From YaRN: where NTK's rate passes 1, the clip of the field has kinks, and no step size differentiates a kink.
+    trajectory = build(name, **({"prior": "yarn"} if name == "clex" else {}))
     at = torch.tensor(t, dtype=torch.float64)
     autodiff = torch.autograd.functional.jacobian(trajectory.log_freq, at)
     step = 1e-5
     finite = (trajectory.log_freq(t + 2 * step) - trajectory.log_freq(t)) / (2 * step)
-    # a solved trajectory knows its derivative to the solver's error (9 or 12 RK4 steps)
     torch.testing.assert_close(trajectory.rate(t), autodiff, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(trajectory.rate(t + step), finite.detach(), rtol=1e-5, atol=1e-5)
 

@@ -55,7 +55,7 @@ class CLEX(Trajectory):
         field: str = "bounded",
         amplification: float = 1.0,
         activation: str = "silu",
-        steps: int = 9,
+        steps: int = 10,
         solver: str = "rk4",
         prior_options: dict[str, Any] | None = None,
         name: str = "clex",

@@ -86,14 +86,15 @@ class BoundedField(Field):
     """A field that cannot overflow: dr/du = -[sigmoid(logit ρ_c + h(z - z(1), u)) - ρ_c].
 
     u = ln t is the clock, ρ = -dz_prior/du the prior's own rate at u (0: the pair is kept, 1: interpolated),
-    and ρ_c = 0.01 + 0.98 ρ/(1 + ρ^12)^(1/12) a smooth form of clipping it to [0.01, 0.99]; h is a network of
-    one hidden layer, zero at the start. The deviation from the prior is bounded by 1 per unit of u. Where
-    the prior keeps a pair (ρ near 0) or interpolates it fully (ρ of 1 and above), the flat ends of the
-    sigmoid hold the pair to the prior. That matters most for NTK, whose rate is highest near t = 1: what the
-    field does there shifts the whole trajectory behind it. The additive field has no such scale, its
-    gradient grows with the position, and it wants a learning rate 10 to 40 times smaller.
+    ρ_c = clip(ρ, 0.01, 0.99), and h a network of one hidden layer, zero at the start. The deviation from the
+    prior is bounded by 1 per unit of u. Where the prior keeps a pair, or interpolates it fully, the flat
+    ends of the sigmoid hold the pair to the prior: there the gradient of h is at most 0.01. That matters
+    most for NTK's slow pairs, whose rate exceeds 1: a clip with rounded corners let the field move them, and
+    perplexity at 16x rose by 13 % (docs/LOG.md). The additive field has no such scale, its gradient grows
+    with the position, and it wants a learning rate 10 to 40 times smaller.
     """
 
+    margin = 0.01
     log_freq_1: Tensor
 
     def __init__(self, pairs: int, hidden: int, activation: str, log_freq_1: Tensor) -> None:
@@ -115,6 +116,6 @@ class BoundedField(Field):
         moved = (log_freq - self.log_freq_1).to(dtype)
         lifted = functional.linear(moved, self.up_proj.T, self.up_bias) + t.log().to(dtype) * self.time_proj
         push = functional.linear(self.activation(lifted), self.down_proj.T, self.down_bias)
-        rho = -t * prior.rate(t.squeeze(-1))
-        held = torch.logit(0.01 + 0.98 * rho / (1 + rho**12) ** (1 / 12)).to(dtype)
+        rho = (-t * prior.rate(t.squeeze(-1))).clamp(self.margin, 1 - self.margin)
+        held = torch.logit(rho).to(dtype)
         return held.sigmoid() - (held + push).sigmoid()  # exactly zero at h = 0

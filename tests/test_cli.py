@@ -81,7 +81,10 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 def test_interrupt_is_exit_code_130(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "longwave.cli.main", "demo", "--quick", "--output", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not (tmp_path / "out").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)

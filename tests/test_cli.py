@@ -83,7 +83,7 @@ def test_interrupt_is_exit_code_130(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "longwave.cli.main", "demo", "--quick", "--output", str(tmp_path / "out")]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not (tmp_path / "out").exists() and process.poll() is None and time.monotonic() < deadline:

@@ -88,9 +88,7 @@ class BoundedField(Field):
     u = ln t is the clock, ρ = -dz_prior/du the prior's own rate at u (0: the pair is kept, 1: interpolated),
     ρ_c = clip(ρ, 0.01, 0.99), and h a network of one hidden layer, zero at the start. The deviation from the
     prior is bounded by 1 per unit of u. Where the prior keeps a pair, or interpolates it fully, the flat
-    ends of the sigmoid hold the pair to the prior: there the gradient of h is at most 0.01. That matters
-    most for NTK's slow pairs, whose rate exceeds 1: a clip with rounded corners let the field move them, and
-    perplexity at 16x rose by 13 % (docs/LOG.md). The additive field has no such scale, its gradient grows
+    ends of the sigmoid hold the pair to the prior: there the gradient of h is at most 0.01. The additive field has no such scale, its gradient grows
     with the position, and it wants a learning rate 10 to 40 times smaller.
     """
 

@@ -18,7 +18,7 @@ def demo(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write into a folder that is not empty; start a demo there over.")
     ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Under a minute: checks the installation.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps and windows: checks the installation.")] = False,
     as_json: Json = False,
 ) -> None:
     """Extend a small Llama from 256 to 4,096 tokens and measure it, on CPU, without a download.

@@ -89,8 +89,7 @@ class BoundedField(Field):
     ρ_c = clip(ρ, 0.01, 0.99), and h a network of one hidden layer, zero at the start. The deviation from the
     prior is bounded by 1 per unit of u. Where the prior keeps a pair, or interpolates it fully, the flat
     ends of the sigmoid hold the pair to the prior: there the gradient of h is at most 0.01. The additive
-    field has no such scale, its gradient grows with the position, and it wants a learning rate 10 to 40
-    times smaller.
+    field has no such bound.
     """
 
     margin = 0.01

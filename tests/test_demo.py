@@ -18,8 +18,10 @@ from longwave.demo.corpus import stdlib_files, write_corpus
 from longwave.demo.journal import Journal
 from longwave.demo.run import BASE, ROWS, Settings, run_demo
 from longwave.demo.summary import comparisons, show
-from longwave.evaluation.results import read
+from longwave.evaluation.results import Curve, read
+from longwave.evaluation.statistics import Interval
 from longwave.io import read_json
+from longwave.report.tables import perplexity_table
 
 TINY = Settings(max_factor=2, steps=2, batch_size=2, lengths=("1x", "2x"), windows=3, trials=2, text=5_000)
 
@@ -108,6 +110,7 @@ def test_the_whole_demo_and_its_second_start(base: Path, tmp_path: Path) -> None
     show(result, output, console)
     text = console.export_text()
     assert all(label in text for label in labels)
+    assert "…" not in text.partition("Took")[0]
     assert (output / "perplexity.png").stat().st_size > 10_000
 
     # Killed after the fifth of nine steps: the rest is done again, the same, and the five are not.
@@ -168,3 +171,16 @@ def test_quick_demo_from_the_command_line(
     learned = next(row["perplexity"] for row in rows if row["label"] == "CLEX, tuned")
     assert unscaled["1024"] > 3 * unscaled["256"]  # the base model collapses beyond its window
     assert learned["1024"] < unscaled["1024"] / 3
+
+
+def test_a_table_of_five_lengths_fits_80_columns() -> None:
+    lengths, values = (256, 512, 1024, 2048, 4096), (5.7, 84.3, 92.0, 1234.5, 120.0)
+    intervals = tuple(Interval(value, 0.9 * value, 1.1 * value) for value in values)
+    table = perplexity_table([Curve("CLEX / its own 1x", lengths, intervals)], 256)
+    table.add_row("", *["-10.2 ±11%", "+0.6 ±1.2%"], *["-2.8 ±0.7%"] * 3)
+    console = quiet()
+    console.print(table)
+    text = console.export_text()
+    assert "…" not in text
+    assert "1,234 ±123" in text
+    assert "-10.2 ±11%" in text

@@ -34,7 +34,7 @@ def test_perplexity_table() -> None:
     lines = render(perplexity_table([curve("ntk", [3.14159, 12.3456, 1234.5]), curve("clex", [3, 4, 5], runs=3)], 128))
     assert lines[0] == "1x 2x 4x"
     assert lines[1] == "method 128 256 512"
-    assert "ntk 3.14 ±0.10 12.3 ±0.10 1,234 ±0.10" in lines
+    assert "ntk 3.14 ±0.10 12.3 ±0.1 1,234 ±0.10" in lines
     assert "clex (3 runs) 3.00 ±0.10 4.00 ±0.10 5.00 ±0.10" in lines
 
 

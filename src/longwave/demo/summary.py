@@ -46,10 +46,10 @@ def show(result: dict[str, Any], output: Path, console: Console) -> None:
     for name, ratios in comparisons(perplexity).items():
         table.add_row(Text(name, style="italic"), *(Text(percent(ratio), style="italic") for ratio in ratios))
     table.add_section()
+    table.add_row(Text(f"passkeys found, of {passkey['settings']['trials']}", style="italic"))
     for row in passkey["rows"]:
-        found = (f"{sum(entry['correct'])}/{entry['trials']}" for entry in row["lengths"])
-        table.add_row(f"passkey, {row['label']}", *found)
-    console.print(f"\n[bold]Perplexity of the same tokens[/bold] by context length; {windows} windows, ± 95 %", table)
+        table.add_row(row["label"], *(str(sum(entry["correct"])) for entry in row["lengths"]))
+    console.print(f"\n[bold]Perplexity of the same tokens[/bold] by context length; {windows} windows, ± 95 %\n", table)
     console.print(_where(result, output), soft_wrap=True, highlight=False)
 
 

@@ -19,8 +19,9 @@ def perplexity_table(curves: Sequence[Curve], original_length: int) -> Table:
         for column, value in enumerate(curve.values):
             best = min(other.values[column].value for other in curves)
             half = (value.high - value.low) / 2
+            decimals = _decimals(value.value if round(half, _decimals(value.value)) else half)
             text = Text(_number(value.value), style="bold" if len(curves) > 1 and value.value == best else "")
-            cells.append(text.append(f" ±{_number(half)}" if half else "", style="not bold dim"))
+            cells.append(text.append(f" ±{half:,.{decimals}f}" if half else "", style="not bold dim"))
         table.add_row(*cells)
     return table
 
@@ -43,7 +44,7 @@ def ratio_text(length: int, original_length: int) -> str:
 
 
 def _table(curves: Sequence[Curve], original_length: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))  # five lengths fit 80 columns
     table.add_column("method", no_wrap=True)
     for length in curves[0].lengths:
         table.add_column(f"{ratio_text(length, original_length)}\n{length:,}", justify="right", no_wrap=True)
@@ -56,5 +57,8 @@ def _label(curve: Curve) -> Text:
 
 def _number(value: float) -> str:
     """Three significant digits at least, and two decimals at most: 2.75, 12.9, 1,234."""
-    decimals = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
-    return f"{value:,.{decimals}f}"
+    return f"{value:,.{_decimals(value)}f}"
+
+
+def _decimals(value: float) -> int:
+    return 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0

@@ -68,12 +68,18 @@ def command() -> str:
     return shlex.join([program, *sys.argv[1:]])
 
 
-def prepare_output(folder: Path | str, *, overwrite: bool = False) -> Path:
-    """Create `folder`; one that holds anything is a `ValueError` unless `overwrite` (nothing is deleted)."""
+def check_output(folder: Path | str, *, overwrite: bool = False) -> Path:
+    """A folder that results may go into; one that holds anything is a `ValueError` unless `overwrite`."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output {folder} is a file. Choose a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise ValueError(f"output folder {folder} is not empty. Choose another or pass --overwrite.")
+    return folder
+
+
+def prepare_output(folder: Path | str, *, overwrite: bool = False) -> Path:
+    """`check_output`, then create it; nothing in it is deleted."""
+    folder = check_output(folder, overwrite=overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

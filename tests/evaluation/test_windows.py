@@ -61,6 +61,8 @@ def test_batches_hold_windows_that_score_alike() -> None:
     batches = windows.batches(tokens_per_batch=2048)
     assert [b.stop - b.start for b in batches] == [1, 4, 4, 2]
     assert windows.batches(tokens_per_batch=1)[0] == slice(0, 1)
+    with pytest.raises(ValueError, match="tokens per batch must be at least 1, got 0"):
+        windows.batches(tokens_per_batch=0)
 
 
 @pytest.mark.parametrize(

@@ -119,12 +119,10 @@ def choose(model: PreTrainedModel, methods: str | None, lengths: list[int]) -> l
 
 def results_folder(output: Path | None, command: str, model: str, overwrite: bool) -> Path:
     """Where results will go. A folder that holds something is refused now, not after an hour's work."""
-    from longwave.io import prepare_output
+    from longwave.io import check_output
 
     folder = Path(f"{command}-{Path(model).resolve().name}") if output is None else output
-    if folder.exists():
-        prepare_output(folder, overwrite=overwrite)
-    return folder
+    return check_output(folder, overwrite=overwrite)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import nn
 from longwave.evaluation.lengths import check_lengths, fixed_length, original_length_of, parse_lengths
 from longwave.evaluation.loss import Scorer
 from longwave.evaluation.statistics import Interval, wilson
+from longwave.evaluation.windows import rows_per_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -207,7 +208,7 @@ def _at_length(
     progress: Callable[[int], None] | None,
 ) -> LengthRetrieval:
     correct: list[bool] = []
-    size = max(1, tokens_per_batch // length)
+    size = rows_per_batch(tokens_per_batch, length)
     with fixed_length(model, length) as factor:
         for first in range(0, len(trials), size):
             batch = trials[first : first + size]

@@ -24,13 +24,20 @@ class Windows:
     scored: tuple[int, ...]
 
     def batches(self, tokens_per_batch: int) -> list[slice]:
-        """Runs of windows that score as many tokens each, at most `tokens_per_batch` tokens together."""
-        size = max(1, tokens_per_batch // self.length)
+        """Runs of windows that score as many tokens each, at most `tokens_per_batch` tokens together, or one."""
+        size = rows_per_batch(tokens_per_batch, self.length)
         cuts = [0]
         for w in range(1, len(self.ends) + 1):
             if w == len(self.ends) or w - cuts[-1] == size or self.scored[w] != self.scored[w - 1]:
                 cuts.append(w)
         return [slice(a, b) for a, b in pairwise(cuts)]
+
+
+def rows_per_batch(tokens_per_batch: int, length: int) -> int:
+    """How many rows of `length` tokens are read at a time: what fits, or one."""
+    if tokens_per_batch < 1:
+        raise ValueError(f"tokens per batch must be at least 1, got {tokens_per_batch}.")
+    return max(1, tokens_per_batch // length)
 
 
 def same_targets(tokens: int, lengths: Sequence[int], windows: int | None, targets: int, stride: int) -> list[Windows]:

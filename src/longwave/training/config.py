@@ -93,6 +93,8 @@ class TrainConfig:
         for name in ("warmup", "short_share", "long_share"):
             self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
         self._check("long_share", self.short_share + self.long_share <= 1, "at most 1 together with short share")
+        if self.positions == "chunks" and self.train_length:
+            self._check("chunks", self.chunks <= self.train_length, f"at most the train length, {self.train_length}")
         for item in fields(self):
             allowed = item.metadata["choices"]
             self._check(item.name, not allowed or getattr(self, item.name) in allowed, f"one of {', '.join(allowed)}")

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from longwave.adapter import MODEL, SETTINGS, WEIGHTS, save
-from longwave.io import command, prepare_output, read_json, versions, write_json
+from longwave.io import check_output, command, read_json, versions, write_json
 from longwave.text import data_hashes, read_documents, token_stream
 from longwave.training.checkpoints import checkpoint_step, checkpoints, discard
 from longwave.training.config import TrainConfig
@@ -99,7 +99,7 @@ def train(
             raise ValueError(
                 f"output folder {output} is not empty: it holds a training run. Pass --resume to go on, or --overwrite."
             )
-        prepare_output(output, overwrite=resume or overwrite)
+        check_output(output, overwrite=resume or overwrite)
         _require_ours(output)
 
     set_seed(config.seed)
@@ -123,6 +123,7 @@ def train(
     states = checkpoints(output / CHECKPOINTS) if resume else []
     metrics = None
     if first:
+        output.mkdir(parents=True, exist_ok=True)
         if not resume:
             _remove_results(output)
         write_json(output / RECORD, {"status": "running", **record})

@@ -91,16 +91,37 @@ def test_the_official_field_does_overflow():
     assert not torch.isfinite(trajectory.inv_freq(32.0)).all()
 
 
-@pytest.mark.parametrize("prior", ["yarn", "linear"])
-def test_bounded_field_between_no_scaling_and_interpolation(prior):
+@pytest.mark.parametrize(("prior", "options"), [("yarn", {}), ("linear", {}), ("ntk", {"slope": 1})])
+def test_bounded_field_between_no_scaling_and_interpolation(prior, options):
     """Where the prior lies between no scaling and PI, so does the trajectory, to 0.01 per unit of ln t."""
     torch.manual_seed(0)
-    trajectory = CLEX(rope(), 16, prior=prior)
+    trajectory = CLEX(rope(), 16, prior=prior, prior_options=options)
     for sign in (-1, 1):
         torch.nn.init.constant_(trajectory.field.down_bias, sign * 100.0)
         rate = -(trajectory.log_freq(16.0) - trajectory.log_freq(1.0)) / np.log(16.0)
         assert (rate >= -0.0101).all()
         assert (rate <= 1.0101).all()
+
+
+@pytest.mark.parametrize("prior", ["ntk", "yarn", "linear"])
+def test_default_steps_follow_a_trained_field(prior):
+    """A field as strong as trained ones, which move ln θ by 1 to 2: the default steps solve it to 1e-5."""
+    torch.manual_seed(0)
+    trajectory = CLEX(rope(64), 16, prior=prior).double()
+    torch.nn.init.normal_(trajectory.field.down_proj, std=0.5)
+    exact = CLEX(rope(64), 16, prior=prior, solver="dopri5").double()
+    exact.load_state_dict(trajectory.state_dict())
+    assert (trajectory.log_freq(16.0) - trajectory.prior.log_freq(16.0)).abs().max() > 0.7
+    torch.testing.assert_close(trajectory.log_freq(16.0), exact.log_freq(16.0), rtol=0, atol=1e-5)
+
+
+def test_what_was_learned_does_not_depend_on_the_largest_factor():
+    torch.manual_seed(0)
+    trajectory = CLEX(rope(), 16)
+    torch.nn.init.normal_(trajectory.field.down_proj, std=0.5)
+    wider = CLEX(rope(), 64)
+    wider.load_state_dict(trajectory.state_dict())
+    assert torch.equal(wider.log_freq(8.0), trajectory.log_freq(8.0))
 
 
 def test_defect_integer_t_only():
@@ -122,7 +143,7 @@ def test_paper_offset_ignores_the_models_base():
     offset = -torch.arange(16).double() / 16 * np.log(1e4)
     field = trajectory.field
     expected = 0.5 * torch.tanh((z + offset) @ field.up_proj.double()) @ field.down_proj.double()
-    torch.testing.assert_close(field(t, z, trajectory.prior), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(field(t, z), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

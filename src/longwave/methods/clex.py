@@ -87,7 +87,7 @@ class CLEX(Trajectory):
         self.field: Field = (
             AdditiveField(pairs, hidden, activation)
             if field == "additive"
-            else BoundedField(pairs, hidden, activation, rope.log_freq)
+            else BoundedField(pairs, hidden, activation, self.prior)
         )
 
     def options(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class CLEX(Trajectory):
             return self.prior.rate(t) + slope * speed
 
     def _slope(self, factor: Tensor, log_freq: Tensor) -> Tensor:
-        slope: Tensor = self.field(factor, log_freq, self.prior)
+        slope: Tensor = self.field(factor, log_freq)
         return slope
 
     def _grid(self, func: object, start: Tensor, ends: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Field(nn.Module, ABC):
         """t(c), the inverse of `clock`."""
 
     @abstractmethod
-    def forward(self, t: Tensor, log_freq: Tensor, prior: Trajectory) -> Tensor:
+    def forward(self, t: Tensor, log_freq: Tensor) -> Tensor:
         """dr/dc at z. Shapes: t [..., 1]; z and the result [..., d/2]."""
 
 
@@ -76,7 +76,7 @@ class AdditiveField(Field):
     def factor(self, clock: Tensor) -> Tensor:
         return (clock.exp() + 1) / 2
 
-    def forward(self, t: Tensor, log_freq: Tensor, prior: Trajectory) -> Tensor:
+    def forward(self, t: Tensor, log_freq: Tensor) -> Tensor:
         offset = self.offset - self.exponent * (2 * t - 1).log()
         hidden = self.activation((log_freq + offset).to(self.up_proj.dtype) @ self.up_proj)
         return (t - 0.5) * (hidden @ self.down_proj)  # dt/dc = t - 1/2
@@ -85,23 +85,31 @@ class AdditiveField(Field):
 class BoundedField(Field):
     """A field that cannot overflow: dr/du = -[sigmoid(logit ρ_c + h(z - z(1), u)) - ρ_c].
 
-    u = ln t is the clock, ρ = -dz_prior/du the prior's own rate at u (0: the pair is kept, 1: interpolated),
-    ρ_c = clip(ρ, 0.01, 0.99), and h a network of one hidden layer, zero at the start. The deviation from the
-    prior is bounded by 1 per unit of u. Where the prior keeps a pair, or interpolates it fully, the flat
-    ends of the sigmoid hold the pair to the prior: there the gradient of h is at most 0.01. The additive
-    field has no such bound.
+    u = ln t is the clock and h a network of one hidden layer, zero at the start. ρ_c = clip(ρ̄, 0.01, 0.99) for
+    the prior's mean rate ρ̄ = (z(1) - z_prior(T))/ln T up to T = 16 (0: the pair is kept, 1: interpolated).
+    The deviation from the prior is bounded by 1 per unit of u. Where the prior keeps a pair, or interpolates
+    it fully, the flat ends of the sigmoid hold the pair to the prior: there the gradient of h is at most 0.01.
+    The additive field has no such bound.
+
+    The mean and not the rate at u, because NTK's rate passes 1 on the way: clipped there, it puts kinks into
+    the field that cost a fixed-step solver three digits. T is fixed, so that what was learned does not depend
+    on the largest factor in use.
     """
 
-    margin = 0.01
+    margin, reference = 0.01, 16.0
     log_freq_1: Tensor
+    held: Tensor
 
-    def __init__(self, pairs: int, hidden: int, activation: str, log_freq_1: Tensor) -> None:
+    def __init__(self, pairs: int, hidden: int, activation: str, prior: Trajectory) -> None:
         super().__init__(pairs, hidden, activation)
         bound = 1 / math.sqrt(pairs)
         self.time_proj = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
         self.up_bias = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
         self.down_bias = nn.Parameter(torch.zeros(pairs))
-        self.register_buffer("log_freq_1", log_freq_1, persistent=False)
+        start = prior.log_freq_1
+        rate = (start - prior.log_freq(self.reference)) / math.log(self.reference)
+        self.register_buffer("log_freq_1", start, persistent=False)
+        self.register_buffer("held", rate.clamp(self.margin, 1 - self.margin).logit(), persistent=False)
 
     def clock(self, t: Tensor) -> Tensor:
         return t.log()
@@ -109,11 +117,9 @@ class BoundedField(Field):
     def factor(self, clock: Tensor) -> Tensor:
         return clock.exp()
 
-    def forward(self, t: Tensor, log_freq: Tensor, prior: Trajectory) -> Tensor:
+    def forward(self, t: Tensor, log_freq: Tensor) -> Tensor:
         dtype = self.up_proj.dtype
-        moved = (log_freq - self.log_freq_1).to(dtype)
+        moved, held = (log_freq - self.log_freq_1).to(dtype), self.held.to(dtype)
         lifted = functional.linear(moved, self.up_proj.T, self.up_bias) + t.log().to(dtype) * self.time_proj
         push = functional.linear(self.activation(lifted), self.down_proj.T, self.down_bias)
-        rho = (-t * prior.rate(t.squeeze(-1))).clamp(self.margin, 1 - self.margin)
-        held = torch.logit(rho).to(dtype)
         return held.sigmoid() - (held + push).sigmoid()  # exactly zero at h = 0

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Extend two small public checkpoints 16 times and measure them before and after, with the commands a user has.
+# Extend a small public checkpoint 16 times and measure it before and after, with the commands a user has.
 #
-#   bash runs/checkpoints.sh CHECKPOINT TRAIN.txt HELDOUT.txt OUTPUT [LENGTH]
+#   bash runs/checkpoints.sh CHECKPOINT TRAIN.txt HELDOUT.txt OUTPUT LENGTH [WINDOWS]
 #
-# CHECKPOINT is a folder with a TinyStories Llama (for example karpathy/llama2.c's stories260K, L = 512, or
-# EN10/BabyLlama's tok105, L = 256, converted to the Hugging Face format); the texts are TinyStories.
+# CHECKPOINT is a folder with a TinyStories Llama of trained length LENGTH (karpathy/llama2.c's stories260K, 512, or
+# EN10/BabyLlama's tok105, 256, converted to the Hugging Face format); the texts are TinyStories. May be killed and
+# started again: what is there is kept.
 set -euo pipefail
-model=$1 train=$2 heldout=$3 output=$4 length=${5:-256}
+model=$1 train=$2 heldout=$3 output=$4 length=$5 windows=${6:-64}
 mkdir -p "$output"
 
 # As these models were trained: a story in one line, each after the beginning-of-text token.
@@ -18,13 +19,15 @@ pathlib.Path(sys.argv[2]).write_text("<s>".join(" ".join(s.split()) for s in sto
 PY
 done
 
-lengths=1x,2x,4x,8x,16x
-longwave perplexity "$model" --data "$output/heldout.txt" --lengths $lengths --windows 512 \
-  --methods none,linear,ntk,yarn --output "$output/before" --overwrite
-for method in ntk clex; do
-  longwave train "$model" --data "$output/train.txt" --train-length "$length" --max-factor 16 \
-    --method $method --log-n 1 --lr 1e-3 --chunks 8 --short-share 0.1 --batch-size 16 --steps 256 \
-    --output "$output/$method" --resume
-  longwave perplexity "$output/$method" --data "$output/heldout.txt" --lengths $lengths --windows 512 \
-    --output "$output/after-$method" --overwrite
+measure() { # MODEL RESULTS [more options]
+  [ -e "$2/perplexity.json" ] || longwave perplexity "$1" --data "$output/heldout.txt" \
+    --lengths 1x,2x,4x,8x,16x --windows "$windows" --output "$2" "${@:3}"
+}
+
+for method in clex ntk; do
+  longwave train "$model" --data "$output/train.txt" --train-length "$length" --max-factor 16 --method $method \
+    --lr 5e-4 --field-lr 3e-3 --chunks 8 --short-share 0.3 --long-share 0.4 --log-n 1 \
+    --batch-size 16 --steps 256 --output "$output/$method" --resume
+  measure "$output/$method" "$output/after-$method"
 done
+measure "$model" "$output/before" --methods none,linear,ntk,yarn

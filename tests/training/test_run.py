@@ -44,7 +44,7 @@ def test_result_folder(base, train, book):
     rows = read_metrics(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert list(rows[0]) == [
-        "step", "loss", "lr", "field_lr", "grad_norm", "tokens", "factors", "positions", "seconds",
+        "step", "loss", "lr", "field_lr", "grad_norm", "field_grad_norm", "tokens", "factors", "positions", "seconds",
     ]  # fmt: skip
     model, tokenizer = longwave.load(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.use_cache

@@ -123,6 +123,26 @@ def test_parameter_groups(llama, tmp_path):
     assert sum(len(group["params"]) for group in groups.values()) == len(list(llama.parameters()))
 
 
+def test_a_steep_field_does_not_silence_the_weights(llama, train):
+    """Both are clipped, each by its own norm: with one for both, the weights' step would shrink with the field's."""
+    norms: list[tuple[float, float]] = []
+
+    class Norms(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **others):
+            field = field_parameters(model)
+            weights = [p.grad.norm() for name, p in model.named_parameters() if name not in field]
+            norms.append(
+                (
+                    float(torch.stack(weights).norm()),
+                    float(torch.stack([p.grad.norm() for p in field.values()]).norm()),
+                )
+            )
+
+    rows = read_metrics(train(llama, steps=2, max_grad_norm=1e-6, callbacks=[Norms()]) / "metrics.jsonl")
+    assert all(row["grad_norm"] > 1e-6 and row["field_grad_norm"] > 1e-6 for row in rows)
+    assert [value for pair in norms for value in pair] == pytest.approx([1e-6] * 4, rel=0.2)
+
+
 def test_rates_follow_a_cosine_with_warm_up(llama, train):
     rows = read_metrics(train(llama, steps=20, warmup=0.2, lr=1e-3, field_lr=1e-2) / "metrics.jsonl")
     rates = [row["lr"] for row in rows]

@@ -66,6 +66,7 @@ class LengthTrainer(Trainer):
         self._root = Path(str(args.output_dir))
         self._staging: Path | None = None
         self._reaches_field = False
+        self._field_norm: Any = None  # of the step before clipping, where the field is clipped by itself
         self._network = model  # as given: `self.model` may be a wrapper
         super().__init__(model=model, args=args, **others)
         self.remove_callback(PrinterCallback)  # prints a dict per step where there is no tqdm
@@ -122,9 +123,29 @@ class LengthTrainer(Trainer):
                 group["lr"] *= rate / group["initial_lr"] if group["initial_lr"] else 0.0
                 group["initial_lr"] = self.lr_scheduler.base_lrs[index] = rate
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """The field and the weights each to `max_grad_norm`; returns the weights' norm from before.
+
+        A frequency acts on an angle times the position, so at 16 L the field's gradient is a hundred times the
+        weights' own. Under one norm for both, these steps, the ones that teach long windows, would leave the
+        weights as they are.
+        """
+        names = field_parameters(self._network)
+        field = [parameter for parameter in names.values() if parameter.requires_grad]
+        # DeepSpeed clips inside its engine and FSDP 1 flattens parameters: neither knows parts of a model.
+        whole = self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
+        if not field or whole or self._has_mixed_mesh_grads(model):
+            return super()._clip_grad_norm(model)
+        ours = {id(parameter) for parameter in field}
+        weights = [parameter for parameter in model.parameters() if id(parameter) not in ours]
+        self._field_norm = self.accelerator.clip_grad_norm_(field, self.args.max_grad_norm)
+        return self.accelerator.clip_grad_norm_(weights, self.args.max_grad_norm)
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         self._require_finite("gradient norm", norm)
+        if self._field_norm is not None:
+            self._require_finite("gradient norm of the frequencies", self._field_norm)
         assert self.optimizer is not None
         # The rates that this step is taken with; by the time it is logged the scheduler has moved on.
         self._rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
@@ -163,6 +184,7 @@ class LengthTrainer(Trainer):
                 "lr": self._rates.get("decayed", self._rates.get("plain", 0.0)),
                 "field_lr": self._rates.get("field", 0.0),
                 "grad_norm": float(logs["grad_norm"]),
+                "field_grad_norm": None if self._field_norm is None else float(self._field_norm),
                 "tokens": tokens * self.state.global_step,
                 "factors": [t for t, _ in self._draws],
                 "positions": places.hexdigest()[:12],

@@ -147,6 +147,35 @@ def progress(total: int) -> Iterator[Callable[[str], Callable[[int], None]]]:
         yield start
 
 
+def publish(
+    found: dict[str, Any], folder: Path, *, heading: str, title: str, about: str, overwrite: bool, as_json: bool
+) -> None:
+    """Write a record and its plot, NAME.json and NAME.png; print a table, or the record with `as_json`."""
+    from rich.console import Console
+
+    from longwave.cli.options import print_json
+    from longwave.evaluation.results import PERPLEXITY, curves, write
+    from longwave.report import plots, tables
+
+    name, plot, table = (
+        ("perplexity", plots.plot_perplexity, tables.perplexity_table)
+        if found["schema"] == PERPLEXITY
+        else ("passkey", plots.plot_passkey, tables.passkey_table)
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = write(folder / f"{name}.json", found, overwrite=overwrite)
+    shown, original = curves([found]), found["original_length"]
+    subtitle = f"{about} · bands: 95 % interval"
+    picture = plot(shown, folder / f"{name}.png", original_length=original, title=title, subtitle=subtitle)
+    if as_json:
+        print_json(found)
+        return
+    console = Console()
+    console.print(heading, highlight=False, soft_wrap=True)
+    console.print(table(shown, original))
+    console.print(f"written: {path} {picture}", highlight=False, soft_wrap=True)
+
+
 def short(path: str) -> str:
     """A model's name for titles: the last folders of a long path."""
     parts = Path(path).parts

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from longwave.cli.evaluating import Batch, Device, Dtype, Lengths, Methods, Results
-from longwave.cli.options import Json, Model, Overwrite, Seed, print_json
+from longwave.cli.options import Json, Model, Overwrite, Seed
 
 
 def passkey(
@@ -41,15 +41,11 @@ def passkey(
 
     longwave passkey out --lengths 1x,2x,4x,8x,16x --trials 100 --template landmark
     """
-    from rich.console import Console
-
     from longwave.cli import evaluating
     from longwave.evaluation import passkey as measure
     from longwave.evaluation.lengths import original_length_of, parse_lengths
-    from longwave.evaluation.results import PASSKEY, curves, record, write
+    from longwave.evaluation.results import PASSKEY, record
     from longwave.evaluation.subjects import under
-    from longwave.report.plots import plot_passkey
-    from longwave.report.tables import passkey_table
 
     folder = evaluating.results_folder(output, "passkey", model, overwrite)
     loaded = evaluating.load(model, dtype, device)
@@ -68,18 +64,8 @@ def passkey(
                 rows.append({**subject.to_json(), "lengths": [entry.to_json() for entry in result.lengths]})
     settings = {"template": template, "trials": trials, "depths": depths}
     found = record(PASSKEY, model=loaded.about, settings=settings, original_length=original, rows=rows, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = write(folder / "passkey.json", found, overwrite=overwrite)
-    shown = curves([found])
     about = f"{evaluating.short(model)}: {trials} trials at {depths} depths"
-    picture = plot_passkey(
-        shown, folder / "passkey.png", original_length=original, title="Passkey retrieval by context length",
-        subtitle=f"{about} · bands: 95 % interval",
+    evaluating.publish(
+        found, folder, heading=f"Passkeys retrieved, {about}, with 95 % interval",
+        title="Passkey retrieval by context length", about=about, overwrite=overwrite, as_json=as_json,
     )  # fmt: skip
-    if as_json:
-        print_json(found)
-        return
-    console = Console()
-    console.print(f"Passkeys retrieved, {about}, with 95 % interval", highlight=False, soft_wrap=True)
-    console.print(passkey_table(shown, original))
-    console.print(f"written: {path} {picture}", highlight=False, soft_wrap=True)

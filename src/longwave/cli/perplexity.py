@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from longwave.cli.evaluating import Batch, Device, Dtype, Lengths, Methods, Results
-from longwave.cli.options import Data, Json, Model, Overwrite, print_json
+from longwave.cli.options import Data, Json, Model, Overwrite
 
 
 def perplexity(
@@ -53,16 +53,12 @@ def perplexity(
 
     longwave perplexity out --data books/ --lengths 4096,16384 --protocol stride --windows 0 --json
     """
-    from rich.console import Console
-
     from longwave.cli import evaluating
     from longwave.evaluation import perplexity as measure
     from longwave.evaluation.lengths import original_length_of, parse_lengths
-    from longwave.evaluation.results import PERPLEXITY, curves, record, write
+    from longwave.evaluation.results import PERPLEXITY, record
     from longwave.evaluation.subjects import under
     from longwave.evaluation.windows import plan
-    from longwave.report.plots import plot_perplexity
-    from longwave.report.tables import perplexity_table
     from longwave.text import data_hashes, read_documents, token_stream
 
     folder = evaluating.results_folder(output, "perplexity", model, overwrite)
@@ -85,19 +81,10 @@ def perplexity(
                 rows.append({**subject.to_json(), "lengths": [entry.to_json() for entry in result.lengths]})
     settings["tokens"] = tokens.numel()
     found = record(PERPLEXITY, model=loaded.about, data=hashes, settings=settings, original_length=original, rows=rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = write(folder / "perplexity.json", found, overwrite=overwrite)
-    shown, scored = curves([found]), min(len(plan.ends) for plan in plans)
+    scored = min(len(plan.ends) for plan in plans)
     what = f"last {targets} tokens" if protocol == "same-targets" else f"protocol {protocol}, stride {stride}"
     about = f"{evaluating.short(model)}: {what} of {scored} windows"
-    picture = plot_perplexity(
-        shown, folder / "perplexity.png", original_length=original, title="Perplexity by context length",
-        subtitle=f"{about} · bands: 95 % interval",
+    evaluating.publish(
+        found, folder, heading=f"Perplexity, {about}, ± half of the 95 % interval",
+        title="Perplexity by context length", about=about, overwrite=overwrite, as_json=as_json,
     )  # fmt: skip
-    if as_json:
-        print_json(found)
-        return
-    console = Console()
-    console.print(f"Perplexity, {about}, ± half of the 95 % interval", highlight=False, soft_wrap=True)
-    console.print(perplexity_table(shown, original))
-    console.print(f"written: {path} {picture}", highlight=False, soft_wrap=True)

@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import longwave
 from longwave.io import versions, write_json
 from longwave.training.positions import LengthSampler
+from longwave.training.trainer import field_parameters
 
 SIZES = {
     "full": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
@@ -33,10 +34,12 @@ FACTOR = 16.0
 
 
 def step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, ids: Tensor, positions: Tensor) -> float:
+    field = field_parameters(model)
     mask = torch.ones_like(ids)
     loss = model(ids, labels=ids, attention_mask=mask, position_ids=positions, use_cache=False).loss
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_([p for name, p in model.named_parameters() if name not in field], 1.0)
+    torch.nn.utils.clip_grad_norm_(field.values(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(loss.detach())  # waits for the device

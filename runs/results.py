@@ -38,7 +38,7 @@ TRAINING: dict[str, Any] = {
     "chunks": 8,
     "factors": "log-uniform",
     "short_share": 0.3,
-    "long_share": 0.4,
+    "long_share": 0.6,
     "log_n": 1.0,
     "precision": "bf16",
 }

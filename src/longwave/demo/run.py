@@ -61,7 +61,7 @@ TRAINING: dict[str, Any] = {
     "field_lr": 3e-3,
     "chunks": 8,
     "short_share": 0.3,
-    "long_share": 0.4,
+    "long_share": 0.6,
     "log_n": 1.0,
 }
 

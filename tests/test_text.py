@@ -68,7 +68,9 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     assert read_documents([tmp_path])["text"][0] == "hello"
 
 
-@pytest.mark.parametrize(("text", "encoding"), [("Ein schöner Tag. " * 9, "latin-1"), ("天地玄黄", "gbk")])
+@pytest.mark.parametrize(
+    ("text", "encoding"), [("Ein schöner Tag. " * 9, "latin-1"), ("天地玄黄", "gbk"), ("Ein schöner Tag.", "utf-16")]
+)
 def test_a_book_in_another_encoding_is_not_passed_over(library: Path, text: str, encoding: str) -> None:
     (library / "old.txt").write_text(text, encoding)
     with pytest.raises(ValueError, match=r"old\.txt is not UTF-8 text .*Convert or remove it") as caught:

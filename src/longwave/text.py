@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -164,9 +165,10 @@ def _parquet_texts(file: Path) -> Iterator[str]:
 
 
 def _is_binary(file: Path) -> bool:
-    """NUL bytes in the first 8 KiB. Bytes that are not UTF-8 may be a book in another encoding."""
+    """NUL bytes in the first 8 KiB. Bytes that are not UTF-8, or begin as UTF-16, may be a book all the same."""
     with file.open("rb") as handle:
-        return b"\0" in handle.read(8192)
+        head = handle.read(8192)
+    return b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
 def _hidden(path: Path) -> bool:

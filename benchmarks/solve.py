@@ -112,14 +112,14 @@ def main() -> None:
 def exact_bounded(trajectory: CLEX, solver: dict[str, object]) -> Tensor:
     """The bounded field integrated whole, in ln t and float64: an independent route to z(16)."""
     prior, field = trajectory.prior, trajectory.field
-    held = ((prior.log_freq_1 - prior.log_freq(16.0)) / math.log(16.0)).clamp(0.01, 0.99)
+    rate_up_to_16 = ((prior.log_freq_1 - prior.log_freq(16.0)) / math.log(16.0)).clamp(0.01, 0.99)
 
     def rate(u: Tensor, z: Tensor) -> Tensor:
         t = u.exp()
         moved = (z - trajectory.log_freq_1) @ field.up_proj.double()
         hidden = field.activation(moved + u * field.time_proj.double() + field.up_bias.double())
         push = hidden @ field.down_proj.double() + field.down_bias.double()
-        return -(-t * prior.rate(t) + torch.sigmoid(torch.logit(held) + push) - held)
+        return -(-t * prior.rate(t) + torch.sigmoid(torch.logit(rate_up_to_16) + push) - rate_up_to_16)
 
     ends = torch.tensor([0.0, math.log(FACTOR)], dtype=torch.float64)
     return odeint(rate, trajectory.log_freq_1, ends, **solver)[-1].exp()

@@ -22,7 +22,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import longwave
 from longwave.io import versions, write_json
 from longwave.training.positions import LengthSampler
-from longwave.training.trainer import field_parameters
 
 SIZES = {
     "full": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
@@ -33,13 +32,16 @@ SIZES = {
 FACTOR = 16.0
 
 
-def step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, ids: Tensor, positions: Tensor) -> float:
-    field = field_parameters(model)
+def step(
+    model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, ids: Tensor, positions: Tensor, field: list[Tensor]
+) -> float:
     mask = torch.ones_like(ids)
     loss = model(ids, labels=ids, attention_mask=mask, position_ids=positions, use_cache=False).loss
     loss.backward()
-    torch.nn.utils.clip_grad_norm_([p for name, p in model.named_parameters() if name not in field], 1.0)
-    torch.nn.utils.clip_grad_norm_(field.values(), 1.0)
+    learned = {id(parameter) for parameter in field}
+    torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if id(p) not in learned], 1.0)
+    if field:
+        torch.nn.utils.clip_grad_norm_(field, 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(loss.detach())  # waits for the device
@@ -70,7 +72,7 @@ def main() -> None:
 
     def plain(_: int) -> float:
         started = time.perf_counter()
-        step(model, optimizer, ids, torch.arange(args.tokens, device=args.device)[None])
+        step(model, optimizer, ids, torch.arange(args.tokens, device=args.device)[None], [])
         return time.perf_counter() - started
 
     def clex(pair: int) -> float:
@@ -79,7 +81,7 @@ def main() -> None:
         t, positions = sampler(1, args.tokens, step=pair)
         for rotary in longwave.rotaries(model):
             rotary.factor = t
-        step(model, optimizer, ids, positions.to(args.device))
+        step(model, optimizer, ids, positions.to(args.device), list(trajectory.parameters()))
         spent = time.perf_counter() - started
         longwave.restore(model)
         return spent

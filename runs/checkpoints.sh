@@ -19,6 +19,7 @@ pathlib.Path(sys.argv[2]).write_text("<s>".join(" ".join(s.split()) for s in sto
 PY
 done
 
+results=$output/windows-$windows
 measure() { # MODEL RESULTS [more options]
   [ -e "$2/perplexity.json" ] || longwave perplexity "$1" --data "$output/heldout.txt" \
     --lengths 1x,2x,4x,8x,16x --windows "$windows" --output "$2" "${@:3}"
@@ -28,6 +29,24 @@ for method in clex ntk; do
   longwave train "$model" --data "$output/train.txt" --train-length "$length" --max-factor 16 --method $method \
     --lr 5e-4 --field-lr 3e-3 --chunks 8 --short-share 0.3 --long-share 0.6 --log-n 1 \
     --batch-size 16 --steps 256 --output "$output/$method" --resume
-  measure "$output/$method" "$output/after-$method"
+  measure "$output/$method" "$results/after-$method"
 done
-measure "$model" "$output/before" --methods none,linear,ntk,yarn
+measure "$model" "$results/before" --methods none,linear,ntk,yarn
+
+python - "$results" <<'PY'
+import pathlib, sys
+from longwave.evaluation.results import read
+
+def show(label, cells):
+    print(f"| {label} | " + " | ".join(cells) + " |")
+
+folder = pathlib.Path(sys.argv[1])
+for part, when in (("before", "training-free"), ("after-ntk", "fine-tuned"), ("after-clex", "fine-tuned")):
+    record = read(folder / part / "perplexity.json")
+    for row in record["rows"]:
+        if part == "before" and row["label"] == "none":
+            show("row", [f"{entry['length'] // record['original_length']}x" for entry in row["lengths"]])
+            show("---", ["---"] * len(row["lengths"]))
+        values = [f"{entry['ppl']:.3g} [{entry['interval'][0]:.3g}, {entry['interval'][1]:.3g}]" for entry in row["lengths"]]
+        show(f"{row['label']}, {when}" if row["label"] != "none" else "unscaled", values)
+PY

@@ -140,7 +140,7 @@ def damage(folder: Path, how: str) -> None:
     elif how == "missing key":
         edit(settings, schedule=None)
     elif how == "newer format":
-        edit(settings, format=2)
+        edit(settings, format=9)
     elif how == "unknown method":
         edit(settings, method="clx")
     elif how == "unknown option":
@@ -175,7 +175,7 @@ def damage(folder: Path, how: str) -> None:
         ("bad json", r"longwave\.json is not valid JSON"),
         ("json of something else", r"longwave\.json lacks format"),
         ("missing key", r"longwave\.json lacks schedule"),
-        ("newer format", r"longwave\.json has format 2, this version reads 1"),
+        ("newer format", r"longwave\.json has format 9, this version reads 2\. Update"),
         ("unknown method", r"longwave\.json: unknown method 'clx'. Did you mean 'clex'"),
         ("unknown option", r"longwave\.json: .*curvature"),
         ("no weights", r"longwave\.safetensors is missing"),

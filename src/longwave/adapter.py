@@ -28,7 +28,7 @@ from longwave.logn import log_n_of
 from longwave.methods import get_method
 
 SETTINGS, WEIGHTS, MODEL = "longwave.json", "longwave.safetensors", "model"
-FORMAT = 1
+FORMAT = 2  # 1 had the bounded field start from the prior's rate at t instead of its mean
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")  # where to get a model, and which
 REQUIRED = ("format", "method", "options", "max_factor", "schedule", "beyond", "log_n", "original_length")
 
@@ -175,7 +175,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: not written by longwave.save, or damaged.")
     if settings["format"] != FORMAT:
-        raise ValueError(f"{path} has format {settings['format']}, this version reads {FORMAT}. Update longwave.")
+        what = "Train again" if settings["format"] == 1 else "Update longwave"
+        raise ValueError(f"{path} has format {settings['format']}, this version reads {FORMAT}. {what}.")
     return settings
 
 

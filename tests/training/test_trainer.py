@@ -123,8 +123,8 @@ def test_parameter_groups(llama, tmp_path):
     assert sum(len(group["params"]) for group in groups.values()) == len(list(llama.parameters()))
 
 
-def test_a_steep_field_does_not_silence_the_weights(llama, train):
-    """Both are clipped, each by its own norm: with one for both, the weights' step would shrink with the field's."""
+def test_field_and_weights_are_clipped_separately(llama, train):
+    """With one norm for both, the weights' step would shrink with the field's."""
     norms: list[tuple[float, float]] = []
 
     class Norms(TrainerCallback):

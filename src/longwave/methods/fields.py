@@ -66,7 +66,7 @@ class AdditiveField(Field):
 
     def __init__(self, pairs: int, hidden: int, activation: str) -> None:
         super().__init__(pairs, hidden, activation)
-        index = torch.arange(pairs, dtype=torch.float64)
+        index = torch.arange(pairs, dtype=torch.float64, device="cpu")
         self.register_buffer("offset", -index / pairs * math.log(1e4), persistent=False)
         self.register_buffer("exponent", index / max(pairs - 1, 1), persistent=False)
 
@@ -87,18 +87,18 @@ class BoundedField(Field):
 
     u = ln t is the clock and h a network of one hidden layer, zero at the start. ρ_c = clip(ρ̄, 0.01, 0.99) for
     the prior's mean rate ρ̄ = (z(1) - z_prior(T))/ln T up to T = 16 (0: the pair is kept, 1: interpolated).
-    The deviation from the prior is bounded by 1 per unit of u. Where the prior keeps a pair, or interpolates
-    it fully, the flat ends of the sigmoid hold the pair to the prior: there the gradient of h is at most 0.01.
-    The additive field has no such bound.
+    The deviation from the prior is bounded by 1 per unit of u; the additive field has no bound. A pair starts to
+    move with the slope ρ_c(1 - ρ_c) of the sigmoid: slowly where the prior keeps it, or interpolates it fully.
 
     The mean and not the rate at u, because NTK's rate passes 1 on the way: clipped there, it puts kinks into
-    the field that cost a fixed-step solver three digits. T is fixed, so that what was learned does not depend
-    on the largest factor in use.
+    the field that cost a fixed-step solver two digits. The price is that the whole way to T stays between no
+    scaling and interpolation where the prior does, but not every point on it. T is fixed, so that what was
+    learned does not depend on the largest factor in use.
     """
 
     margin, reference = 0.01, 16.0
     log_freq_1: Tensor
-    held: Tensor
+    prior_logit: Tensor
 
     def __init__(self, pairs: int, hidden: int, activation: str, prior: Trajectory) -> None:
         super().__init__(pairs, hidden, activation)
@@ -106,10 +106,10 @@ class BoundedField(Field):
         self.time_proj = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
         self.up_bias = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
         self.down_bias = nn.Parameter(torch.zeros(pairs))
-        start = prior.log_freq_1
-        rate = (start - prior.log_freq(self.reference)) / math.log(self.reference)
-        self.register_buffer("log_freq_1", start, persistent=False)
-        self.register_buffer("held", rate.clamp(self.margin, 1 - self.margin).logit(), persistent=False)
+        begin = prior.log_freq_1
+        rate = (begin - prior.log_freq(self.reference)) / math.log(self.reference)
+        self.register_buffer("log_freq_1", begin, persistent=False)
+        self.register_buffer("prior_logit", rate.clamp(self.margin, 1 - self.margin).logit(), persistent=False)
 
     def clock(self, t: Tensor) -> Tensor:
         return t.log()
@@ -119,7 +119,7 @@ class BoundedField(Field):
 
     def forward(self, t: Tensor, log_freq: Tensor) -> Tensor:
         dtype = self.up_proj.dtype
-        moved, held = (log_freq - self.log_freq_1).to(dtype), self.held.to(dtype)
+        moved, start = (log_freq - self.log_freq_1).to(dtype), self.prior_logit.to(dtype)
         lifted = functional.linear(moved, self.up_proj.T, self.up_bias) + t.log().to(dtype) * self.time_proj
         push = functional.linear(self.activation(lifted), self.down_proj.T, self.down_bias)
-        return held.sigmoid() - (held + push).sigmoid()  # exactly zero at h = 0
+        return start.sigmoid() - (start + push).sigmoid()  # exactly zero at h = 0

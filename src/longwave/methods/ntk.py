@@ -34,7 +34,9 @@ class NTK(Trajectory):
             raise ValueError(f"ntk slope must be a number >= 1, got {slope}. 1 is α = t, 2 is α = 2t - 1.")
         self.slope = float(slope)
         pairs = rope.rotary_dim // 2
-        self.register_buffer("exponent", torch.arange(pairs, dtype=torch.float64) / max(pairs - 1, 1), persistent=False)
+        # On the CPU as the rope is, whatever the default device; the model's device follows on attaching.
+        index = torch.arange(pairs, dtype=torch.float64, device="cpu")
+        self.register_buffer("exponent", index / max(pairs - 1, 1), persistent=False)
 
     def options(self) -> dict[str, Any]:
         return {"slope": self.slope}

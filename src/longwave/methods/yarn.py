@@ -69,4 +69,4 @@ def _ramp(rope: Rope, beta_fast: float, beta_slow: float, truncate: bool) -> tor
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     high += 0.001 * (low == high)  # a step instead of a division by zero, as transformers has it
-    return ((torch.arange(dim // 2, dtype=torch.float64) - low) / (high - low)).clamp(0, 1)
+    return ((torch.arange(dim // 2, dtype=torch.float64, device="cpu") - low) / (high - low)).clamp(0, 1)

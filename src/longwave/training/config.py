@@ -50,7 +50,7 @@ class TrainConfig:
     field_lr: float = setting(5e-3, "Learning rate of the learned frequencies, same schedule.", "Optimisation")
     warmup: float = setting(0.03, "Share of the steps with rising learning rate.", "Optimisation")
     weight_decay: float = setting(0.0, "On the model's matrices; never on the frequencies.", "Optimisation")
-    max_grad_norm: float = setting(1.0, "Gradient clipping; weights and frequencies each.", "Optimisation")
+    max_grad_norm: float = setting(1.0, "Gradient clipping, weights and frequencies each; 0: off.", "Optimisation")
     freeze_weights: bool = setting(False, "Train the learned frequencies only.", "Optimisation")
     seed: int = setting(0, "Seed of every random draw.", "Optimisation")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class LengthTrainer(Trainer):
         self._staging: Path | None = None
         self._reaches_field = False
         self._field_norm: Any = None  # of the step before clipping, where the field is clipped by itself
+        self._warned = False
         self._network = model  # as given: `self.model` may be a wrapper
         super().__init__(model=model, args=args, **others)
         self.remove_callback(PrinterCallback)  # prints a dict per step where there is no tqdm
@@ -124,28 +126,38 @@ class LengthTrainer(Trainer):
                 group["initial_lr"] = self.lr_scheduler.base_lrs[index] = rate
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """The field and the weights each to `max_grad_norm`; returns the weights' norm from before.
+        """Field and weights, as two groups, each to `max_grad_norm`; returns the norm of both from before.
 
-        A frequency acts on an angle times the position, so at 16 L the field's gradient is a hundred times the
-        weights' own. Under one norm for both, these steps, the ones that teach long windows, would leave the
-        weights as they are.
+        A frequency acts on an angle times the position, so in windows of 16 L the field's gradient can be ten and
+        more times the weights'. Under one norm for both it would scale down what such windows teach the weights.
         """
-        names = field_parameters(self._network)
-        field = [parameter for parameter in names.values() if parameter.requires_grad]
-        # DeepSpeed clips inside its engine and FSDP 1 flattens parameters: neither knows parts of a model.
-        whole = self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
-        if not field or whole or self._has_mixed_mesh_grads(model):
+        field = [parameter for parameter in field_parameters(self._network).values() if parameter.requires_grad]
+        if not field or self._clips_as_a_whole():
             return super()._clip_grad_norm(model)
         ours = {id(parameter) for parameter in field}
         weights = [parameter for parameter in model.parameters() if id(parameter) not in ours]
-        self._field_norm = self.accelerator.clip_grad_norm_(field, self.args.max_grad_norm)
-        return self.accelerator.clip_grad_norm_(weights, self.args.max_grad_norm)
+        clip = self.accelerator.clip_grad_norm_
+        if self.accelerator.scaler is not None:  # of fp16, whose gradients may be unscaled only once
+            self.accelerator.unscale_gradients()
+            clip = nn.utils.clip_grad_norm_
+        self._field_norm = clip(field, self.args.max_grad_norm)
+        return (self._field_norm**2 + clip(weights, self.args.max_grad_norm) ** 2) ** 0.5
+
+    def _clips_as_a_whole(self) -> bool:
+        """DeepSpeed clips inside its engine and FSDP 1 flattens parameters: neither knows parts of a model."""
+        whole = self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
+        if whole and not self._warned:
+            warnings.warn(
+                "DeepSpeed and FSDP 1 clip weights and learned frequencies by one norm, which slows the weights on "
+                "long windows. FSDP 2 and DDP clip them separately.",
+                stacklevel=2,
+            )
+            self._warned = True
+        return whole
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
         self._require_finite("gradient norm", norm)
-        if self._field_norm is not None:
-            self._require_finite("gradient norm of the frequencies", self._field_norm)
         assert self.optimizer is not None
         # The rates that this step is taken with; by the time it is logged the scheduler has moved on.
         self._rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}

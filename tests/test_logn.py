@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -20,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 import longwave
 from longwave.architectures import host_of
-from longwave.logn import count_keys, log_n_of, log_n_scale
+from longwave.logn import _decode, count_keys, log_n_of, log_n_scale
 
 L = 64
 LENGTH = 160
@@ -29,7 +30,7 @@ LENGTH = 160
 def with_log_n(model: PreTrainedModel, implementation: str = "sdpa", log_n: bool | float = 1.0) -> PreTrainedModel:
     """Unscaled frequencies: what changes is log-n."""
     model.set_attn_implementation(implementation)
-    return longwave.extend(model, "none", max_factor=8, log_n=log_n, original_length=L)
+    return longwave.extend(model, "none", max_factor=16, log_n=log_n, original_length=L)
 
 
 def logits(model: PreTrainedModel, ids: Tensor, **inputs: Tensor) -> Tensor:
@@ -230,3 +231,51 @@ def test_counting_keys_ignores_where_the_tokens_are_said_to_stand(llama: LlamaFo
     by_position = logits(llama, ids)
     count_keys(llama, True)
     assert torch.equal(logits(llama, ids), by_position)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("keys", [1, 7, 300])
+def test_grouped_decode_equals_the_attention_of_transformers(dtype: torch.dtype, keys: int) -> None:
+    module = torch.nn.Module()
+    module.num_key_value_groups = 7
+    query = torch.randn(2, 14, 1, 64, dtype=dtype)
+    key, value = torch.randn(2, 2, 2, keys, 64, dtype=dtype)
+    expected = sdpa_attention_forward(module, query, key, value, None, scaling=0.1)[0]
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(_decode(query, key, value, scaling=0.1)[0], expected, atol=tolerance, rtol=tolerance)
+
+
+def test_decode_takes_the_grouped_path_and_only_then(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    with_log_n(llama)
+    seen: list[tuple[int, ...]] = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query: Tensor, *args: object, **kwargs: object) -> Tensor:
+        seen.append(tuple(query.shape[1:3]))
+        return attention(query, *args, **kwargs)
+
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("longwave.logn.scaled_dot_product_attention", watched)
+        cache = llama(ids, use_cache=True).past_key_values
+        assert not seen
+        llama(ids[:, :1], past_key_values=cache)
+    assert seen == [(2, 2), (2, 2)]  # 2 key heads, 2 query heads to each, in both layers
+
+
+def test_positions_counted_up_in_place_count(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    """A static decode loop keeps one tensor of positions: what was computed for it must not outlive its values."""
+    with_log_n(llama)
+    position = torch.tensor([[LENGTH]])
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            cache = llama(ids[:1], use_cache=True).past_key_values
+            for step in range(2):
+                reused = llama(ids[:1, :1], past_key_values=copy.deepcopy(cache), position_ids=position).logits
+                fresh = llama(
+                    ids[:1, :1],
+                    past_key_values=copy.deepcopy(cache),
+                    position_ids=torch.tensor([[LENGTH + 300 * step]]),
+                ).logits
+                assert torch.equal(reused, fresh)
+                position += 300
+            position -= 600

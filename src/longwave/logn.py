@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -110,22 +111,37 @@ class _LogN:
 
     def __init__(self, base: str, original_length: int, exponent: float, by_keys: bool) -> None:
         self.base, self.original_length, self.exponent, self.by_keys = base, original_length, exponent, by_keys
+        self._last: tuple[Tensor, int, Tensor] | None = None  # position ids, their version, their scale
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         attention = _eager(module) if self.base == "eager" else ALL_ATTENTION_FUNCTIONS[self.base]
         if not _is_local(module, kwargs):
             position_ids = _key_counts(query, key) if self.by_keys else kwargs.get("position_ids")
             query = self._scale(module, query, position_ids)
+        if self.base == "sdpa" and _is_plain_decode(query, key, *args, **kwargs):
+            return _decode(query, key, value, **kwargs)
         return attention(module, query, key, value, *args, **kwargs)
 
     def _scale(self, module: nn.Module, query: Tensor, position_ids: Tensor | None) -> Tensor:
         """query: [batch, heads, n, head_dim]; position_ids: [batch or 1, n], or [axes, batch, n]."""
         if position_ids is None:
             raise ValueError(f"{type(module).__name__} hands no position_ids to its attention. Pass log_n=False.")
-        if position_ids.ndim == 3:
-            position_ids = position_ids[0]
-        scale = log_n_scale(position_ids, self.original_length, self.exponent)
-        return (query.float() * scale[:, None, :, None]).to(query.dtype)
+        scale = self._scale_of(position_ids)
+        return (query.float() * scale).to(query.dtype)
+
+    def _scale_of(self, position_ids: Tensor) -> Tensor:
+        """The scale as [batch, 1, n, 1], computed once for all layers: they are handed the same tensor."""
+        # A tensor of inference mode has no version, by which to see that a decode loop counts it up in place.
+        kept = not (torch.compiler.is_compiling() or position_ids.is_inference())
+        if kept and self._last is not None:
+            known, version, scale = self._last
+            if known is position_ids and version == position_ids._version:
+                return scale
+        positions = position_ids[0] if position_ids.ndim == 3 else position_ids
+        scale = log_n_scale(positions, self.original_length, self.exponent)[:, None, :, None]
+        if kept:
+            self._last = position_ids, position_ids._version, scale
+        return scale
 
 
 def _key_counts(query: Tensor, key: Tensor) -> Tensor:
@@ -138,6 +154,29 @@ def log_n_scale(position_ids: Tensor, original_length: int, exponent: float) -> 
     """max(1, ln(p + 1)/ln L)^exponent in float32, exactly 1 for p < L; shape of `position_ids`."""
     ratio = (position_ids.float() + 1).log() / math.log(original_length)
     return torch.where(position_ids < original_length, 1.0, ratio.clamp(min=1.0) ** exponent)
+
+
+def _is_plain_decode(query: Tensor, key: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> bool:
+    """One query on the CPU that sees all keys, of which several heads share each."""
+    grouped = query.shape[2] == 1 and query.shape[1] != key.shape[1]
+    special = any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap", "s_aux"))
+    return (
+        grouped and attention_mask is None and query.device.type == "cpu" and not special and not kwargs.get("dropout")
+    )
+
+
+def _decode(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """softmax(q kᵀ · scaling) v with the heads that share a key laid along the query axis.
+
+    query [batch, heads, 1, d] -> [batch, key heads, group, d]: the kernel then reads each key once for its whole
+    group. transformers asks for `enable_gqa` here, which on CPUs reads it once for every head.
+    """
+    batch, heads, _, width = query.shape
+    packed = query.view(batch, key.shape[1], heads // key.shape[1], width)
+    output = scaled_dot_product_attention(packed, key, value, scale=scaling)
+    return output.reshape(batch, 1, heads, value.shape[-1]), None
 
 
 def _asks_for(model: PreTrainedModel, implementation: str) -> bool:

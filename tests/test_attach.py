@@ -226,10 +226,10 @@ def test_save_pretrained_is_refused_while_extended(llama: LlamaForCausalLM, tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("grow",), "not supported yet"),
-        (("fits",), "Available: fit, fixed"),
+        (("grow", 2.0), "others take none"),
+        (("fits",), "Available: fit, grow, fixed"),
         (("fixed",), "needs a factor"),
-        (("fit", 2.0), "takes none"),
+        (("fit", 2.0), "others take none"),
         (("fixed", 4.5), r"between 1 and max_factor 4, got 4.5"),
         (("fixed", torch.tensor([1.0, 0.5])), "between 1 and max_factor 4"),
     ],

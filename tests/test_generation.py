@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaForCausalLM
+from transformers import DynamicCache, LlamaForCausalLM
 
 import longwave
 
@@ -108,9 +108,8 @@ def test_left_padded_rows_as_if_alone(model: LlamaForCausalLM) -> None:
     mask = torch.ones_like(batch)
     mask[0, :20] = 0
     ours = model.generate(batch, attention_mask=mask, max_new_tokens=20, **GREEDY)
-    factor = 110 / L  # the longest row decides for both
-    assert torch.equal(ours[:1, 20:], greedy_without_cache(model, short, 20, factor))
-    assert torch.equal(ours[1:], greedy_without_cache(model, long, 20, factor))
+    assert torch.equal(ours[:1, 20:], greedy_without_cache(model, short, 20, 90 / L))
+    assert torch.equal(ours[1:], greedy_without_cache(model, long, 20, 110 / L))
 
 
 def test_max_length_counts_the_prompt(model: LlamaForCausalLM) -> None:
@@ -161,3 +160,138 @@ def test_prompt_as_embeddings(model: LlamaForCausalLM) -> None:
     embeddings = model.get_input_embeddings()(ids)
     new = model.generate(inputs_embeds=embeddings, max_new_tokens=20, **GREEDY)
     assert torch.equal(torch.cat([ids, new], dim=1), greedy_without_cache(model, ids, 20, 110 / L))
+
+
+def pad_left(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """A batch of one-row prompts and its mask."""
+    width = max(row.shape[1] for row in rows)
+    batch = torch.cat([torch.nn.functional.pad(row, (width - row.shape[1], 0)) for row in rows])
+    counts = torch.tensor([[row.shape[1]] for row in rows])
+    return batch, (torch.arange(width) >= width - counts).long()
+
+
+def greedy(model: LlamaForCausalLM, ids: Tensor, new: int) -> Tensor:
+    """Without a cache, under the policy in force."""
+    with torch.no_grad():
+        for _ in range(new):
+            token = model(ids, use_cache=False).logits[:, -1:].argmax(-1)
+            ids = torch.cat([ids, token], dim=1)
+    return ids
+
+
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("chunk", [None, 16])
+def test_grow_is_exactly_greedy_decoding_without_a_cache(
+    model: LlamaForCausalLM, cache: str | None, chunk: int | None
+) -> None:
+    """From 0.8 L to 3.8 L: through t = 1, 2 and 4."""
+    longwave.set_length(model, "grow")
+    ids = prompt(length=50)
+    ours = model.generate(ids, max_new_tokens=190, cache_implementation=cache, prefill_chunk_size=chunk, **GREEDY)
+    assert torch.equal(ours, greedy(model, ids, 190))
+    assert longwave.rotaries(model)[0].factor is None
+    longwave.set_length(model, "fit")
+    assert not torch.equal(ours, model.generate(ids, max_new_tokens=190, **GREEDY))  # the policies do differ
+
+
+def test_grow_computes_the_cache_again_only_when_t_doubles(model: LlamaForCausalLM) -> None:
+    longwave.set_length(model, "grow")
+    (rotary,) = longwave.rotaries(model)
+    steps, forward = [], rotary.forward
+
+    def counted(x: Tensor, position_ids: Tensor) -> Any:
+        steps.append((position_ids.shape[1], rotary.factor))
+        return forward(x, position_ids)
+
+    rotary.forward = counted
+    model.generate(prompt(length=50), max_new_tokens=100, **GREEDY)
+    assert [step for step in steps if step[0] > 1] == [(50, 1.0), (65, 2.0), (129, 4.0)]
+    assert len(steps) == 100
+
+
+def test_a_batch_is_its_rows_alone(model: LlamaForCausalLM) -> None:
+    rows = [prompt(length=length) for length in (20, 64, 65, 90, 100, 128, 150, 200)]
+    batch, mask = pad_left(rows)
+    for policy in ("fit", "grow"):
+        longwave.set_length(model, policy)
+        together = model.generate(
+            batch, attention_mask=mask, max_new_tokens=40, output_logits=True, return_dict_in_generate=True, **GREEDY
+        )
+        for index, row in enumerate(rows):
+            alone = model.generate(row, max_new_tokens=40, output_logits=True, return_dict_in_generate=True, **GREEDY)
+            assert torch.equal(together.sequences[index, -40:], alone.sequences[0, -40:])
+            for a, b in zip(together.logits, alone.logits, strict=True):
+                torch.testing.assert_close(a[index], b[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_no_row_of_a_forward(model: LlamaForCausalLM, side: str) -> None:
+    """Neither t nor log-n may see the padding, or the length of the neighbours."""
+    rows = [prompt(length=length) for length in (30, 90, 200)]
+    batch, mask = pad_left(rows)
+    if side == "right":
+        batch = torch.cat([torch.nn.functional.pad(row, (0, 200 - row.shape[1])) for row in rows])
+        mask = mask.flip(1)
+    with torch.no_grad():
+        together = model(batch, attention_mask=mask).logits
+        for index, row in enumerate(rows):
+            torch.testing.assert_close(together[index][mask[index].bool()], model(row).logits[0], atol=1e-4, rtol=1e-4)
+
+
+def test_packed_sequences_are_as_if_alone(model: LlamaForCausalLM) -> None:
+    """Sequences packed into a row, told apart by their positions, have a t each."""
+    rows = [prompt(length=length) for length in (30, 90, 100)]
+    positions = torch.cat([torch.arange(row.shape[1]) for row in rows])[None]
+    with torch.no_grad():
+        packed = model(torch.cat(rows, dim=1), position_ids=positions, use_cache=False).logits[0]
+        alone = torch.cat([model(row, use_cache=False).logits[0] for row in rows])
+    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["fit", "grow"])
+def test_a_chat_goes_on_with_its_cache(model: LlamaForCausalLM, policy: str) -> None:
+    """Turns of a conversation on one cache equal the same turns without: where t moved on it is filled again."""
+    longwave.set_length(model, policy)
+    cache, text = DynamicCache(config=model.config), prompt(length=40)
+    for _ in range(4):
+        expected = model.generate(text, max_new_tokens=20, **GREEDY)
+        ours = model.generate(text, max_new_tokens=20, past_key_values=cache, **GREEDY)
+        assert torch.equal(ours, expected)
+        text = torch.cat([ours, prompt(length=10)], dim=1)
+    assert cache.get_seq_length() > 128
+
+
+def test_a_cache_of_another_t_is_refused(model: LlamaForCausalLM) -> None:
+    ids = prompt(length=90)
+    result = model.generate(ids, max_new_tokens=5, return_dict_in_generate=True, **GREEDY)
+    with pytest.raises(ValueError, match=r"cache was filled at t = 1\.48.*Pass the whole text as input_ids"):
+        model.generate(
+            prompt(length=3), attention_mask=torch.ones(1, 97), past_key_values=result.past_key_values,
+            max_new_tokens=5, **GREEDY,
+        )  # fmt: skip
+    with torch.no_grad():
+        filled = model(ids, use_cache=True).past_key_values
+        with pytest.raises(ValueError, match=r"filled at t = 1\.40625, but 91 tokens run at t = 1\.42188"):
+            model(ids[:, :1], past_key_values=filled)
+        longwave.set_length(model, "fixed", 90 / L)
+        model(ids[:, :1], past_key_values=filled)
+
+
+def test_grow_refuses_what_it_cannot_read_again(model: LlamaForCausalLM) -> None:
+    longwave.set_length(model, "grow")
+    embeddings = model.get_input_embeddings()(prompt())
+    with pytest.raises(ValueError, match="needs the prompt as input_ids"):
+        model.generate(inputs_embeds=embeddings, max_new_tokens=5, **GREEDY)
+    with pytest.raises(ValueError, match="cannot decode speculatively"):
+        model.generate(prompt(), max_new_tokens=5, prompt_lookup_num_tokens=3, **GREEDY)
+
+
+@pytest.mark.parametrize("policy", ["fit", "grow"])
+def test_beams_of_padded_rows(model: LlamaForCausalLM, policy: str) -> None:
+    rows = [prompt(length=60), prompt(length=100)]
+    batch, mask = pad_left(rows)
+    longwave.set_length(model, policy)
+    together = model.generate(batch, attention_mask=mask, max_new_tokens=10, num_beams=3, **GREEDY)
+    for index, row in enumerate(rows):
+        alone = model.generate(row, max_new_tokens=10, num_beams=3, **GREEDY)
+        assert torch.equal(together[index, -10:], alone[0, -10:])

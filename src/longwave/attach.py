@@ -20,7 +20,7 @@ from longwave.schedule import Schedule, Static, parse_schedule
 from longwave.trajectory import Snapshot, Trajectory
 
 Model = TypeVar("Model", bound=nn.Module)
-POLICIES = ("fit", "fixed")
+POLICIES = ("fit", "grow", "fixed")
 
 
 def extend(
@@ -149,20 +149,22 @@ def rotaries(model: nn.Module) -> list[ScaledRotary]:
 def set_length(model: Model, policy: str = "fit", factor: float | Tensor | None = None) -> Model:
     """Choose how t follows the length.
 
-    `fit` (the state after `extend`): a forward takes t from its longest sequence, and `generate` from
-    prompt + new tokens, once per call: decoding with a cache then equals the forward over the whole text.
-    In a batch the longest row decides for all. `fixed`: t = factor in every call; a tensor [batch] gives
-    each row its own.
+    - `fit` (the state after `extend`): a forward takes t from the length of each sequence, and `generate` from
+      prompt + new tokens, once per call. Decoding with a cache then equals the forward over the whole text.
+    - `grow`, for text without a known end: lengths count as L, 2L, 4L, ..., so that t changes rarely; where it
+      does, `generate` computes the cache again from the first token, which doubling keeps at O(1) per token.
+      Greedy decoding with and without a cache agree under it, too.
+    - `fixed`: t = factor in every call; a tensor [batch] gives each row its own.
+
+    In a batch every row has its own t, and so has every sequence packed into a row.
 
     Raises:
-        ValueError: unknown policy; `fixed` without factor or `fit` with one; factor outside [1, max_factor].
+        ValueError: unknown policy; `fixed` without factor or another with one; factor outside [1, max_factor].
     """
-    if policy == "grow":
-        raise ValueError('policy "grow" is not supported yet. Use "fit", with max_new_tokens as large as needed.')
     if policy not in POLICIES:
         raise ValueError(f"unknown policy {policy!r}. Available: {', '.join(POLICIES)}.")
     if (policy == "fixed") != (factor is not None):
-        raise ValueError(f'policy "fixed" needs a factor and "fit" takes none, got {policy!r} with factor {factor}.')
+        raise ValueError(f'policy "fixed" needs a factor, others take none, got {policy!r} with factor {factor}.')
     for rotary in rotaries(model):
         limit = rotary.trajectory.max_factor
         if factor is not None:
@@ -170,6 +172,7 @@ def set_length(model: Model, policy: str = "fit", factor: float | Tensor | None 
             if not bool(((values >= 1) & (values <= limit)).all()):
                 raise ValueError(f"factor must be between 1 and max_factor {limit:g}, got {factor}.")
         rotary.factor = factor if factor is None or isinstance(factor, Tensor) else float(factor)
+        rotary.grows = policy == "grow"
     return model
 
 

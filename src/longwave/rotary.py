@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from longwave.schedule import Schedule
 from longwave.trajectory import Trajectory
 
 BEYOND = ("error", "clamp")
+KEPT_SOLUTIONS = 64  # frequencies at as many t are kept: more than a batch has, and small
 
 
 class ScaledRotary(nn.Module):
@@ -25,10 +26,11 @@ class ScaledRotary(nn.Module):
     rotation, multi-axis positions and the model's own attention scaling stay the model's business.
     At t = 1 the frequencies are the ones `base` holds, bit for bit.
 
-    t comes from `factor`: None takes it from the schedule and the largest position of each call;
-    a number fixes it for the calls to come; a tensor [batch] gives every row its own. Keys that are
-    already in a cache keep the t they were rotated with, so decode at a fixed t. `generating` says that
-    `generate` has checked the length and nothing will change meanwhile: its steps then wait for no device.
+    t comes from `factor`: None takes it from the schedule and the length of each sequence (rows of a batch and
+    sequences packed into a row have their own, and the base runs once for each distinct t); a number fixes it
+    for the calls to come; a tensor [batch] gives every row its own. Keys that are already in a cache keep the
+    t they were rotated with, so decode at a fixed t. `generating` says that `generate` has checked the length and
+    nothing will change meanwhile: its steps then wait for no device. `grows` rounds lengths up to L, 2L, 4L, ...
 
     Frequencies, positions and angles stay float32 or better under `.to(bfloat16)` and autocast.
 
@@ -62,8 +64,10 @@ class ScaledRotary(nn.Module):
         self.layer_type = layer_type
         self.beyond = beyond
         self.factor: float | Tensor | None = None
-        self.generating = False
-        self._cache: tuple[float, list[Tensor], Tensor] | None = None
+        self.generating = self.grows = False
+        self._solved: dict[float, Tensor] = {}  # θ by t, while the parameters are those in _solved_with
+        self._solved_with: list[Tensor] | None = None
+        self._groups: list[tuple[float, Tensor]] = []
 
     @property
     def max_length(self) -> int:
@@ -73,21 +77,30 @@ class ScaledRotary(nn.Module):
     def factor_for(self, length: int) -> float:
         """t for a sequence of `length` tokens by the schedule, at most max_factor; see `beyond`."""
         self._check_length(length)
-        rope, limit = self.trajectory.rope, self.trajectory.max_factor
-        return min(self.schedule(length, rope.original_length, limit), limit)
+        original, limit = self.trajectory.rope.original_length, self.trajectory.max_factor
+        if self.grows:
+            while_below = original * 2 ** math.ceil(math.log2(max(length, original) / original))
+            length = min(while_below, max(length, self.max_length))
+        return min(self.schedule(length, original, limit), limit)
 
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
         """What the base returns (mostly cos and sin, [batch, n, d]), at θ(t)."""
         if layer_type != self.layer_type:  # the local layers of a mixed model keep their own rotation
             return self.base(x, position_ids, layer_type)
         factor = self._factor_of(position_ids)
-        if isinstance(factor, Tensor):
-            return self._rotate_rows(x, position_ids, factor)
-        return self._rotate(x, position_ids, factor)
+        if not isinstance(factor, Tensor):
+            return self._rotate(x, position_ids, factor)
+        return self._rotate_rows(x, position_ids, factor) if factor.ndim == 1 else self._mix(x, position_ids, factor)
 
     def _factor_of(self, position_ids: Tensor) -> float | Tensor:
+        """t: a number, one for each row [batch], or for each token [batch, n]."""
         if self.factor is None:
-            return self.factor_for(int(position_ids.max()) + 1)
+            lengths = sequence_lengths(position_ids)
+            found = lengths.unique()
+            factors = [self.factor_for(length) for length in found.tolist()]
+            if len(set(factors)) == 1:
+                return factors[0]
+            return torch.tensor(factors, dtype=torch.float64, device="cpu")[torch.searchsorted(found, lengths).cpu()]
         if not (self.generating or torch.compiler.is_compiling()):  # reading a position would break the graph
             self._check_length(int(position_ids.max()) + 1)
         return self.factor
@@ -109,18 +122,36 @@ class ScaledRotary(nn.Module):
 
     def _rotate_rows(self, x: Tensor, position_ids: Tensor, factors: Tensor) -> Any:
         """One forward of the base for every distinct t, put back in the order of the batch."""
-        if factors.shape != (x.shape[0],):
-            raise ValueError(
-                f"factor has shape {tuple(factors.shape)} but the batch has {x.shape[0]} rows. "
-                "Set a number, or one t for each row."
-            )
         position_ids = position_ids.expand(*position_ids.shape[:-2], x.shape[0], -1)
-        groups = [(t, (factors == t).nonzero().flatten().to(x.device)) for t in factors.unique().tolist()]
+        groups = self._groups if self.generating else self._group(factors, x)
         parts = [self._rotate(x[rows], position_ids[..., rows, :], t) for t, rows in groups]
         order = torch.cat([rows for _, rows in groups]).argsort()
         if isinstance(parts[0], Tensor):
             return torch.cat(parts)[order]
         return tuple(torch.cat(columns)[order] for columns in zip(*parts, strict=True))
+
+    def _group(self, factors: Tensor, x: Tensor) -> list[tuple[float, Tensor]]:
+        """The rows of each distinct t."""
+        if factors.shape != (x.shape[0],):
+            raise ValueError(
+                f"factor has shape {tuple(factors.shape)} but the batch has {x.shape[0]} rows. "
+                "Set a number, or one t for each row."
+            )
+        return [(t, (factors == t).nonzero().flatten().to(x.device)) for t in factors.unique().tolist()]
+
+    def _mix(self, x: Tensor, position_ids: Tensor, factors: Tensor) -> Any:
+        """One forward of the base for every distinct t, each token taking what belongs to its own."""
+        mixed: Any = None
+        for t in factors.unique().tolist():
+            part = self._rotate(x, position_ids, t)
+            own = (factors == t).to(x.device)
+            if mixed is None:
+                mixed = part
+            elif isinstance(part, Tensor):
+                mixed = _choose(own, part, mixed)
+            else:
+                mixed = tuple(_choose(own, new, old) for new, old in zip(part, mixed, strict=True))
+        return mixed
 
     def _frequencies(self, factor: float) -> Tensor:
         """θ(t) for the stand-in: as many entries as the base has, on its device, float32 or better."""
@@ -150,18 +181,18 @@ class ScaledRotary(nn.Module):
     @torch.compiler.disable
     @torch.no_grad()
     def _cached(self, factor: float) -> Tensor:
-        """The last solution while t and the parameters stay as they were.
+        """The last solutions while the parameters stay as they were.
 
         Contents are compared, not version counters: a write through `.data` moves no counter, and
         the parameters are small enough (tens of thousands of numbers) for a comparison at each step.
         """
         parameters = list(self.trajectory.parameters())
-        cache = self._cache
-        if cache is not None and cache[0] == factor and (self.generating or _same(cache[1], parameters)):
-            return cache[2]
-        inv_freq = self._solve(factor)
-        self._cache = (factor, [parameter.clone() for parameter in parameters], inv_freq)
-        return inv_freq
+        fits = self.generating or (self._solved_with is not None and _same(self._solved_with, parameters))
+        if not fits or len(self._solved) >= KEPT_SOLUTIONS:
+            self._solved, self._solved_with = {}, [parameter.clone() for parameter in parameters]
+        if factor not in self._solved:
+            self._solved[factor] = self._solve(factor)
+        return self._solved[factor]
 
     def _stand_in(self, inv_freq: Tensor, attention_scaling: float) -> _StandIn:
         prefix = "" if self.layer_type is None else f"{self.layer_type}_"
@@ -173,13 +204,42 @@ class ScaledRotary(nn.Module):
         }
         return _StandIn(self.base, undecorated_forward(self.base).__code__.co_names, ours)
 
-    def start_generating(self, length: int) -> None:
-        """Check and settle what the steps up to `length` tokens have in common: t and its frequencies."""
+    def same_frequencies(self, a: float, b: float) -> bool:
+        """Whether two t make no difference (`none`, or a trajectory that stands still)."""
+        return torch.equal(self._cached(a), self._cached(b))
+
+    def start_generating(self, lengths: Sequence[int], new: int) -> None:
+        """Settle what the steps of one generation have in common: t and its frequencies.
+
+        Arguments:
+            lengths: tokens that t has to suit, one for each row or for all of them.
+            new: tokens that may follow where t `grows`; checked now, so that no step has to.
+        """
+        self._check_length(max(lengths) + (new if self.grows else 0))
+        self.generating, self._solved, self._solved_with = True, {}, None
         if self.factor is None:
-            self.factor = self.factor_for(length)
-        else:
-            self._check_length(length)
-        self.generating, self._cache = True, None
+            self._set_factors([self.factor_for(length) for length in lengths])
+        elif isinstance(self.factor, Tensor):
+            self._set_factors(self.factor.tolist())
+
+    def grow_to(self, lengths: Sequence[int]) -> bool:
+        """Take the t of longer texts, if `grows`; whether that changed it."""
+        if not self.grows:
+            return False
+        before = self._groups, self.factor
+        self._set_factors([self.factor_for(length) for length in lengths])
+        return not _equal(before[1], self.factor)
+
+    def _set_factors(self, factors: Sequence[float]) -> None:
+        if len(set(factors)) == 1:
+            self.factor, self._groups = factors[0], []
+            return
+        self.factor = torch.tensor(factors, dtype=torch.float64)
+        device = getattr(self.base, frequency_name(self.layer_type)).device
+        self._groups = [
+            (t, torch.tensor([row for row, own in enumerate(factors) if own == t], device=device))
+            for t in sorted(set(factors))
+        ]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScaledRotary:
         """Follow the model to another device; frequencies keep their precision (see `Trajectory._apply`)."""
@@ -188,7 +248,7 @@ class ScaledRotary(nn.Module):
             moved = fn(tensor)
             return tensor.to(moved.device) if moved.dtype in (torch.bfloat16, torch.float16) else moved
 
-        self._cache = None
+        self._solved, self._solved_with = {}, None
         super()._apply(move, recurse)
         return self
 
@@ -238,3 +298,26 @@ def undecorated_forward(base: nn.Module) -> Callable[..., Any]:
 
 def _same(kept: list[Tensor], parameters: list[nn.Parameter]) -> bool:
     return all(a.device == b.device and torch.equal(a, b) for a, b in zip(kept, parameters, strict=True))
+
+
+def _equal(a: float | Tensor | None, b: float | Tensor | None) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
+
+
+def _choose(own: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` at the tokens that are its `own` [batch, n], `old` elsewhere; both [batch, n, ...]."""
+    return torch.where(own.reshape(*own.shape, *[1] * (new.ndim - 2)), new, old)
+
+
+def sequence_lengths(position_ids: Tensor) -> Tensor:
+    """For each token the length of the sequence that it belongs to: int64 [batch, n].
+
+    Positions rise within a sequence (they may skip), and fall or stay where the next one begins. Of several
+    axes ([axes, batch, n]) the largest position counts.
+    """
+    positions = position_ids.amax(0) if position_ids.ndim == 3 else position_ids
+    index = functional.pad((positions[:, 1:] <= positions[:, :-1]).long(), (1, 0)).cumsum(-1)
+    longest = torch.zeros_like(positions).scatter_reduce(1, index, positions + 1, "amax")
+    return longest.gather(1, index)

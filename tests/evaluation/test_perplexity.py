@@ -70,14 +70,19 @@ def test_defect_perplexity_chunked_cache(sharp: LlamaForCausalLM, tokens: Tensor
 
 
 def chunked(model: LlamaForCausalLM, window: Tensor) -> float:
-    """The defect: 64-token chunks into one cache; each takes t from its own last position."""
-    cache, losses = None, []
+    """The defect: 64-token chunks into one cache, each at the t of its own last position; refused unless forced."""
+    cache, losses, (rotary,) = None, [], longwave.rotaries(model)
     with torch.no_grad():
         for start in range(0, len(window), 64):
+            if start:
+                with pytest.raises(ValueError, match="the cache was filled at t"):
+                    model(window[None, start : start + 64], past_key_values=cache, use_cache=True)
+            longwave.set_length(model, "fixed", rotary.factor_for(start + 64))
             output = model(window[None, start : start + 64], past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             targets = window[start + 1 : start + 65]
             losses.append(cross_entropy(output.logits[0, : len(targets)], targets, reduction="sum"))
+            longwave.set_length(model, "fit")
     return float(torch.stack(losses).sum())
 
 

@@ -25,7 +25,7 @@ LAYERS = (
     ("rotary",),
     ("architectures", "logn", "attach", "generation", "legacy", "adapter"),
     ("training", "evaluation", "exporters", "report"),
-    ("demo",),
+    ("demo", "conversation"),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,145 @@
+"""What `generate` and `chat` share: the prompt, a model made ready, sampling."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from longwave.cli.evaluating import Loaded
+
+NewTokens = Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Tokens of an answer at most.")]
+Method = Annotated[
+    str | None,
+    typer.Option("--method", metavar="METHOD[@SCHEDULE]", help="Extend a plain model with it; see `longwave methods`."),
+]
+To = Annotated[
+    int | None,
+    typer.Option("--to", metavar="TOKENS", help="Longest text, for --method; default 8 times the trained one."),
+]
+Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the most likely token every time.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Sample among the most likely tokens of that much together.")]
+Chunk = Annotated[
+    int | None,
+    typer.Option("--prefill-chunk", metavar="N", help="Read the prompt N tokens at a time: less memory, same result."),
+]
+FACTOR = 8  # of --method without --to
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The text of exactly one of both."""
+    if (prompt is None) == (file is None):
+        raise ValueError("give the prompt as --prompt TEXT or as --prompt-file FILE (- for stdin), one of them.")
+    if file is None:
+        text = prompt or ""
+    elif str(file) == "-":
+        text = sys.stdin.read()
+    elif not file.is_file():
+        raise ValueError(f"prompt file {file} does not exist. Give a text file, or - for stdin.")
+    else:
+        try:
+            text = file.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"prompt file {file} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
+    if not text.strip():
+        raise ValueError("the prompt is empty.")
+    return text
+
+
+def load(path: str, *, method: str | None, to: int | None, dtype: str, device: str | None) -> Loaded:
+    """A folder's own extension, or `method` put on a plain model."""
+    import longwave
+    from longwave.cli import evaluating
+    from longwave.evaluation.lengths import original_length_of
+    from longwave.generation import rotaries_of
+    from longwave.methods import parse_method
+
+    loaded = evaluating.load(path, dtype, device)
+    if rotaries_of(loaded.model):
+        if method is not None or to is not None:
+            raise ValueError(f"{path} has its own extension. --method and --to are for plain models: leave them out.")
+        return loaded
+    if method is None:
+        if to is not None:
+            raise ValueError("--to says how far a --method is to reach: give one, for example --method yarn.")
+        return loaded
+    found, _ = parse_method(method)
+    if found.trained:
+        raise ValueError(f"{found.name} needs trained weights. Run `longwave train` first, or take ntk or yarn.")
+    original = original_length_of(loaded.model)
+    if to is not None and to < original:
+        raise ValueError(f"--to {to} is less than the {original} tokens that the model was trained for.")
+    longwave.extend(loaded.model, method, max_factor=FACTOR if to is None else to / original)
+    return loaded
+
+
+def sampling(temperature: float, top_p: float, seed: int) -> dict[str, Any]:
+    """Keyword arguments of `generate`, the seed set."""
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"temperature must be >= 0 and top p in (0, 1], got {temperature} and {top_p}.")
+    from transformers import set_seed
+
+    set_seed(seed)
+    if temperature == 0:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+
+
+def continue_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    max_new_tokens: int,
+    policy: str,
+    stream: bool,
+    chunk: int | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """The new text, and what `generate` reports of it."""
+    import torch
+    from transformers import TextStreamer
+
+    import longwave
+    from longwave.evaluation.lengths import max_length_of, original_length_of
+    from longwave.generation import rotaries_of
+
+    for name, value in (("max new tokens", max_new_tokens), ("prefill chunk", chunk)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    rotaries = rotaries_of(model)
+    ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].to(model.device)
+    length, limit = ids.shape[1], max_length_of(model) or original_length_of(model)
+    if length + max_new_tokens > limit:
+        hint = "Shorten the prompt or lower --max-new-tokens"
+        hint += "." if rotaries else ", or extend the model: --method yarn --to TOKENS."
+        raise ValueError(f"{length} tokens of prompt and {max_new_tokens} new ones are more than {limit}. {hint}")
+    if rotaries:
+        longwave.set_length(model, policy)
+    started = time.perf_counter()
+    with torch.no_grad():
+        whole = model.generate(  # type: ignore[operator]
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            prefill_chunk_size=chunk,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None,
+            **options,
+        )
+    new = whole[0, length:]
+    reached = length + len(new) if policy == "grow" else length + max_new_tokens
+    return {
+        "text": tokenizer.decode(new, skip_special_tokens=True),
+        "prompt_tokens": length,
+        "new_tokens": len(new),
+        "factor": rotaries[0].factor_for(reached) if rotaries else 1.0,
+        "policy": policy if rotaries else None,
+        "seconds": time.perf_counter() - started,
+    }

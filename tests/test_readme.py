@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
 import subprocess
@@ -27,6 +28,8 @@ SMALL = {
     "train": ["--steps", "2", "--batch-size", "1"],
     "perplexity": ["--windows", "2"],
     "passkey": ["--trials", "2"],
+    "generate": ["--max-new-tokens", "3"],
+    "chat": [],
 }
 
 
@@ -48,6 +51,8 @@ def workplace(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: p
     for path in stdlib_files("train")[:4]:
         (tmp_path / "books" / path.with_suffix(".txt").name).write_bytes(path.read_bytes())
     (tmp_path / "held-out.txt").write_bytes(stdlib_files("heldout")[0].read_bytes())
+    (tmp_path / "report.txt").write_bytes(stdlib_files("heldout")[0].read_bytes()[:600])
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n/exit\n"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -66,7 +71,7 @@ def test_readme_from_top_to_bottom(workplace: Path, capsys: pytest.CaptureFixtur
             if command == "longwave":
                 ran.append(arguments[0])
                 assert main(arguments + SMALL[arguments[0]]) == 0, capsys.readouterr().err
-    assert {"python", "train", "perplexity", "passkey"} <= set(ran)
+    assert {"python", "train", "perplexity", "passkey", "generate", "chat"} <= set(ran)
     assert (workplace / "my-model-16x" / "longwave.json").exists()
 
 

@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import longwave
 from longwave.io import versions, write_json
+from longwave.logn import count_keys
 from longwave.training.positions import LengthSampler
 
 SIZES = {
@@ -77,6 +78,7 @@ def main() -> None:
 
     def clex(pair: int) -> float:
         longwave.extend(model, max_factor=FACTOR, trajectory=trajectory)
+        count_keys(model, True)
         started = time.perf_counter()
         t, positions = sampler(1, args.tokens, step=pair)
         for rotary in longwave.rotaries(model):

@@ -115,7 +115,8 @@ class _LogN:
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         attention = _eager(module) if self.base == "eager" else ALL_ATTENTION_FUNCTIONS[self.base]
-        if not _is_local(module, kwargs):
+        # Rows of at most L keys, counted by keys: the factor is 1, and training need not multiply by it.
+        if not _is_local(module, kwargs) and not (self.by_keys and key.shape[-2] <= self.original_length):
             position_ids = _key_counts(query, key) if self.by_keys else kwargs.get("position_ids")
             query = self._scale(module, query, position_ids)
         if self.base == "sdpa" and _is_plain_decode(query, key, *args, **kwargs):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 
 import longwave
 
@@ -295,3 +295,45 @@ def test_beams_of_padded_rows(model: LlamaForCausalLM, policy: str) -> None:
     for index, row in enumerate(rows):
         alone = model.generate(row, max_new_tokens=10, num_beams=3, **GREEDY)
         assert torch.equal(together[index, -10:], alone[0, -10:])
+
+
+def test_compiled_decode_is_one_graph_for_every_t(model: LlamaForCausalLM) -> None:
+    """As for the stock model: a step of a static cache is traced once, though t differs from call to call."""
+    from torch._dynamo.testing import CompileCounter
+
+    def decode(call: Any, factor: float) -> Tensor:
+        cache = StaticCache(config=model.config, max_cache_len=200)
+        found = []
+        (rotary,) = longwave.rotaries(model)
+        with torch.no_grad():
+            longwave.set_length(model, "fixed", factor)
+            rotary.start_generating([150], 0)
+            model(ids, past_key_values=cache)
+            for step in range(120, 125):
+                found.append(call(ids[:, :1], past_key_values=cache, position_ids=torch.tensor([[step]])).logits)
+            rotary.generating = False
+        return torch.cat(found)
+
+    ids, counter = prompt(length=120), CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    try:
+        for factor in (2.5, 3.0, 3.5):
+            torch.testing.assert_close(decode(compiled, factor), decode(model, factor), atol=1e-5, rtol=1e-5)
+        assert counter.frame_count == 1
+    finally:
+        torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_step_waits_for_the_device_no_more_often_than_the_stock_one(model: LlamaForCausalLM, rows: int) -> None:
+    """Per step of `generate`, in all layers; with two rows of a t each, too."""
+    batch, mask = pad_left([prompt(length=90), prompt(length=70)][:rows])
+
+    def waits(new: int) -> int:
+        with Waits() as mode:
+            model.generate(batch, attention_mask=mask, max_new_tokens=new, **GREEDY)
+        return mode.count
+
+    ours = waits(20) - waits(10)
+    longwave.restore(model)
+    assert ours == waits(20) - waits(10)

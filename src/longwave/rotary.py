@@ -67,7 +67,10 @@ class ScaledRotary(nn.Module):
         self.generating = self.grows = False
         self._solved: dict[float, Tensor] = {}  # θ by t, while the parameters are those in _solved_with
         self._solved_with: list[Tensor] | None = None
+        # Of a generation: t of each row; the rows of each t, or the frequencies and scaling that all share
+        self._row_factors: tuple[float, ...] = ()
         self._groups: list[tuple[float, Tensor]] = []
+        self._steady: tuple[Tensor, Tensor] | None = None
 
     @property
     def max_length(self) -> int:
@@ -87,6 +90,8 @@ class ScaledRotary(nn.Module):
         """What the base returns (mostly cos and sin, [batch, n, d]), at θ(t)."""
         if layer_type != self.layer_type:  # the local layers of a mixed model keep their own rotation
             return self.base(x, position_ids, layer_type)
+        if self.generating and not self._groups and self._steady is not None:
+            return self._run(x, position_ids, *self._steady)
         factor = self._factor_of(position_ids)
         if not isinstance(factor, Tensor):
             return self._rotate(x, position_ids, factor)
@@ -115,7 +120,10 @@ class ScaledRotary(nn.Module):
 
     def _rotate(self, x: Tensor, position_ids: Tensor, factor: float) -> Any:
         """The base's forward at one t."""
-        stand_in = self._stand_in(self._frequencies(factor), self.trajectory.attention_scaling(factor))
+        return self._run(x, position_ids, self._frequencies(factor), self.trajectory.attention_scaling(factor))
+
+    def _run(self, x: Tensor, position_ids: Tensor, inv_freq: Tensor, attention_scaling: float | Tensor) -> Any:
+        stand_in = self._stand_in(inv_freq, attention_scaling)
         layer = () if self.layer_type is None else (self.layer_type,)
         with torch.autocast(x.device.type, enabled=False):
             return undecorated_forward(self.base)(stand_in, x, position_ids, *layer)
@@ -194,7 +202,7 @@ class ScaledRotary(nn.Module):
             self._solved[factor] = self._solve(factor)
         return self._solved[factor]
 
-    def _stand_in(self, inv_freq: Tensor, attention_scaling: float) -> _StandIn:
+    def _stand_in(self, inv_freq: Tensor, attention_scaling: float | Tensor) -> _StandIn:
         prefix = "" if self.layer_type is None else f"{self.layer_type}_"
         scaling = getattr(self.base, f"{prefix}attention_scaling", 1.0) * attention_scaling
         ours: dict[str, Any] = {
@@ -218,21 +226,23 @@ class ScaledRotary(nn.Module):
         self._check_length(max(lengths) + (new if self.grows else 0))
         self.generating, self._solved, self._solved_with = True, {}, None
         if self.factor is None:
-            self._set_factors([self.factor_for(length) for length in lengths])
-        elif isinstance(self.factor, Tensor):
-            self._set_factors(self.factor.tolist())
+            self._set_factors(tuple(self.factor_for(length) for length in lengths))
+        else:
+            self._set_factors(tuple(torch.as_tensor(self.factor, dtype=torch.float64).reshape(-1).tolist()))
 
     def grow_to(self, lengths: Sequence[int]) -> bool:
         """Take the t of longer texts, if `grows`; whether that changed it."""
-        if not self.grows:
+        factors = tuple(self.factor_for(length) for length in lengths) if self.grows else self._row_factors
+        if factors == self._row_factors:
             return False
-        before = self._groups, self.factor
-        self._set_factors([self.factor_for(length) for length in lengths])
-        return not _equal(before[1], self.factor)
+        self._set_factors(factors)
+        return True
 
-    def _set_factors(self, factors: Sequence[float]) -> None:
+    def _set_factors(self, factors: tuple[float, ...]) -> None:
+        self._row_factors = factors
         if len(set(factors)) == 1:
             self.factor, self._groups = factors[0], []
+            self._settle(factors[0])
             return
         self.factor = torch.tensor(factors, dtype=torch.float64)
         device = getattr(self.base, frequency_name(self.layer_type)).device
@@ -241,6 +251,17 @@ class ScaledRotary(nn.Module):
             for t in sorted(set(factors))
         ]
 
+    @torch.no_grad()
+    def _settle(self, factor: float) -> None:
+        """Put what t decides into tensors that stay where they are: compiled steps are not compiled again for it."""
+        inv_freq = self._frequencies(factor)
+        scaling = torch.tensor(self.trajectory.attention_scaling(factor), device=inv_freq.device)
+        if self._steady is None or self._steady[0].shape != inv_freq.shape:
+            with torch.inference_mode(False):  # else only inference mode could write to them later
+                self._steady = torch.empty_like(inv_freq), torch.empty_like(scaling)
+        for kept, new in zip(self._steady, (inv_freq, scaling), strict=True):
+            kept.copy_(new)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScaledRotary:
         """Follow the model to another device; frequencies keep their precision (see `Trajectory._apply`)."""
 
@@ -248,7 +269,7 @@ class ScaledRotary(nn.Module):
             moved = fn(tensor)
             return tensor.to(moved.device) if moved.dtype in (torch.bfloat16, torch.float16) else moved
 
-        self._solved, self._solved_with = {}, None
+        self._solved, self._solved_with, self._steady = {}, None, None
         super()._apply(move, recurse)
         return self
 
@@ -298,12 +319,6 @@ def undecorated_forward(base: nn.Module) -> Callable[..., Any]:
 
 def _same(kept: list[Tensor], parameters: list[nn.Parameter]) -> bool:
     return all(a.device == b.device and torch.equal(a, b) for a, b in zip(kept, parameters, strict=True))
-
-
-def _equal(a: float | Tensor | None, b: float | Tensor | None) -> bool:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.equal(a, b)
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
 def _choose(own: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -140,3 +140,34 @@ def test_help_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -
     text = capsys.readouterr().out
     assert f"longwave {command} MODEL" in text
     assert "--lengths" in text
+
+
+def test_plot_of_two_models_and_of_two_runs(
+    plain: Path, trained: Path, book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data", book, "--lengths", "1x,2x", "--targets", 32]
+    for model, method, out in ((plain, "ntk", "a"), (trained, "clex", "b")):
+        assert run("perplexity", model, *options, "--methods", method, "-o", tmp_path / out) == 0
+    assert run("perplexity", plain, *options, "--methods", "ntk", "--protocol", "overlap", "-o", tmp_path / "c") == 0
+    capsys.readouterr()
+    picture = tmp_path / "both.png"
+    assert run("plot", f"before={tmp_path / 'a'}", f"after={tmp_path / 'b' / 'perplexity.json'}", "-o", picture) == 0
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("before", "after", "1x", "2x", "±"))
+    assert picture.stat().st_size > 10_000
+    assert run("plot", tmp_path / "a", tmp_path / "a") == 0
+    assert "ntk (2 runs)" in capsys.readouterr().out
+    for arguments, message in (
+        ([tmp_path / "a", tmp_path / "c"], "the records differ in their settings and cannot be compared"),
+        ([tmp_path / "a", "-o", picture], "both.png exists"),
+        ([tmp_path / "a", "-o", tmp_path / "x.bmp"], "must end in .png, .pdf or .svg"),
+        ([tmp_path / "absent"], "absent does not exist"),
+        ([tmp_path], "neither perplexity.json nor passkey.json"),
+        ([book], "is not valid JSON"),
+    ):
+        assert run("plot", *arguments) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    assert run("plot", tmp_path / "a", f"other={tmp_path / 'c'}", "--force", "-o", tmp_path / "mixed.svg") == 0
+    assert (tmp_path / "mixed.svg").stat().st_size > 10_000

@@ -91,11 +91,14 @@ class Curve:
     runs: int = 1
 
 
-def curves(records: Iterable[Record]) -> list[Curve]:
+def curves(records: Iterable[Record], *, mixed: bool = False) -> list[Curve]:
     """The rows of one or more records of one kind, rows with equal labels taken as runs of the same thing.
 
     A single run's interval is the one in the record, from its windows or trials. That of several runs comes
     from a bootstrap over windows and runs (perplexity) or over trials of all runs (passkey).
+
+    Arguments:
+        mixed: take records of different protocols and data together all the same.
 
     Raises:
         ValueError: if the records differ in kind, protocol, trained length or data, for then a plot of them all
@@ -104,7 +107,7 @@ def curves(records: Iterable[Record]) -> list[Curve]:
     records = list(records)
     if not records:
         raise ValueError("no records to show.")
-    for key in ("schema", "original_length", "data", "settings"):
+    for key in ("schema",) if mixed else ("schema", "original_length", "data", "settings"):
         if any(_identity(other, key) != _identity(records[0], key) for other in records[1:]):
             raise ValueError(f"the records differ in their {key} and cannot be compared. Evaluate all alike.")
     grouped: dict[str, list[list[dict[str, Any]]]] = {}

@@ -1,0 +1,89 @@
+"""`longwave plot`: results drawn and tabled again, several of them together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from longwave.cli.options import Overwrite
+
+
+def plot(
+    records: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME=]RECORD...", help="perplexity.json or passkey.json, or the folder that has it."),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="PNG, PDF or SVG; without it only the table.")
+    ] = None,
+    title: Annotated[str | None, typer.Option("--title", metavar="TEXT", help="Title of the plot.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also what cannot be compared: other protocols, texts, windows.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw results together: a line for each row, runs of equal names as mean and interval.
+
+    NAME=RECORD renames the rows of a record, so that two models under one method are two lines; records without
+    a name whose rows are called alike count as runs of the same thing. Records of different protocols, texts or
+    windows are refused, for their numbers cannot be compared.
+
+    Examples:
+
+    longwave plot before=perplexity-model after=perplexity-out -o both.png
+
+    longwave plot seed0/perplexity.json seed1/perplexity.json seed2/perplexity.json -o seeds.svg
+    """
+    from rich.console import Console
+
+    from longwave.evaluation.results import PERPLEXITY, curves
+    from longwave.report import plots, tables
+
+    if output is not None and output.suffix not in (".png", ".pdf", ".svg"):
+        raise ValueError(f"output {output} must end in .png, .pdf or .svg.")
+    if output is not None and output.exists() and not overwrite:
+        raise ValueError(f"{output} exists. Choose another name or pass --overwrite.")
+    found = [_read(each) for each in records]
+    shown, original = curves(found, mixed=force), found[0]["original_length"]
+    perplexity = found[0]["schema"] == PERPLEXITY
+    draw, table = (
+        (plots.plot_perplexity, tables.perplexity_table) if perplexity else (plots.plot_passkey, tables.passkey_table)
+    )
+    console = Console()
+    console.print(table(shown, original))
+    if output is not None:
+        what = "Perplexity" if perplexity else "Passkey retrieval"
+        draw(shown, output, original_length=original, title=title or f"{what} by context length",
+             subtitle="bands: 95 % interval" + (" · not comparable" if force else ""))  # fmt: skip
+        console.print(f"written: {output}", highlight=False, soft_wrap=True)
+
+
+def _read(argument: str) -> dict[str, Any]:
+    """A record, its rows renamed where a name is given."""
+    from longwave.evaluation.results import read
+
+    name, separator, path = argument.partition("=")
+    if not separator or Path(argument).exists():
+        name, path = "", argument
+    record = read(_file(Path(path)))
+    if name:
+        rows = record["rows"]
+        for row in rows:
+            row["label"] = name if len(rows) == 1 else f"{name}: {row['label']}"
+    return record
+
+
+def _file(path: Path) -> Path:
+    if not path.exists():
+        raise ValueError(f"record {path} does not exist. Give a perplexity.json or passkey.json, or its folder.")
+    if path.is_file():
+        return path
+    inside = [path / name for name in ("perplexity.json", "passkey.json") if (path / name).is_file()]
+    if len(inside) != 1:
+        what = (
+            "both perplexity.json and passkey.json: name one" if inside else "neither perplexity.json nor passkey.json"
+        )
+        raise ValueError(f"folder {path} holds {what}.")
+    return inside[0]

@@ -70,7 +70,7 @@ ROWS = [
     Row("clex", "**CLEX** (from NTK), fine-tuned", "clex"),
     Row("ntk-tuned", "dynamic NTK, fine-tuned", "ntk"),
     # Log-n does the work of YaRN's temperature; both together would sharpen attention twice.
-    Row("yarn-tuned", "dynamic YaRN, fine-tuned, log-n for its temperature", "yarn", {"options": {"temperature": 0.0}}),
+    Row("yarn-tuned", "dynamic YaRN, fine-tuned", "yarn", {"options": {"temperature": 0.0}}),
     Row("naive", "unscaled, fine-tuned", "none"),
     Row(
         "clex-paper",

@@ -35,16 +35,18 @@ def plot_perplexity(
     original_length: int,
     title: str | None = None,
     subtitle: str | None = None,
+    bands: bool = True,
 ) -> Path:
     """Perplexity by context length with 95 % bands, as PNG, PDF or SVG by the suffix of `path`.
 
-    Both axes are logarithmic, so that equal ratios look equal and a collapse does not flatten the rest. The
+    Bands say how a row would vary over other texts; rows measured on the same ones differ by less than their bands
+    overlap. Both axes are logarithmic, so that equal ratios look equal and a collapse does not flatten the rest. The
     trained length is marked; lines are labelled at their right end, in the order they end there.
     """
     figure, axes = _figure(curves, original_length, title, subtitle)
     axes.set_yscale("log")
     axes.set_ylabel("perplexity")
-    _lines(axes, curves)
+    _lines(axes, curves, bands=bands)
     _plain_ticks(axes)
     return _save(figure, path)
 
@@ -95,12 +97,13 @@ def _figure(
     return figure, axes
 
 
-def _lines(axes: Axes, curves: Sequence[Curve]) -> None:
+def _lines(axes: Axes, curves: Sequence[Curve], *, bands: bool = True) -> None:
     for index, curve in enumerate(curves):
         values = [value.value for value in curve.values]
         low, high = ([getattr(value, bound) for value in curve.values] for bound in ("low", "high"))
         style = _style(index)
-        axes.fill_between(curve.lengths, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        if bands:
+            axes.fill_between(curve.lengths, low, high, color=style["color"], alpha=0.18, linewidth=0)
         axes.plot(curve.lengths, values, linewidth=1.8, **style)
     _label_ends(axes, curves)
 

@@ -74,8 +74,8 @@ class Conversation:
         room = self.max_length - len(ids)
         if room < 1:
             raise ValueError(
-                f"the conversation would have {len(ids)} tokens, and the model reads {self.max_length}. "
-                "Start a new one, or say less."
+                f"the conversation would have {len(ids):,} tokens, and the model reads {self.max_length:,}. "
+                "Start a new one."
             )
         try:
             answer = self._answer(ids, min(room, max_new_tokens), streamer)

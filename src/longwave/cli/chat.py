@@ -15,14 +15,12 @@ from longwave.cli.options import Model, Seed
 if TYPE_CHECKING:
     from longwave.conversation import Conversation
 
-HELP = (
-    "/reset forgets the conversation · /save FILE writes it as JSON · /exit or Ctrl-D leaves · Ctrl-C stops an answer"
-)
+HELP = "/reset forgets the conversation · /save FILE writes it as JSON · /exit or Ctrl-D leaves · Ctrl-C drops the turn"
 
 
 def chat(
     model: Model,
-    max_new_tokens: NewTokens = 256,
+    max_new_tokens: NewTokens = None,
     method: Method = None,
     to: To = None,
     system: Annotated[
@@ -50,6 +48,7 @@ def chat(
     from longwave.generation import rotaries_of
 
     loaded = generating.load(model, method=method, to=to, dtype=dtype, device=device)
+    max_new_tokens = generating.DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
     if max_new_tokens < 1:
         raise ValueError(f"max new tokens must be at least 1, got {max_new_tokens}.")
     if rotaries_of(loaded.model):
@@ -110,7 +109,7 @@ def _turn(talk: Conversation, line: str, max_new_tokens: int) -> None:
         typer.echo("\n[stopped; the turn is forgotten]", err=True)
         return
     except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {error} (/reset begins a new one)", err=True)
         return
     sys.stdout.flush()
     speed = (talk.length - before) / (time.perf_counter() - started)

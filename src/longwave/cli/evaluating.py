@@ -78,6 +78,10 @@ def load(path: str, dtype: str, device: str | None) -> Loaded:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
+        if Path(path).is_dir() and not any(Path(path).glob("token*")):
+            raise ValueError(
+                f"{path} holds no tokenizer. Copy the model's tokenizer.json there, or pass tokenizer= to longwave.save."
+            ) from None
         raise ValueError(f"cannot load a tokenizer from {path}: {str(error).splitlines()[0]}") from None
     about = {
         "path": path,

@@ -19,7 +19,7 @@ def generate(
     prompt_file: Annotated[
         Path | None, typer.Option("--prompt-file", metavar="FILE", help="The same from a file; - for stdin.")
     ] = None,
-    max_new_tokens: NewTokens = 256,
+    max_new_tokens: NewTokens = None,
     method: Method = None,
     to: To = None,
     policy: Annotated[

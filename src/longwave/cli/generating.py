@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
     from longwave.cli.evaluating import Loaded
 
-NewTokens = Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Tokens of an answer at most.")]
+NewTokens = Annotated[
+    int | None,
+    typer.Option("--max-new-tokens", metavar="N", help="Tokens of an answer at most; default 256, or what fits."),
+]
+DEFAULT_NEW_TOKENS = 256
 Method = Annotated[
     str | None,
     typer.Option("--method", metavar="METHOD[@SCHEDULE]", help="Extend a plain model with it; see `longwave methods`."),
@@ -96,7 +100,7 @@ def continue_text(
     tokenizer: PreTrainedTokenizerBase,
     text: str,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     policy: str,
     stream: bool,
     chunk: int | None,
@@ -116,6 +120,8 @@ def continue_text(
     rotaries = rotaries_of(model)
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].to(model.device)
     length, limit = ids.shape[1], max_length_of(model) or original_length_of(model)
+    if max_new_tokens is None:
+        max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, limit - length))
     if length + max_new_tokens > limit:
         hint = "Shorten the prompt or lower --max-new-tokens"
         hint += "." if rotaries else ", or extend the model: --method yarn --to TOKENS."

@@ -82,8 +82,8 @@ def perplexity(
     settings["tokens"] = tokens.numel()
     found = record(PERPLEXITY, model=loaded.about, data=hashes, settings=settings, original_length=original, rows=rows)
     scored = min(len(plan.ends) for plan in plans)
-    what = f"last {targets} tokens" if protocol == "same-targets" else f"protocol {protocol}, stride {stride}"
-    about = f"{evaluating.short(model)}: {what} of {scored} windows"
+    what = f"last {targets} tokens" if protocol == "same-targets" else f"protocol {protocol} every {stride} tokens"
+    about = f"{evaluating.short(model)}: {what}, {scored} windows"
     evaluating.publish(
         found, folder, heading=f"Perplexity, {about}, ± half of the 95 % interval",
         title="Perplexity by context length", about=about, overwrite=overwrite, as_json=as_json,

@@ -91,7 +91,9 @@ def train(
             model, data, output, resume=resume, overwrite=overwrite, progress=not as_json, **settings
         )
     except KeyboardInterrupt:
-        typer.echo("interrupted: the same command with --resume goes on from the last checkpoint", err=True)
+        kept = any((output / "checkpoints").glob("checkpoint-*"))
+        what = "goes on from the last checkpoint" if kept else "starts again: there is no checkpoint yet"
+        typer.echo(f"interrupted: the same command with --resume {what}", err=True)
         raise
     if int(os.environ.get("RANK", 0)) > 0:  # under torchrun one process speaks for all
         return
@@ -102,7 +104,7 @@ def train(
     lengths = ",".join(f"{2**k}x" for k in range(int(settings["max_factor"]).bit_length()))
     typer.echo(
         f"{summary['steps']} steps, {summary['tokens']:,} tokens, loss {summary['first_loss']:.3f} -> "
-        f"{summary['last_loss']:.3f} (mean of the last 10), written to {folder}\n"
+        f"{summary['last_loss']:.3f} (mean of the last {min(10, summary['steps'])}), written to {folder}\n"
         f"Next: longwave perplexity {folder} --data HELD_OUT.txt --lengths {lengths}"
     )
 

@@ -87,6 +87,8 @@ class TrainConfig:
             self._check(name, math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, "a number >= 0")
         for name in ("workers", "save_every", "seed"):
             self._check(name, getattr(self, name) >= 0, "a whole number >= 0")
+        given = self.original_length
+        self._check("original_length", given is None or given >= 2, "at least 2")
         for name in ("max_factor", "train_factor"):
             value = getattr(self, name)
             self._check(name, value is None or (math.isfinite(value) and value >= 1), "a number >= 1")

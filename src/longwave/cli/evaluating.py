@@ -80,7 +80,7 @@ def load(path: str, dtype: str, device: str | None) -> Loaded:
     except (OSError, ValueError) as error:
         if Path(path).is_dir() and not any(Path(path).glob("token*")):
             raise ValueError(
-                f"{path} holds no tokenizer. Copy the model's tokenizer.json there, or pass tokenizer= to longwave.save."
+                f"{path} holds no tokenizer. Copy the model's there, or pass tokenizer= to longwave.save."
             ) from None
         raise ValueError(f"cannot load a tokenizer from {path}: {str(error).splitlines()[0]}") from None
     about = {

@@ -11,6 +11,7 @@ that exist are not computed again, so the script may be killed and started at an
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -127,7 +128,7 @@ def compute(row: Row, seed: int, windows: int, trials: int) -> None:
 
     import longwave
     from longwave.demo.corpus import stdlib_files
-    from longwave.io import sha256, versions, write_json
+    from longwave.io import sha256, versions, write_text
     from longwave.text import read_documents, token_stream
 
     tokenizer = AutoTokenizer.from_pretrained(BASE)
@@ -158,7 +159,9 @@ def compute(row: Row, seed: int, windows: int, trials: int) -> None:
     for entry in record["perplexity"]:  # nats to 5 digits are plenty, and keep the files readable
         entry["nll"] = [round(value, 4) for value in entry["nll"]]
     CELLS.mkdir(parents=True, exist_ok=True)
-    write_json(cell_path(row, seed), record)
+    write_text(
+        cell_path(row, seed), json.dumps(record, allow_nan=False) + "\n"
+    )  # on one line: they are in the repository
 
 
 def run(wanted: list[tuple[Row, int]], args: argparse.Namespace) -> bool:

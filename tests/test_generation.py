@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -162,6 +163,28 @@ def test_prompt_as_embeddings(model: LlamaForCausalLM) -> None:
     assert torch.equal(torch.cat([ids, new], dim=1), greedy_without_cache(model, ids, 20, 110 / L))
 
 
+def test_a_factor_for_each_row_does_not_fit_beams(model: LlamaForCausalLM) -> None:
+    longwave.set_length(model, "fixed", torch.tensor([2.0, 3.0]))
+    batch = prompt(rows=2)
+    both = model.generate(batch, max_new_tokens=5, **GREEDY)
+    longwave.set_length(model, "fixed", 3.0)
+    assert torch.equal(both[1:], model.generate(batch[1:], max_new_tokens=5, **GREEDY))
+    longwave.set_length(model, "fixed", torch.tensor([2.0, 3.0]))
+    with pytest.raises(ValueError, match=r"factor has shape \(2,\) but the batch has 6 rows"):
+        model.generate(batch, max_new_tokens=5, num_beams=3, **GREEDY)
+
+
+@pytest.mark.filterwarnings("ignore:the model.s rotary frequencies are rounded")
+def test_a_cast_model_keeps_precise_frequencies_after_a_short_text(llama: LlamaForCausalLM) -> None:
+    """Within L the base's own frequencies serve, here rounded to bfloat16; beyond it ours, which are not."""
+    longwave.extend(llama.to(torch.bfloat16), "ntk", max_factor=4)
+    (rotary,) = longwave.rotaries(llama)
+    expected = rotary.trajectory.inv_freq(100 / L).float()
+    for length in (30, 90):
+        llama.generate(prompt(length=length), max_new_tokens=10, **GREEDY)
+    assert torch.equal(rotary._steady[0], expected)
+
+
 def pad_left(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
     """A batch of one-row prompts and its mask."""
     width = max(row.shape[1] for row in rows)
@@ -284,6 +307,9 @@ def test_grow_refuses_what_it_cannot_read_again(model: LlamaForCausalLM) -> None
         model.generate(inputs_embeds=embeddings, max_new_tokens=5, **GREEDY)
     with pytest.raises(ValueError, match="cannot decode speculatively"):
         model.generate(prompt(), max_new_tokens=5, prompt_lookup_num_tokens=3, **GREEDY)
+    assistant = longwave.restore(copy.deepcopy(model))
+    with pytest.raises(ValueError, match="cannot decode speculatively"):
+        model.generate(prompt(), max_new_tokens=5, assistant_model=assistant, **GREEDY)
 
 
 @pytest.mark.parametrize("policy", ["fit", "grow"])

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, MaxLengthCriteria, PreTrainedModel
+from transformers.generation.configuration_utils import GenerationMode
 
 from longwave.rotary import ScaledRotary
 
@@ -116,18 +117,21 @@ def _note_length(model: Any, generation_config: Any, **prepared: Any) -> Any:
     return generation_config
 
 
-def _start(model: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+def _start(
+    model: Any, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: GenerationMode, *args: Any
+) -> None:
     """transformers prepares the cache here: everything that t depends on is known, and nothing has run."""
-    type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, *args, **kwargs)
+    type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, generation_mode, *args)
     call: _Call | None = vars(model).get(CALL)
     if call is None:  # a method of `generate` called on its own
         return
-    prompt = _prompt_lengths(model_kwargs, call.width)
-    call.lengths = prompt
-    for rotary in rotaries_of(model):
+    rotaries = rotaries_of(model)
+    if rotaries[0].grows:
+        speculative = generation_mode == GenerationMode.ASSISTED_GENERATION or generation_config.is_assistant
+        _refuse_unsteerable(model_kwargs, speculative=speculative)
+    call.lengths = prompt = _prompt_lengths(model_kwargs, call.width)
+    for rotary in rotaries:
         rotary.start_generating(prompt if rotary.grows else [length + call.new for length in prompt], call.new)
-    if rotaries_of(model)[0].grows:
-        _refuse_unsteerable(generation_config, model_kwargs)
     cache = model_kwargs.get("past_key_values")
     if isinstance(cache, Cache):
         _adopt(model, cache, whole=_columns(model_kwargs, call.width) == call.width)
@@ -207,13 +211,13 @@ def _prompt_lengths(model_kwargs: dict[str, Any], width: int) -> tuple[int, ...]
     return tuple(found) if len(set(found)) > 1 else (found[0],)
 
 
-def _refuse_unsteerable(generation_config: Any, model_kwargs: dict[str, Any]) -> None:
+def _refuse_unsteerable(model_kwargs: dict[str, Any], *, speculative: bool) -> None:
     if model_kwargs.get("inputs_embeds") is not None:
         raise ValueError(
             'policy "grow" needs the prompt as input_ids, not as embeddings: it reads the text again. '
             'Pass input_ids, or use set_length(model, "fit").'
         )
-    if generation_config.prompt_lookup_num_tokens is not None or generation_config.is_assistant:
+    if speculative:
         raise ValueError('policy "grow" cannot decode speculatively. Use set_length(model, "fit").')
 
 

@@ -82,8 +82,8 @@ class ScaledRotary(nn.Module):
         self._check_length(length)
         original, limit = self.trajectory.rope.original_length, self.trajectory.max_factor
         if self.grows:
-            while_below = original * 2 ** math.ceil(math.log2(max(length, original) / original))
-            length = min(while_below, max(length, self.max_length))
+            doubled = original * 2 ** math.ceil(math.log2(max(length, original) / original))
+            length = max(length, min(doubled, self.max_length))
         return min(self.schedule(length, original, limit), limit)
 
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
@@ -131,21 +131,17 @@ class ScaledRotary(nn.Module):
     def _rotate_rows(self, x: Tensor, position_ids: Tensor, factors: Tensor) -> Any:
         """One forward of the base for every distinct t, put back in the order of the batch."""
         position_ids = position_ids.expand(*position_ids.shape[:-2], x.shape[0], -1)
-        groups = self._groups if self.generating else self._group(factors, x)
+        if factors.shape != (x.shape[0],):
+            raise ValueError(
+                f"factor has shape {tuple(factors.shape)} but the batch has {x.shape[0]} rows. "
+                "Set a number, or one t for each row (beams and returned sequences are rows, too)."
+            )
+        groups = self._groups if self.generating else _rows_by_factor(factors.tolist(), x.device)
         parts = [self._rotate(x[rows], position_ids[..., rows, :], t) for t, rows in groups]
         order = torch.cat([rows for _, rows in groups]).argsort()
         if isinstance(parts[0], Tensor):
             return torch.cat(parts)[order]
         return tuple(torch.cat(columns)[order] for columns in zip(*parts, strict=True))
-
-    def _group(self, factors: Tensor, x: Tensor) -> list[tuple[float, Tensor]]:
-        """The rows of each distinct t."""
-        if factors.shape != (x.shape[0],):
-            raise ValueError(
-                f"factor has shape {tuple(factors.shape)} but the batch has {x.shape[0]} rows. "
-                "Set a number, or one t for each row."
-            )
-        return [(t, (factors == t).nonzero().flatten().to(x.device)) for t in factors.unique().tolist()]
 
     def _mix(self, x: Tensor, position_ids: Tensor, factors: Tensor) -> Any:
         """One forward of the base for every distinct t, each token taking what belongs to its own."""
@@ -245,18 +241,15 @@ class ScaledRotary(nn.Module):
             self._settle(factors[0])
             return
         self.factor = torch.tensor(factors, dtype=torch.float64)
-        device = getattr(self.base, frequency_name(self.layer_type)).device
-        self._groups = [
-            (t, torch.tensor([row for row, own in enumerate(factors) if own == t], device=device))
-            for t in sorted(set(factors))
-        ]
+        self._groups = _rows_by_factor(factors, getattr(self.base, frequency_name(self.layer_type)).device)
 
     @torch.no_grad()
     def _settle(self, factor: float) -> None:
         """Put what t decides into tensors that stay where they are: compiled steps are not compiled again for it."""
         inv_freq = self._frequencies(factor)
         scaling = torch.tensor(self.trajectory.attention_scaling(factor), device=inv_freq.device)
-        if self._steady is None or self._steady[0].shape != inv_freq.shape:
+        # At t = 1 they are the base's own, which a cast model may hold in bfloat16: no place for others.
+        if self._steady is None or self._steady[0].dtype != inv_freq.dtype:
             with torch.inference_mode(False):  # else only inference mode could write to them later
                 self._steady = torch.empty_like(inv_freq), torch.empty_like(scaling)
         for kept, new in zip(self._steady, (inv_freq, scaling), strict=True):
@@ -319,6 +312,14 @@ def undecorated_forward(base: nn.Module) -> Callable[..., Any]:
 
 def _same(kept: list[Tensor], parameters: list[nn.Parameter]) -> bool:
     return all(a.device == b.device and torch.equal(a, b) for a, b in zip(kept, parameters, strict=True))
+
+
+def _rows_by_factor(factors: Sequence[float], device: torch.device) -> list[tuple[float, Tensor]]:
+    """The rows of each distinct t."""
+    return [
+        (t, torch.tensor([row for row, own in enumerate(factors) if own == t], device=device))
+        for t in sorted(set(factors))
+    ]
 
 
 def _choose(own: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def passkeys(loaded: evaluating.Loaded, length: int, trials: int) -> dict[str, f
         prompt = tokenizer.decode(trial.ids[: -trial.answer], skip_special_tokens=True)
         result = generating.continue_text(
             model, tokenizer, prompt, max_new_tokens=trial.answer, policy="fit", stream=False, chunk=None,
-            options=generating.sampling(0, 1, 0),
+            options=generating.sampling(tokenizer, 0, 1, 0),
         )  # fmt: skip
         found += result["text"].strip().startswith(trial.key)
         tokens.append(result["prompt_tokens"] + trial.answer)

@@ -22,6 +22,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import longwave
+from longwave.attach import rotaries
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -69,3 +72,20 @@ def tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="Ā", bos_token="Ā")
+
+
+@pytest.fixture
+def plain(tmp_path: Path, llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A folder with the random Llama and its tokenizer, as transformers writes it."""
+    llama.save_pretrained(tmp_path / "plain")
+    tokenizer.save_pretrained(tmp_path / "plain")
+    return tmp_path / "plain"
+
+
+@pytest.fixture
+def trained(tmp_path: Path, llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A folder of `longwave.save` with a `clex` whose field has left its start, max_factor 4."""
+    longwave.extend(llama, "clex", max_factor=4)
+    for parameter in rotaries(llama)[0].trajectory.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return longwave.save(llama, tmp_path / "trained", tokenizer=tokenizer)

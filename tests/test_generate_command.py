@@ -11,28 +11,12 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import longwave
-from longwave.attach import rotaries
 from longwave.cli.main import main
 from longwave.conversation import Conversation
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 )
-
-
-@pytest.fixture
-def plain(tmp_path: Path, llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Path:
-    llama.save_pretrained(tmp_path / "plain")
-    tokenizer.save_pretrained(tmp_path / "plain")
-    return tmp_path / "plain"
-
-
-@pytest.fixture
-def trained(tmp_path: Path, llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Path:
-    longwave.extend(llama, "clex", max_factor=4)
-    for parameter in rotaries(llama)[0].trajectory.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return longwave.save(llama, tmp_path / "trained", tokenizer=tokenizer)
 
 
 def run(*arguments: object) -> int:

@@ -6,28 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-import longwave
-from longwave.attach import rotaries
 from longwave.cli.main import main
 from longwave.evaluation.results import PASSKEY, PERPLEXITY, read
-
-
-@pytest.fixture
-def plain(tmp_path: Path, llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Path:
-    llama.save_pretrained(tmp_path / "plain")
-    tokenizer.save_pretrained(tmp_path / "plain")
-    return tmp_path / "plain"
-
-
-@pytest.fixture
-def trained(tmp_path: Path, llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Path:
-    longwave.extend(llama, "clex", max_factor=4)
-    for parameter in rotaries(llama)[0].trajectory.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return longwave.save(llama, tmp_path / "trained", tokenizer=tokenizer)
 
 
 @pytest.fixture

@@ -53,9 +53,8 @@ def chat(
         raise ValueError(f"max new tokens must be at least 1, got {max_new_tokens}.")
     if rotaries_of(loaded.model):
         longwave.set_length(loaded.model, "grow")
-    pad = loaded.tokenizer.pad_token_id if loaded.tokenizer.pad_token_id is not None else loaded.tokenizer.eos_token_id
-    options = generating.sampling(temperature, top_p, seed)
-    talk = Conversation(loaded.model, loaded.tokenizer, system=system, pad_token_id=pad, **options)
+    options = generating.sampling(loaded.tokenizer, temperature, top_p, seed)
+    talk = Conversation(loaded.model, loaded.tokenizer, system=system, **options)
     typer.echo(f"{talk.max_length:,} tokens of context. {HELP}", err=True)
     for line in _lines():
         if not _command(talk, line):

@@ -151,21 +151,26 @@ def progress(total: int) -> Iterator[Callable[[str], Callable[[int], None]]]:
         yield start
 
 
-def publish(
+def views(schema: str) -> tuple[str, Callable[..., Path], Callable[..., Any]]:
+    """Name, plot and table of a kind of record."""
+    from longwave.evaluation.results import PERPLEXITY
+    from longwave.report import plots, tables
+
+    if schema == PERPLEXITY:
+        return "perplexity", plots.plot_perplexity, tables.perplexity_table
+    return "passkey", plots.plot_passkey, tables.passkey_table
+
+
+def write_and_show(
     found: dict[str, Any], folder: Path, *, heading: str, title: str, about: str, overwrite: bool, as_json: bool
 ) -> None:
     """Write a record and its plot, NAME.json and NAME.png; print a table, or the record with `as_json`."""
     from rich.console import Console
 
     from longwave.cli.options import print_json
-    from longwave.evaluation.results import PERPLEXITY, curves, write
-    from longwave.report import plots, tables
+    from longwave.evaluation.results import curves, write
 
-    name, plot, table = (
-        ("perplexity", plots.plot_perplexity, tables.perplexity_table)
-        if found["schema"] == PERPLEXITY
-        else ("passkey", plots.plot_passkey, tables.passkey_table)
-    )
+    name, plot, table = views(found["schema"])
     folder.mkdir(parents=True, exist_ok=True)
     path = write(folder / f"{name}.json", found, overwrite=overwrite)
     shown, original = curves([found]), found["original_length"]

@@ -52,9 +52,10 @@ def generate(
 
     text = generating.read_prompt(prompt, prompt_file)
     loaded = generating.load(model, method=method, to=to, dtype=dtype, device=device)
+    options = generating.sampling(loaded.tokenizer, temperature, top_p, seed)
     found = generating.continue_text(
         loaded.model, loaded.tokenizer, text, max_new_tokens=max_new_tokens, policy=policy,
-        stream=stream and not as_json, chunk=prefill_chunk, options=generating.sampling(temperature, top_p, seed),
+        stream=stream and not as_json, chunk=prefill_chunk, options=options,
     )  # fmt: skip
     if as_json:
         print_json(found)

@@ -83,16 +83,17 @@ def load(path: str, *, method: str | None, to: int | None, dtype: str, device: s
     return loaded
 
 
-def sampling(temperature: float, top_p: float, seed: int) -> dict[str, Any]:
-    """Keyword arguments of `generate`, the seed set."""
+def sampling(tokenizer: PreTrainedTokenizerBase, temperature: float, top_p: float, seed: int) -> dict[str, Any]:
+    """Keyword arguments of `generate`; sets the seed."""
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature must be >= 0 and top p in (0, 1], got {temperature} and {top_p}.")
     from transformers import set_seed
 
     set_seed(seed)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if temperature == 0:
-        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "pad_token_id": pad}
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0, "pad_token_id": pad}
 
 
 def continue_text(
@@ -135,7 +136,6 @@ def continue_text(
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
             prefill_chunk_size=chunk,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None,
             **options,
         )

@@ -65,7 +65,7 @@ def passkey(
     settings = {"template": template, "trials": trials, "depths": depths}
     found = record(PASSKEY, model=loaded.about, settings=settings, original_length=original, rows=rows, seed=seed)
     about = f"{evaluating.short(model)}: {trials} trials at {depths} depths"
-    evaluating.publish(
+    evaluating.write_and_show(
         found, folder, heading=f"Passkeys retrieved, {about}, with 95 % interval",
         title="Passkey retrieval by context length", about=about, overwrite=overwrite, as_json=as_json,
     )  # fmt: skip

@@ -84,7 +84,7 @@ def perplexity(
     scored = min(len(plan.ends) for plan in plans)
     what = f"last {targets} tokens" if protocol == "same-targets" else f"protocol {protocol} every {stride} tokens"
     about = f"{evaluating.short(model)}: {what}, {scored} windows"
-    evaluating.publish(
+    evaluating.write_and_show(
         found, folder, heading=f"Perplexity, {about}, ± half of the 95 % interval",
         title="Perplexity by context length", about=about, overwrite=overwrite, as_json=as_json,
     )  # fmt: skip

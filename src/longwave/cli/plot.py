@@ -38,8 +38,8 @@ def plot(
     """
     from rich.console import Console
 
-    from longwave.evaluation.results import PERPLEXITY, curves
-    from longwave.report import plots, tables
+    from longwave.cli.evaluating import views
+    from longwave.evaluation.results import curves
 
     if output is not None and output.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"output {output} must end in .png, .pdf or .svg.")
@@ -47,15 +47,11 @@ def plot(
         raise ValueError(f"{output} exists. Choose another name or pass --overwrite.")
     found = [_read(each) for each in records]
     shown, original = curves(found, mixed=force), found[0]["original_length"]
-    perplexity = found[0]["schema"] == PERPLEXITY
-    draw, table = (
-        (plots.plot_perplexity, tables.perplexity_table) if perplexity else (plots.plot_passkey, tables.passkey_table)
-    )
+    name, draw, table = views(found[0]["schema"])
     console = Console()
     console.print(table(shown, original))
     if output is not None:
-        what = "Perplexity" if perplexity else "Passkey retrieval"
-        draw(shown, output, original_length=original, title=title or f"{what} by context length",
+        draw(shown, output, original_length=original, title=title or f"{name.capitalize()} by context length",
              subtitle="bands: 95 % interval" + (" · not comparable" if force else ""))  # fmt: skip
         console.print(f"written: {output}", highlight=False, soft_wrap=True)
 

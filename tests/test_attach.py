@@ -223,6 +223,11 @@ def test_save_pretrained_is_refused_while_extended(llama: LlamaForCausalLM, tmp_
     longwave.restore(llama).save_pretrained(tmp_path)
 
 
+def test_a_path_is_no_model() -> None:
+    with pytest.raises(ValueError, match=r"extend takes a model, got str\. Load it first"):
+        longwave.extend("my-model", "yarn", max_factor=4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

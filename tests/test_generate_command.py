@@ -88,7 +88,7 @@ def test_chat(
 ) -> None:
     saved = tmp_path / "talk.json"
     lines = ["Hello there, what is a rotary embedding?", "/unknown", "And why does it turn?", f"/save {saved}",
-             f"/save {saved}", "/reset", "Again.", "word " * 60, "/exit", "never read"]  # fmt: skip
+             f"/save {saved}", "/save /absent/talk.json", "/reset", "Again.", "word " * 60, "/exit", "never read"]  # fmt: skip
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     assert run("chat", trained, "--max-new-tokens", 20, "--temperature", 0) == 0
     printed = capfd.readouterr()
@@ -97,6 +97,7 @@ def test_chat(
     assert ["t 1 " in line for line in status] == [True, False, True]
     assert "unknown command /unknown" in printed.err
     assert f"error: {saved} exists" in printed.err
+    assert "error: cannot write /absent/talk.json: No such file or directory\n" in printed.err
     assert "the conversation would have" in printed.err
     assert [message["role"] for message in json.loads(saved.read_text())] == ["user", "assistant"] * 2
 

@@ -62,6 +62,8 @@ def extend(
             method, schedule or option; max_factor < 1; settings that are not the trajectory's; log-n on
             an attention that cannot have it.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"extend takes a model, got {type(model).__name__}. Load it first: longwave.load(path).")
     if rotaries_of(model):
         raise ValueError("the model is already extended. Call longwave.restore(model) first.")
     spec, chosen = parse_method(trajectory.name if trajectory is not None else method)

@@ -86,10 +86,13 @@ def _command(talk: Conversation, line: str) -> bool:
         talk.reset()
         typer.echo("[a new conversation]", err=True)
     elif name == "/save":
+        path = argument.strip() or "conversation.json"
         try:
-            typer.echo(f"[saved to {talk.save(argument.strip() or 'conversation.json')}]", err=True)
-        except (ValueError, OSError) as error:
+            typer.echo(f"[saved to {talk.save(path)}]", err=True)
+        except ValueError as error:
             typer.echo(f"error: {error}", err=True)
+        except OSError as error:
+            typer.echo(f"error: cannot write {path}: {error.strerror}", err=True)
     elif name.startswith("/"):
         typer.echo(HELP if name == "/help" else f"unknown command {name}. {HELP}", err=True)
     return True

@@ -88,7 +88,8 @@ def test_chat(
 ) -> None:
     saved = tmp_path / "talk.json"
     lines = ["Hello there, what is a rotary embedding?", "/unknown", "And why does it turn?", f"/save {saved}",
-             f"/save {saved}", "/save /absent/talk.json", "/reset", "Again.", "word " * 60, "/exit", "never read"]  # fmt: skip
+             f"/save {saved}", "/save /absent/talk.json",
+             "/reset", "Again.", "word " * 60, "/exit", "never read"]  # fmt: skip
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     assert run("chat", trained, "--max-new-tokens", 20, "--temperature", 0) == 0
     printed = capfd.readouterr()

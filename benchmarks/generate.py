@@ -25,7 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, rotate_half
 
 import longwave
-from longwave.generation import FILLED_AT
+from longwave.caches import FILLED_AT
 from longwave.io import versions, write_json
 
 SIZES = {
@@ -114,7 +114,7 @@ def main() -> None:
             args.prefills if length < 32768 else min(3, args.prefills),
         )
         caches = {name: random_cache(model, length) for name in ways}
-        setattr(caches["longwave"], FILLED_AT, max(1.0, (length + STEPS) / L))  # or it would be filled again
+        setattr(caches["longwave"], FILLED_AT, (max(1.0, (length + STEPS) / L),))  # or it would be filled again
 
         def step(name: str, caches: dict[str, DynamicCache] = caches, length: int = length) -> float:
             return decode_seconds(model, caches[name], length)

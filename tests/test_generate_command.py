@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from pathlib import Path
@@ -62,6 +63,10 @@ def test_training_free_from_stdin(
         (["--prompt-file", "/absent"], "prompt file /absent does not exist"),
         (["--prompt", "a", "--max-new-tokens", 0], "max new tokens must be at least 1, got 0"),
         (["--prompt", "a", "--max-new-tokens", 90], "1 tokens of prompt and 90 new ones are more than 64"),
+        (
+            ["--prompt", "a" * 70],
+            "the prompt has 70 tokens and the model reads 64, the answer's included",
+        ),
         (["--prompt", "a", "--method", "yran"], "Did you mean 'yarn'"),
         (["--prompt", "a", "--method", "clex"], "clex needs trained weights"),
         (["--prompt", "a", "--to", 128], "--to says how far a --method is to reach"),
@@ -101,6 +106,22 @@ def test_chat(
     assert "error: cannot write /absent/talk.json: No such file or directory\n" in printed.err
     assert "the conversation would have" in printed.err
     assert [message["role"] for message in json.loads(saved.read_text())] == ["user", "assistant"] * 2
+
+
+def test_a_template_that_refuses_is_one_line(
+    trained: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = "{{ raise_exception('System role not supported') }}"
+    changed.save_pretrained(trained)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello."))
+    run("chat", trained)
+    error = capfd.readouterr().err
+    assert "error: the tokenizer's chat template refuses these messages: System role not supported\n" in error
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])

@@ -156,7 +156,8 @@ def set_length(model: Model, policy: str = "fit", factor: float | Tensor | None 
     - `grow`, for text without a known end: lengths count as L, 2L, 4L, ..., so that t changes rarely; where it
       does, `generate` computes the cache again from the first token, which doubling keeps at O(1) per token.
       Greedy decoding with and without a cache agree under it, too.
-    - `fixed`: t = factor in every call; a tensor [batch] gives each row its own.
+    - `fixed`: t = factor in every call; a tensor [batch] gives each row its own. A compiled forward without gradient
+      keeps the frequencies from this moment: call it again (or `model.eval()`) after changing a field's weights.
 
     In a batch every row has its own t, and so has every sequence packed into a row.
 
@@ -173,8 +174,8 @@ def set_length(model: Model, policy: str = "fit", factor: float | Tensor | None 
             values = torch.as_tensor(factor, dtype=torch.float64)
             if not bool(((values >= 1) & (values <= limit)).all()):
                 raise ValueError(f"factor must be between 1 and max_factor {limit:g}, got {factor}.")
-        rotary.factor = factor if factor is None or isinstance(factor, Tensor) else float(factor)
-        rotary.grows = policy == "grow"
+    for rotary in rotaries(model):
+        rotary.fix(factor if factor is None or isinstance(factor, Tensor) else float(factor), grows=policy == "grow")
     return model
 
 

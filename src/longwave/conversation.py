@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import DynamicCache
 
 from longwave.evaluation.lengths import max_length_of, original_length_of
@@ -75,7 +76,7 @@ class Conversation:
         if room < 1:
             raise ValueError(
                 f"the conversation would have {len(ids):,} tokens, and the model reads {self.max_length:,}. "
-                "Start a new one."
+                "/reset or a new Conversation starts over."
             )
         try:
             answer = self._answer(ids, min(room, max_new_tokens), streamer)
@@ -126,7 +127,10 @@ class Conversation:
 
     def _encode(self, messages: list[dict[str, str]]) -> list[int]:
         if self.tokenizer.chat_template:
-            found: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            try:
+                found: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            except TemplateError as error:  # such as a template without system messages
+                raise ValueError(f"the tokenizer's chat template refuses these messages: {error}") from None
             return list(found["input_ids"])
         # What the model said is kept to the token: its text may tokenise in another way.
         start = self._tokens or ([] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id])

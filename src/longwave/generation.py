@@ -7,25 +7,28 @@ what the new t would have given. Two policies follow from that, both exact with 
 - `fit` fixes t once per call, for each row from the longest that it can get;
 - `grow` lets t double as the text grows, and at each doubling computes the cache again from the first token.
 
-A cache remembers the t it was filled at. One that does not fit is filled again where the whole text is given,
-and refused where it is not.
+A cache remembers the t it was filled at (`longwave.caches`). One that does not fit is filled again where the whole
+text is given, and refused where it is not.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, GenerationMixin, MaxLengthCriteria, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
+from longwave.caches import adopt, before_forward, rotaries_of
 from longwave.rotary import ScaledRotary
 
 HOOKS = (
@@ -36,7 +39,9 @@ HOOKS = (
     "prepare_inputs_for_generation",
     "save_pretrained",
 )
-CALL, FILLED_AT = "_longwave_call", "_longwave_factor"
+CALL = "_longwave_call"
+# Not on the model, which could then no longer be copied.
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
 @dataclass
@@ -84,21 +89,15 @@ def remove_hooks(model: PreTrainedModel) -> None:
 @contextmanager
 def factor_for_a_while(rotaries: list[ScaledRotary]) -> Iterator[None]:
     """Whatever t is fixed inside, put the steering back as it was."""
-    before = [(rotary.factor, rotary.generating, rotary.grows) for rotary in rotaries]
-    try:
+    with ExitStack() as stack:
+        for rotary in rotaries:
+            stack.enter_context(rotary.steered())
         yield
-    finally:
-        for rotary, (factor, generating, grows) in zip(rotaries, before, strict=True):
-            rotary.factor, rotary.generating, rotary.grows = factor, generating, grows
-
-
-def rotaries_of(model: nn.Module) -> list[ScaledRotary]:
-    return [module for module in model.modules() if isinstance(module, ScaledRotary)]
 
 
 def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """The model's own `generate`, its t chosen by `_start` and `_next_inputs`."""
-    with factor_for_a_while(rotaries_of(model)):
+    """The model's own `generate`, its t chosen by `_start` and `_next_inputs`; one call at a time, t is the model's."""
+    with _LOCKS.setdefault(model, threading.RLock()), factor_for_a_while(rotaries_of(model)):
         outer, vars(model)[CALL] = vars(model).get(CALL), _Call()
         try:
             return type(model).generate(model, *args, **kwargs)
@@ -126,15 +125,19 @@ def _start(
     if call is None:  # a method of `generate` called on its own
         return
     rotaries = rotaries_of(model)
-    if rotaries[0].grows:
-        speculative = generation_mode == GenerationMode.ASSISTED_GENERATION or generation_config.is_assistant
-        _refuse_unsteerable(model_kwargs, speculative=speculative)
+    whole, cache = _columns(model_kwargs, call.width) == call.width, model_kwargs.get("past_key_values")
     call.lengths = prompt = _prompt_lengths(model_kwargs, call.width)
+    if rotaries[0].grows:
+        _refuse_unsteerable(generation_config, generation_mode, model_kwargs)
+        if not whole:
+            _refuse_growth_of_a_part(rotaries[0], prompt, call.new)
+    lengths = [length + (0 if rotaries[0].grows else call.new) for length in prompt]
+    if generation_config.is_assistant:  # a call for each few tokens: another t each time would fill the cache anew
+        lengths = [rotaries[0].doubled(length) for length in lengths]
     for rotary in rotaries:
-        rotary.start_generating(prompt if rotary.grows else [length + call.new for length in prompt], call.new)
-    cache = model_kwargs.get("past_key_values")
+        rotary.start_generating(lengths, call.new)
     if isinstance(cache, Cache):
-        _adopt(model, cache, whole=_columns(model_kwargs, call.width) == call.width)
+        adopt(model, cache, whole=whole)
 
 
 def _stop_at_our_length(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -164,7 +167,7 @@ def _next_inputs(model: Any, input_ids: Tensor, *args: Any, inputs_embeds: Tenso
     if not any(changed) or not isinstance(cache, Cache):
         return prepare(model, input_ids, *args, **kwargs)
     cache.reset()
-    setattr(cache, FILLED_AT, _factor(model))
+    adopt(model, cache, whole=True)
     return _refill(model, prepare, input_ids, call.chunk, {**kwargs, "next_sequence_length": None})
 
 
@@ -198,10 +201,10 @@ def _columns(model_kwargs: dict[str, Any], width: int) -> int:
 
 
 def _prompt_lengths(model_kwargs: dict[str, Any], width: int) -> tuple[int, ...]:
-    """Tokens of each row, padding left out: its last position + 1."""
+    """Tokens of each row, padding left out: its largest position + 1."""
     positions, mask = model_kwargs.get("position_ids"), model_kwargs.get("attention_mask")
     if positions is not None:
-        last = positions[..., -1]
+        last = positions.amax(-1)  # not the last one, which may be padding
         lengths = (last.amax(0) if last.ndim > 1 else last) + 1
     elif mask is not None:
         lengths = mask.sum(-1)
@@ -211,72 +214,37 @@ def _prompt_lengths(model_kwargs: dict[str, Any], width: int) -> tuple[int, ...]
     return tuple(found) if len(set(found)) > 1 else (found[0],)
 
 
-def _refuse_unsteerable(model_kwargs: dict[str, Any], *, speculative: bool) -> None:
+def _refuse_unsteerable(generation_config: Any, mode: GenerationMode, model_kwargs: dict[str, Any]) -> None:
+    """What `grow` cannot read again from `input_ids`, or does not know of."""
+    images = [name for name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL if model_kwargs.get(name) is not None]
+    reason = None
     if model_kwargs.get("inputs_embeds") is not None:
+        reason = "needs the prompt as input_ids, not as embeddings: it reads the text again"
+    elif images:
+        reason = f"cannot read {images[0]} again"
+    elif generation_config.guidance_scale not in (None, 1):
+        reason = "cannot fill the second cache of guidance_scale again"
+    elif mode == GenerationMode.ASSISTED_GENERATION or generation_config.is_assistant:
+        reason = "cannot decode speculatively"
+    if reason is not None:
+        who = "the assistant" if generation_config.is_assistant else "model"
+        raise ValueError(f'policy "grow" {reason}. Use set_length({who}, "fit").')
+
+
+def _refuse_growth_of_a_part(rotary: ScaledRotary, prompt: Sequence[int], new: int) -> None:
+    if any(rotary.factor_for(length) != rotary.factor_for(length + new) for length in prompt):
         raise ValueError(
-            'policy "grow" needs the prompt as input_ids, not as embeddings: it reads the text again. '
-            'Pass input_ids, or use set_length(model, "fit").'
+            f'policy "grow" reads the text again where t grows, which {new} new tokens may need: pass the whole text '
+            "as input_ids, also what is in the cache."
         )
-    if speculative:
-        raise ValueError('policy "grow" cannot decode speculatively. Use set_length(model, "fit").')
-
-
-def _factor(model: nn.Module) -> Any:
-    """What decides about the cache: t, as a number or one for each row."""
-    factor = rotaries_of(model)[0].factor
-    return tuple(factor.tolist()) if isinstance(factor, Tensor) else factor
-
-
-def _adopt(model: nn.Module, cache: Cache, *, whole: bool) -> None:
-    """Make sure that what the cache holds was computed at the t of this call, and note that t."""
-    factor, filled_at = _factor(model), getattr(cache, FILLED_AT, None)
-    if filled_at != factor and int(cache.get_seq_length()):
-        if not whole:
-            raise ValueError(
-                f"the cache was filled at t = {filled_at}, this call runs at {factor}. Pass the whole text as "
-                "input_ids (it is then computed again), or fix t from the first call on: "
-                'set_length(model, "fixed", factor).'
-            )
-        cache.reset()
-    setattr(cache, FILLED_AT, factor)
 
 
 def _before_forward(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A forward outside of `generate`: positions that leave padding out, and t by each row's own length.
-
-    Runs eagerly only: under torch.compile a forward is steered by its position ids and `set_length`.
-    """
+    """A forward outside of `generate`. Under torch.compile it is steered by its position ids and `set_length` alone."""
     if torch.compiler.is_compiling() or vars(model).get(CALL) is not None:
         return None
-    rotaries = rotaries_of(model)
-    if not rotaries or any(rotary.factor is not None for rotary in rotaries):
-        return None
-    tokens = next((kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None), None)
-    tokens = args[0] if tokens is None and args else tokens
-    cache = kwargs.get("past_key_values")
-    past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
-    if past and tokens is not None:
-        _require_same_factor(rotaries[0], getattr(cache, FILLED_AT, None), past, past + tokens.shape[1])
-    mask = kwargs.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or kwargs.get("position_ids") is not None:
-        return None
-    plain_text = model.config.get_text_config(decoder=True) is model.config  # others count images their own way
-    if plain_text and "position_ids" in inspect.signature(model.forward).parameters and not bool(mask.all()):
-        # Padding behind a row stays at its last position, in front of it at 0: neither makes a row longer.
-        return args, {**kwargs, "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
-    return None
-
-
-def _require_same_factor(rotary: ScaledRotary, filled_at: Any, past: int, length: int) -> None:
-    """A forward on a cache: unless its frequencies are those that the cached keys were rotated with, it is wrong."""
-    before = rotary.factor_for(past) if filled_at is None else filled_at
-    now = rotary.factor_for(length)
-    if before == now or (not isinstance(before, tuple) and rotary.same_frequencies(before, now)):
-        return
-    raise ValueError(
-        f"the cache was filled at t = {before}, but {length} tokens run at t = {now:.6g}. Use model.generate, "
-        'or call set_length(model, "fixed", factor) before the cache is filled.'
-    )
+    changed = before_forward(model, args, kwargs)
+    return None if changed is None else (args, {**kwargs, **changed})
 
 
 def _refuse_save(model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:

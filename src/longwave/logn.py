@@ -127,13 +127,14 @@ class _LogN:
         """query: [batch, heads, n, head_dim]; position_ids: [batch or 1, n], or [axes, batch, n]."""
         if position_ids is None:
             raise ValueError(f"{type(module).__name__} hands no position_ids to its attention. Pass log_n=False.")
-        scale = self._scale_of(position_ids)
-        return (query.float() * scale).to(query.dtype)
+        wide = torch.promote_types(query.dtype, torch.float32)
+        return (query.to(wide) * self._scale_of(position_ids)).to(query.dtype)
 
     def _scale_of(self, position_ids: Tensor) -> Tensor:
         """The scale as [batch, 1, n, 1], computed once for all layers: they are handed the same tensor."""
-        # A tensor of inference mode has no version, by which to see that a decode loop counts it up in place.
-        kept = not (torch.compiler.is_compiling() or position_ids.is_inference())
+        # A tensor of inference mode has no version, by which to see that a decode loop counts it up in place; and a
+        # scale made there could not serve training.
+        kept = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or position_ids.is_inference())
         if kept and self._last is not None:
             known, version, scale = self._last
             if known is position_ids and version == position_ids._version:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,10 +68,12 @@ class ScaledRotary(nn.Module):
         self.generating = self.grows = False
         self._solved: dict[float, Tensor] = {}  # θ by t, while the parameters are those in _solved_with
         self._solved_with: list[Tensor] | None = None
-        # Of a generation: t of each row; the rows of each t, or the frequencies and scaling that all share
+        # Of a fixed t or a generation: t of all rows or of each; the frequencies and scaling that all share, or the
+        # rows of each t with theirs
         self._row_factors: tuple[float, ...] = ()
-        self._groups: list[tuple[float, Tensor]] = []
         self._steady: tuple[Tensor, Tensor] | None = None
+        self._groups: list[tuple[Tensor, Tensor, float]] = []
+        self._settled = False  # compiled code may ask for this; reading `factor` would compile it anew for each t
 
     @property
     def max_length(self) -> int:
@@ -81,21 +84,31 @@ class ScaledRotary(nn.Module):
         """t for a sequence of `length` tokens by the schedule, at most max_factor; see `beyond`."""
         self._check_length(length)
         original, limit = self.trajectory.rope.original_length, self.trajectory.max_factor
-        if self.grows:
-            doubled = original * 2 ** math.ceil(math.log2(max(length, original) / original))
-            length = max(length, min(doubled, self.max_length))
-        return min(self.schedule(length, original, limit), limit)
+        return min(self.schedule(self.doubled(length) if self.grows else length, original, limit), limit)
+
+    def doubled(self, length: int) -> int:
+        """`length` rounded up to L, 2L, 4L, ..., or to the longest in range."""
+        original = self.trajectory.rope.original_length
+        rounded = original * 2 ** math.ceil(math.log2(max(length, original) / original))
+        return max(length, min(rounded, self.max_length))
 
     def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> Any:
         """What the base returns (mostly cos and sin, [batch, n, d]), at θ(t)."""
         if layer_type != self.layer_type:  # the local layers of a mixed model keep their own rotation
             return self.base(x, position_ids, layer_type)
-        if self.generating and not self._groups and self._steady is not None:
-            return self._run(x, position_ids, *self._steady)
+        # A compiled step cannot ask whether the parameters are still the same ones; while they are trained it must.
+        compiled = torch.compiler.is_compiling() and not torch.is_grad_enabled()
+        if self.generating or (compiled and self._settled):
+            if self._groups:
+                return self._rotate_rows(x, position_ids, self._groups)
+            if self._steady is not None:
+                return self._run(x, position_ids, *self._steady)
         factor = self._factor_of(position_ids)
         if not isinstance(factor, Tensor):
-            return self._rotate(x, position_ids, factor)
-        return self._rotate_rows(x, position_ids, factor) if factor.ndim == 1 else self._mix(x, position_ids, factor)
+            return self._run(x, position_ids, *self._at(factor))
+        if factor.ndim == 1:
+            return self._rotate_rows(x, position_ids, self._by_factor(factor.tolist()))
+        return self._mix(x, position_ids, factor)
 
     def _factor_of(self, position_ids: Tensor) -> float | Tensor:
         """t: a number, one for each row [batch], or for each token [batch, n]."""
@@ -110,17 +123,17 @@ class ScaledRotary(nn.Module):
             self._check_length(int(position_ids.max()) + 1)
         return self.factor
 
-    def _check_length(self, length: int) -> None:
+    def _check_length(self, length: int, remedy: str = "Shorten it") -> None:
         if length > self.max_length and self.beyond == "error":
             factor, original = self.trajectory.max_factor, self.trajectory.rope.original_length
             raise ValueError(
                 f"a sequence of {length} tokens is longer than {self.max_length} = max_factor {factor:g} x "
-                f'{original}. Shorten it, or extend with a larger max_factor or beyond="clamp".'
+                f'{original}. {remedy}, or extend with a larger max_factor or beyond="clamp".'
             )
 
-    def _rotate(self, x: Tensor, position_ids: Tensor, factor: float) -> Any:
-        """The base's forward at one t."""
-        return self._run(x, position_ids, self._frequencies(factor), self.trajectory.attention_scaling(factor))
+    def _at(self, factor: float) -> tuple[Tensor, float]:
+        """Frequencies and attention scaling at one t."""
+        return self._frequencies(factor), self.trajectory.attention_scaling(factor)
 
     def _run(self, x: Tensor, position_ids: Tensor, inv_freq: Tensor, attention_scaling: float | Tensor) -> Any:
         stand_in = self._stand_in(inv_freq, attention_scaling)
@@ -128,26 +141,34 @@ class ScaledRotary(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return undecorated_forward(self.base)(stand_in, x, position_ids, *layer)
 
-    def _rotate_rows(self, x: Tensor, position_ids: Tensor, factors: Tensor) -> Any:
+    def _rotate_rows(self, x: Tensor, position_ids: Tensor, groups: Sequence[tuple[Tensor, Tensor, float]]) -> Any:
         """One forward of the base for every distinct t, put back in the order of the batch."""
         position_ids = position_ids.expand(*position_ids.shape[:-2], x.shape[0], -1)
-        if factors.shape != (x.shape[0],):
+        order = torch.cat([rows for rows, *_ in groups])
+        if len(order) != x.shape[0]:
             raise ValueError(
-                f"factor has shape {tuple(factors.shape)} but the batch has {x.shape[0]} rows. "
+                f"factor has shape ({len(order)},) but the batch has {x.shape[0]} rows. "
                 "Set a number, or one t for each row (beams and returned sequences are rows, too)."
             )
-        groups = self._groups if self.generating else _rows_by_factor(factors.tolist(), x.device)
-        parts = [self._rotate(x[rows], position_ids[..., rows, :], t) for t, rows in groups]
-        order = torch.cat([rows for _, rows in groups]).argsort()
+        parts = [
+            self._run(x[rows], position_ids[..., rows, :], inv_freq, scaling) for rows, inv_freq, scaling in groups
+        ]
+        order = order.argsort()
         if isinstance(parts[0], Tensor):
             return torch.cat(parts)[order]
         return tuple(torch.cat(columns)[order] for columns in zip(*parts, strict=True))
+
+    def _by_factor(self, factors: Sequence[float]) -> list[tuple[Tensor, Tensor, float]]:
+        """The rows of each distinct t, with its frequencies and attention scaling."""
+        device = getattr(self.base, frequency_name(self.layer_type)).device
+        rows = {t: [row for row, own in enumerate(factors) if own == t] for t in sorted(set(factors))}
+        return [(torch.tensor(own, device=device), *self._at(t)) for t, own in rows.items()]
 
     def _mix(self, x: Tensor, position_ids: Tensor, factors: Tensor) -> Any:
         """One forward of the base for every distinct t, each token taking what belongs to its own."""
         mixed: Any = None
         for t in factors.unique().tolist():
-            part = self._rotate(x, position_ids, t)
+            part = self._run(x, position_ids, *self._at(t))
             own = (factors == t).to(x.device)
             if mixed is None:
                 mixed = part
@@ -212,6 +233,21 @@ class ScaledRotary(nn.Module):
         """Whether two t make no difference (`none`, or a trajectory that stands still)."""
         return torch.equal(self._cached(a), self._cached(b))
 
+    def fix(self, factor: float | Tensor | None, *, grows: bool = False) -> None:
+        """Steer by hand: `factor` for the calls to come, or None to follow the length, in doublings if it `grows`."""
+        self.factor, self.grows, self.generating = factor, grows, False
+        self._settle()
+
+    @contextmanager
+    def steered(self) -> Iterator[None]:
+        """Whatever t is fixed inside, put the steering back as it was."""
+        before = self.factor, self.generating, self.grows
+        try:
+            yield
+        finally:
+            self.factor, self.generating, self.grows = before
+            self._settle()
+
     def start_generating(self, lengths: Sequence[int], new: int) -> None:
         """Settle what the steps of one generation have in common: t and its frequencies.
 
@@ -219,41 +255,54 @@ class ScaledRotary(nn.Module):
             lengths: tokens that t has to suit, one for each row or for all of them.
             new: tokens that may follow where t `grows`; checked now, so that no step has to.
         """
-        self._check_length(max(lengths) + (new if self.grows else 0))
-        self.generating, self._solved, self._solved_with = True, {}, None
+        self._check_length(max(lengths) + (new if self.grows else 0), "Shorten the prompt or lower max_new_tokens")
+        self._solved, self._solved_with = {}, None
         if self.factor is None:
-            self._set_factors(tuple(self.factor_for(length) for length in lengths))
+            self._take(tuple(self.factor_for(length) for length in lengths))
         else:
-            self._set_factors(tuple(torch.as_tensor(self.factor, dtype=torch.float64).reshape(-1).tolist()))
+            self._settle()
+        self.generating = True
 
     def grow_to(self, lengths: Sequence[int]) -> bool:
         """Take the t of longer texts, if `grows`; whether that changed it."""
         factors = tuple(self.factor_for(length) for length in lengths) if self.grows else self._row_factors
         if factors == self._row_factors:
             return False
-        self._set_factors(factors)
+        self._take(factors)
         return True
 
-    def _set_factors(self, factors: tuple[float, ...]) -> None:
+    def _take(self, factors: tuple[float, ...]) -> None:
+        self.factor = factors[0] if len(set(factors)) == 1 else torch.tensor(factors, dtype=torch.float64)
+        self._settle()
         self._row_factors = factors
-        if len(set(factors)) == 1:
-            self.factor, self._groups = factors[0], []
-            self._settle(factors[0])
-            return
-        self.factor = torch.tensor(factors, dtype=torch.float64)
-        self._groups = _rows_by_factor(factors, getattr(self.base, frequency_name(self.layer_type)).device)
 
     @torch.no_grad()
-    def _settle(self, factor: float) -> None:
-        """Put what t decides into tensors that stay where they are: compiled steps are not compiled again for it."""
-        inv_freq = self._frequencies(factor)
-        scaling = torch.tensor(self.trajectory.attention_scaling(factor), device=inv_freq.device)
+    def _settle(self) -> None:
+        """Solve for the t in force, for steps that must not: those of `generate`, and compiled ones.
+
+        What all rows share goes into tensors that stay where they are: another t compiles no step again.
+        """
+        self._groups, self._settled = [], self.factor is not None
+        if self.factor is None:
+            return
+        self._row_factors = tuple(torch.as_tensor(self.factor, dtype=torch.float64).reshape(-1).tolist())
+        if len(set(self._row_factors)) > 1:
+            self._groups = self._by_factor(self._row_factors)
+            return
+        inv_freq, scaling = self._at(self._row_factors[0])
         # At t = 1 they are the base's own, which a cast model may hold in bfloat16: no place for others.
         if self._steady is None or self._steady[0].dtype != inv_freq.dtype:
             with torch.inference_mode(False):  # else only inference mode could write to them later
-                self._steady = torch.empty_like(inv_freq), torch.empty_like(scaling)
-        for kept, new in zip(self._steady, (inv_freq, scaling), strict=True):
+                self._steady = torch.empty_like(inv_freq), torch.empty((), device=inv_freq.device)
+        for kept, new in zip(self._steady, (inv_freq, torch.tensor(scaling)), strict=True):
             kept.copy_(new)
+
+    def train(self, mode: bool = True) -> ScaledRotary:
+        """As `nn.Module.train`; on the way to evaluation the frequencies of a fixed t are solved again."""
+        super().train(mode)
+        if not (mode or self.generating):
+            self._settle()
+        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScaledRotary:
         """Follow the model to another device; frequencies keep their precision (see `Trajectory._apply`)."""
@@ -264,6 +313,7 @@ class ScaledRotary(nn.Module):
 
         self._solved, self._solved_with, self._steady = {}, None, None
         super()._apply(move, recurse)
+        self._settle()
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -314,14 +364,6 @@ def _same(kept: list[Tensor], parameters: list[nn.Parameter]) -> bool:
     return all(a.device == b.device and torch.equal(a, b) for a, b in zip(kept, parameters, strict=True))
 
 
-def _rows_by_factor(factors: Sequence[float], device: torch.device) -> list[tuple[float, Tensor]]:
-    """The rows of each distinct t."""
-    return [
-        (t, torch.tensor([row for row, own in enumerate(factors) if own == t], device=device))
-        for t in sorted(set(factors))
-    ]
-
-
 def _choose(own: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """`new` at the tokens that are its `own` [batch, n], `old` elsewhere; both [batch, n, ...]."""
     return torch.where(own.reshape(*own.shape, *[1] * (new.ndim - 2)), new, old)
@@ -330,10 +372,12 @@ def _choose(own: Tensor, new: Tensor, old: Tensor) -> Tensor:
 def sequence_lengths(position_ids: Tensor) -> Tensor:
     """For each token the length of the sequence that it belongs to: int64 [batch, n].
 
-    Positions rise within a sequence (they may skip), and fall or stay where the next one begins. Of several
-    axes ([axes, batch, n]) the largest position counts.
+    Positions rise within a sequence (they may skip), and fall or stay where the next one begins. Of several axes
+    ([axes, batch, n]) the largest position of the row counts: they fall within an image, too.
     """
-    positions = position_ids.amax(0) if position_ids.ndim == 3 else position_ids
+    if position_ids.ndim == 3:
+        return (position_ids.amax((0, -1), keepdim=True)[0] + 1).expand(position_ids.shape[1:])
+    positions = position_ids
     index = functional.pad((positions[:, 1:] <= positions[:, :-1]).long(), (1, 0)).cumsum(-1)
     longest = torch.zeros_like(positions).scatter_reduce(1, index, positions + 1, "amax")
     return longest.gather(1, index)

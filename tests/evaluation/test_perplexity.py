@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import longwave
 from longwave.attach import rotaries
+from longwave.caches import FILLED_AT
 from longwave.evaluation.lengths import parse_lengths
 from longwave.evaluation.perplexity import Perplexity
 
@@ -77,6 +78,7 @@ def chunked(model: LlamaForCausalLM, window: Tensor) -> float:
             if start:
                 with pytest.raises(ValueError, match="the cache was filled at t"):
                     model(window[None, start : start + 64], past_key_values=cache, use_cache=True)
+                vars(cache).pop(FILLED_AT, None)
             longwave.set_length(model, "fixed", rotary.factor_for(start + 64))
             output = model(window[None, start : start + 64], past_key_values=cache, use_cache=True)
             cache = output.past_key_values

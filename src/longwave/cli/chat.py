@@ -111,7 +111,7 @@ def _turn(talk: Conversation, line: str, max_new_tokens: int) -> None:
         typer.echo("\n[stopped; the turn is forgotten]", err=True)
         return
     except ValueError as error:
-        typer.echo(f"error: {error} (/reset begins a new one)", err=True)
+        typer.echo(f"error: {error}", err=True)
         return
     sys.stdout.flush()
     speed = (talk.length - before) / (time.perf_counter() - started)

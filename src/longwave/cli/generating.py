@@ -121,8 +121,11 @@ def continue_text(
     rotaries = rotaries_of(model)
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].to(model.device)
     length, limit = ids.shape[1], max_length_of(model) or original_length_of(model)
+    if length >= limit:
+        hint = "Shorten it" if rotaries else "Shorten it, or extend the model: --method yarn --to TOKENS"
+        raise ValueError(f"the prompt has {length} tokens and the model reads {limit}, the answer's included. {hint}.")
     if max_new_tokens is None:
-        max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, limit - length))
+        max_new_tokens = min(DEFAULT_NEW_TOKENS, limit - length)
     if length + max_new_tokens > limit:
         hint = "Shorten the prompt or lower --max-new-tokens"
         hint += "." if rotaries else ", or extend the model: --method yarn --to TOKENS."

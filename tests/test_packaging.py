@@ -34,8 +34,11 @@ def test_defect_imported_but_undeclared():
     implied = {"numpy": "datasets", "pyarrow": "datasets", "click": "typer"}
     implied |= {"tokenizers": "transformers", "huggingface_hub": "transformers"}
     declared = {requirement_name(r) for r in PROJECT["dependencies"]}
+    distributions = {"yaml": "pyyaml"}  # where it is not called like what one imports
     foreign = {
-        name: path for name, path in imported_packages().items() if name not in sys.stdlib_module_names | {"longwave"}
+        distributions.get(name, name): path
+        for name, path in imported_packages().items()
+        if name not in sys.stdlib_module_names | {"longwave"}
     }
     missing = {n: p.name for n, p in foreign.items() if n not in declared and implied.get(n) not in declared}
     assert not missing

@@ -114,6 +114,18 @@ def _local_folder(path: Path | str, arguments: dict[str, Any]) -> Path:
     return Path(path)
 
 
+def extension_of(path: Path | str) -> tuple[str, float] | None:
+    """Method and max_factor that `load` would give a local folder, read without its weights; None for a plain model."""
+    folder = Path(path)
+    if (folder / SETTINGS).is_file():
+        settings = _read_settings(folder / SETTINGS)
+        return settings["method"], settings["max_factor"]
+    if is_legacy(folder):
+        extension = read_legacy(folder).extension
+        return extension["method"], extension["max_factor"]
+    return None
+
+
 def is_trained(model: nn.Module) -> bool:
     """Whether the extension can be evaluated: closed forms always, learned ones once they left their start.
 

@@ -37,6 +37,11 @@ def _parse(part: str, original_length: int) -> int:
     return round(count)
 
 
+def doublings(factor: float) -> str:
+    """Lengths from 1x to the largest power of two within `factor`: `"1x,2x,4x"`."""
+    return ",".join(f"{2**k}x" for k in range(math.floor(math.log2(factor)) + 1))
+
+
 def original_length_of(model: nn.Module) -> int:
     """L: what the model was pre-trained at, the unit of lengths such as `2x`.
 

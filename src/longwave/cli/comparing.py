@@ -1,0 +1,121 @@
+"""What `evaluate` and `compare` share: measure what is missing, then write and show every record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from longwave.evaluation.comparison import Candidate, Comparison
+
+Suite = Annotated[
+    str,
+    typer.Option("--suite", metavar="NAME|FILE", help="What to measure: quick, standard, or a YAML file."),
+]
+Texts = Annotated[
+    list[Path] | None,
+    typer.Option("--data", metavar="PATH", help="Text, jsonl or parquet, a file or a folder; repeatable."),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="DIR", help="For results; one of an earlier run is continued."),
+]
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace tables of other rows; finished cells stay.")]
+
+
+def split(methods: str | None) -> tuple[str, ...]:
+    """Method specs of `--methods`, in order, repetitions dropped."""
+    found = [spec.strip() for spec in (methods or "").split(",")]
+    return tuple(dict.fromkeys(spec for spec in found if spec))
+
+
+def candidates(models: list[str], methods: tuple[str, ...]) -> list[Candidate]:
+    """`[NAME=]MODEL` each; without a name the folder's, with its parent where two are called alike."""
+    from longwave.evaluation.comparison import Candidate
+
+    found = []
+    for argument in models:
+        name, separator, path = argument.partition("=")
+        if not separator or Path(argument).exists():
+            name, path = "", argument
+        found.append((name.strip(), path))
+    ends = [Path(path).name for _, path in found]
+    unnamed = {path for name, path in found if not name}
+    if len(unnamed) != sum(not name for name, _ in found):
+        raise ValueError("a model is given twice. Leave one out, or name both: NAME=MODEL.")
+    return [
+        Candidate(path, name or (str(Path(*Path(path).parts[-2:])) if ends.count(end) > 1 else end), methods)
+        for (name, path), end in zip(found, ends, strict=True)
+    ]
+
+
+def open_folder(output: Path | None, default: str) -> Path:
+    """A new folder, an empty one, or one with cells to go on with."""
+    from longwave.evaluation.cells import FOLDER
+    from longwave.io import check_output
+
+    folder = output or Path(default)
+    return check_output(folder, overwrite=(folder / FOLDER).is_dir())
+
+
+def measure(comparison: Comparison, *, overwrite: bool, as_json: bool) -> None:
+    """Compute the missing cells under a progress bar; write and show the rest as if there had been no interruption."""
+    from rich.console import Console
+
+    from longwave.cli import evaluating
+    from longwave.cli.options import print_json
+
+    _refuse_other_rows(comparison, overwrite)
+    missing, all_of_them = len(comparison.missing()), len({cell.key for cell in comparison.cells})
+    if done := all_of_them - missing:
+        note = f"{done} of {all_of_them} cells were finished before"
+        Console(stderr=True).print(note, highlight=False)
+    if missing:
+        with evaluating.progress(comparison.cost()) as start:
+            comparison.run(start)
+    records = comparison.records()
+    if as_json:
+        for name, record in records.items():
+            _write(record, comparison.folder, name)
+        print_json(records)
+        return
+    for name, record in records.items():
+        _show(record, comparison.folder, name)
+
+
+def _refuse_other_rows(comparison: Comparison, overwrite: bool) -> None:
+    """A table in the folder may gain rows, but none may be lost."""
+    from longwave.evaluation.results import read
+
+    keys = {cell.key for cell in comparison.cells}
+    for step in comparison.steps:
+        path = comparison.folder / f"{step.name}.json"
+        if path.exists() and not overwrite and not set(read(path).get("cells", [""])) <= keys:
+            raise ValueError(f"{path} holds other rows. Choose another --output, or pass --overwrite to replace it.")
+
+
+def _write(record: dict[str, Any], folder: Path, name: str) -> Path:
+    from longwave.evaluation.results import write
+
+    return write(folder / f"{name}.json", record, overwrite=True)
+
+
+def _show(record: dict[str, Any], folder: Path, name: str) -> None:
+    from rich.console import Console
+
+    from longwave.cli import evaluating
+    from longwave.evaluation.results import curves
+
+    kind, plot, table = evaluating.views(record["schema"])
+    path, shown, original = _write(record, folder, name), curves([record]), record["original_length"]
+    about = ", ".join(f"{key} {value}" for key, value in record["settings"].items() if value is not None)
+    picture = plot(
+        shown, folder / f"{name}.png", original_length=original, title=f"{kind.capitalize()} by context length",
+        subtitle=f"{about} · bands: 95 % interval",
+    )  # fmt: skip
+    console = Console()
+    console.print(f"{name}: {about}", highlight=False, soft_wrap=True)
+    console.print(table(shown, original))
+    console.print(f"written: {path} {picture}\n", highlight=False, soft_wrap=True)

@@ -1,0 +1,111 @@
+"""Cells of a comparison: one model under one method in one evaluation, computed once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from longwave import io
+from longwave.evaluation.results import Record, read, write
+
+FOLDER = "cells"
+WEIGHTS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "model/*.json", "model/*.safetensors")
+RECORDS = ("training.json", "metrics.jsonl", "trainer_state.json")  # say how a model came about, not what it is
+VERSIONS = ("longwave", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one number of a comparison depends on, and what it is called.
+
+    Arguments:
+        label: the row's name; another name is no other cell.
+        model: folder, or name on a hub.
+        method: `METHOD[@SCHEDULE]`.
+        step: name of the record that it belongs to.
+        depends: everything that the numbers depend on, as JSON.
+    """
+
+    label: str
+    model: str
+    method: str
+    step: str
+    depends: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Hex SHA-256 of `depends`, the first 20 digits of it."""
+        text = json.dumps(self.depends, sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def fingerprint(model: str) -> dict[str, str]:
+    """SHA-256 of every file that makes a model folder what it is; for a name on a hub, its revision.
+
+    Raises:
+        ValueError: if there is no such model.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
+        return {str(file.relative_to(folder)): io.sha256(file) for file in files if file.name not in RECORDS}
+    from transformers import AutoConfig
+
+    try:
+        revision = getattr(AutoConfig.from_pretrained(model), "_commit_hash", None)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot find a model {model}: {str(error).splitlines()[0]}") from None
+    return {model: str(revision)}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries whose change would make a cell another one."""
+    return {name: version for name, version in io.versions().items() if name in VERSIONS}
+
+
+class Store:
+    """Finished cells in a folder, one JSON file each, written whole or not at all.
+
+    Several processes may share it: a cell is claimed by a lock that the system releases when its owner dies,
+    however it dies.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder) / FOLDER
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, cell: Cell) -> Path:
+        return self.folder / f"{cell.key}.json"
+
+    def has(self, cell: Cell) -> bool:
+        return self.path(cell).is_file()
+
+    def read(self, cell: Cell) -> Record:
+        """The record of a finished cell; a damaged file is a `ValueError` that names it."""
+        return read(self.path(cell), cell.depends["evaluation"]["schema"])
+
+    def write(self, cell: Cell, record: Record) -> None:
+        write(self.path(cell), record, overwrite=True)
+
+    @contextmanager
+    def claim(self, cell: Cell) -> Iterator[bool]:
+        """Within, the cell is this process's to compute; False if another one has it."""
+        lock = filelock.FileLock(self.folder / f"{cell.key}.lock", blocking=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+            if self.has(cell):  # who locks the unlinked file, or a new one, will find the cell finished
+                Path(lock.lock_file).unlink(missing_ok=True)

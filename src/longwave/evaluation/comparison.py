@@ -1,0 +1,238 @@
+"""Several models and methods measured alike: every cell once, whatever interrupts it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from longwave.adapter import extension_of
+from longwave.evaluation.cells import Cell, Store, fingerprint, versions
+from longwave.evaluation.lengths import check_lengths, doublings, original_length_of, parse_lengths
+from longwave.evaluation.registry import Inputs
+from longwave.evaluation.results import Record, record
+from longwave.evaluation.subjects import TRAINING_FREE, under
+from longwave.evaluation.suites import Step
+from longwave.methods import parse_method
+from longwave.text import data_hashes, read_documents, token_stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+OWN = "own"
+MOST = 16.0  # times L, by default
+POLL = 1.0  # seconds between looks at cells that another process computes
+
+
+class Loaded(Protocol):
+    """A model ready to be measured, its tokenizer, and the `model` entry of its records."""
+
+    @property
+    def model(self) -> PreTrainedModel: ...
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+    @property
+    def about(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be compared.
+
+    Arguments:
+        path: a folder, or a name on a hub.
+        name: what its rows are called; candidates of one name are runs (seeds) of the same thing.
+        methods: to measure it under, `own` for its own one, if it has one; empty for that, or the training-free ones.
+    """
+
+    path: str
+    name: str
+    methods: tuple[str, ...] = ()
+
+    @cached_property
+    def extension(self) -> tuple[str, float] | None:
+        """Its own method and max_factor, if it is extended."""
+        return extension_of(self.path)
+
+    @cached_property
+    def specs(self) -> tuple[str, ...]:
+        """The methods, known without loading the model."""
+        own = () if self.extension is None else (self.extension[0],)
+        found = [spec for given in self.methods for spec in (own if given == OWN else (given,))]
+        if self.methods and not found:
+            raise ValueError(f"{self.path} has no method of its own. Write for example --methods none,ntk,own.")
+        return tuple(dict.fromkeys(found)) or own or TRAINING_FREE
+
+
+@dataclass
+class Comparison:
+    """Every candidate under each of its methods in each step of a suite.
+
+    Arguments:
+        candidates: the models.
+        steps: the suite.
+        folder: where finished cells are kept, and found again.
+        load: path -> model and tokenizer, ready to be measured.
+        data: the user's text, for evaluations that read it.
+        lengths: for steps that set none; None for doublings of L up to what all candidates reach, 16x at most.
+        setup: what else numbers depend on: the dtype, the kind of device.
+        tokens_per_batch: how much is read at a time.
+    """
+
+    candidates: Sequence[Candidate]
+    steps: Sequence[Step]
+    folder: Path
+    load: Callable[[str], Loaded]
+    data: Sequence[Path] = ()
+    lengths: str | None = None
+    setup: Mapping[str, Any] = field(default_factory=dict)
+    tokens_per_batch: int = 8192
+
+    def __post_init__(self) -> None:
+        for step in self.steps:
+            if step.evaluation.needs_data and not self.data:
+                raise ValueError(f"{step.name} needs text. Pass --data PATH.")
+        for candidate in self.candidates:
+            for spec in candidate.specs:
+                parse_method(spec)
+        if self.lengths is None:
+            reach = [candidate.extension[1] for candidate in self.candidates if candidate.extension is not None]
+            self.lengths = doublings(min([MOST, *reach]))
+        self.store = Store(self.folder)
+        self._loaded: tuple[str, Loaded] | None = None
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of the data files."""
+        return data_hashes(self.data) if self.data else {}
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """All cells, model by model."""
+        found, identities = [], {path: fingerprint(path) for path in {each.path for each in self.candidates}}
+        for candidate in self.candidates:
+            for spec in candidate.specs:
+                for step in self.steps:
+                    depends = {
+                        "model": identities[candidate.path],
+                        "method": spec,
+                        "evaluation": {"schema": step.evaluation.schema, "settings": dict(step.settings)},
+                        "lengths": step.lengths or self.lengths,
+                        "data": sorted(self.hashes.values()) if step.evaluation.needs_data else [],
+                        "setup": dict(self.setup),
+                        "versions": versions(),
+                    }
+                    label = self._label(candidate, spec)
+                    found.append(Cell(label, candidate.path, spec, step.name, depends))
+        return found
+
+    def _label(self, candidate: Candidate, spec: str) -> str:
+        """The method where one model is measured, the name where each has one method, else both."""
+        if len({each.name for each in self.candidates}) == 1:
+            return spec
+        return candidate.name if len(candidate.specs) == 1 else f"{candidate.name}: {spec}"
+
+    def missing(self) -> list[Cell]:
+        """Cells that are not finished."""
+        return list({cell.key: cell for cell in self.cells if not self.store.has(cell)}.values())
+
+    def cost(self) -> int:
+        """Tokens that the missing cells will read. Loads each of their models and tries what will be asked of it.
+
+        Raises:
+            ValueError: for anything that could not be measured, before a first cell is.
+        """
+        total, units = 0, {}
+        for cell in self.missing():
+            step, loaded = self._step(cell), self._get(cell.model)
+            units[cell.model] = original_length_of(loaded.model)
+            inputs = self._inputs(step, loaded)
+            with under(loaded.model, cell.method, inputs.lengths):
+                check_lengths(loaded.model, inputs.lengths)
+                total += step.evaluation.cost(inputs, step.settings)
+        if len(set(units.values())) > 1:
+            trained = ", ".join(f"{Path(path).name} {length}" for path, length in units.items())
+            raise ValueError(f"the models were trained at different lengths ({trained}). Compare them apart.")
+        return total
+
+    def run(self, progress: Callable[[str], Callable[[int], None]]) -> None:
+        """Compute what is missing; what another process computes meanwhile is waited for.
+
+        Arguments:
+            progress: name of a cell -> callback for tokens read.
+        """
+        waiting = self.missing()
+        while waiting:
+            busy = [cell for cell in waiting if not self._compute(cell, progress)]
+            if len(busy) == len(waiting):
+                time.sleep(POLL)
+            waiting = [cell for cell in busy if not self.store.has(cell)]
+
+    def records(self) -> dict[str, Record]:
+        """One record for each step, rows in the order of the candidates."""
+        return {step.name: self._merged([cell for cell in self.cells if cell.step == step.name]) for step in self.steps}
+
+    def _merged(self, cells: Sequence[Cell]) -> Record:
+        found = [self.store.read(cell) for cell in cells]
+        rows = [
+            {**row, "label": cell.label, "model": each["model"]}
+            for cell, each in zip(cells, found, strict=True)
+            for row in each["rows"]
+        ]
+        shared = {key: found[0][key] for key in ("settings", "original_length", "data", "seed")}
+        for key in ("settings", "original_length"):
+            if any(each[key] != shared[key] for each in found):
+                raise ValueError(
+                    f"the rows of {cells[0].step} differ in their {key}, models with other tokenizers for example, "
+                    "and cannot be compared. Measure them apart."
+                )
+        models = list(dict.fromkeys(cell.model for cell in cells))
+        about = found[0]["model"] if len(models) == 1 else {"path": ", ".join(models)}
+        merged = record(found[0]["schema"], model=about, rows=rows, **shared)
+        return {**merged, "cells": [cell.key for cell in cells]}
+
+    def _compute(self, cell: Cell, progress: Callable[[str], Callable[[int], None]]) -> bool:
+        """False if another process has the cell."""
+        with self.store.claim(cell) as ours:
+            if ours and not self.store.has(cell):
+                self.store.write(cell, self._measure(cell, progress(f"{cell.label}, {cell.step}")))
+        return ours
+
+    def _measure(self, cell: Cell, progress: Callable[[int], None]) -> Record:
+        step, loaded = self._step(cell), self._get(cell.model)
+        inputs = self._inputs(step, loaded)
+        settings = dict(step.settings)
+        with under(loaded.model, cell.method, inputs.lengths) as subject:
+            entries = step.evaluation.measure(inputs, settings, progress)
+        settings = {name: value for name, value in settings.items() if name != "seed"}
+        if inputs.tokens is not None:
+            settings["tokens"] = inputs.tokens.numel()
+        row = {**subject.to_json(), "lengths": [entry.to_json() for entry in entries]}
+        return record(
+            step.evaluation.schema, model=loaded.about, settings=settings, original_length=inputs.original_length,
+            rows=[row], data=self.hashes if step.evaluation.needs_data else None, seed=step.settings.get("seed"),
+        )  # fmt: skip
+
+    def _inputs(self, step: Step, loaded: Loaded) -> Inputs:
+        original = original_length_of(loaded.model)
+        lengths = parse_lengths(step.lengths or self.lengths or "", original)
+        tokens = self._tokens(loaded.tokenizer) if step.evaluation.needs_data else None
+        return Inputs(loaded.model, loaded.tokenizer, lengths, original, tokens, self.tokens_per_batch)
+
+    def _tokens(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        return token_stream(read_documents(self.data), tokenizer)  # cached on disk by `datasets`
+
+    def _get(self, path: str) -> Loaded:
+        """One model at a time: the next one takes its place."""
+        if self._loaded is None or self._loaded[0] != path:
+            self._loaded = None
+            self._loaded = (path, self.load(path))
+        return self._loaded[1]
+
+    def _step(self, cell: Cell) -> Step:
+        return next(step for step in self.steps if step.name == cell.step)

@@ -1,0 +1,224 @@
+"""`longwave compare` and `evaluate`: equal to the single commands, interrupted, shared, misused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from longwave.cli.main import main
+from longwave.evaluation.cells import fingerprint
+from longwave.evaluation.results import read
+from longwave.evaluation.suites import names, parse_suite, read_suite
+
+SUITE = "- perplexity: {windows: 4, targets: 16}\n- passkey: {trials: 4, depths: 2}\n  lengths: 3x\n"
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text("".join(f"Line {i} of the book. " for i in range(60)))
+    return path
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    path = tmp_path / "suite.yaml"
+    path.write_text(SUITE)
+    return path
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def cells(folder: Path) -> dict[str, int]:
+    """Every finished cell and when it was written."""
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "cells").glob("*.json")}
+
+
+def test_rows_are_those_of_the_single_commands(
+    plain: Path, trained: Path, book: Path, suite: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run("compare", plain, trained, "--data", book, "--suite", suite, "--methods", "none,own", "-o", out) == 0
+    found = read(out / "perplexity.json")
+    assert [row["label"] for row in found["rows"]] == ["plain", "trained: none", "trained: clex"]
+    assert run("perplexity", trained, "--data", book, "--lengths", "1x,2x,4x", "--windows", 4, "--targets", 16,
+               "--methods", "none,clex", "-o", tmp_path / "single") == 0  # fmt: skip
+    single = read(tmp_path / "single" / "perplexity.json")
+    assert [row["lengths"] for row in found["rows"][1:]] == [row["lengths"] for row in single["rows"]]
+    assert found["settings"] == single["settings"] and found["data"] == single["data"]
+    assert run("passkey", plain, "--lengths", "3x", "--trials", 4, "--depths", 2, "--methods", "none",
+               "-o", tmp_path / "keys") == 0  # fmt: skip
+    ours, theirs = read(out / "passkey.json"), read(tmp_path / "keys" / "passkey.json")
+    assert ours["rows"][0]["lengths"] == theirs["rows"][0]["lengths"]
+    assert (ours["settings"], ours["seed"]) == (theirs["settings"], theirs["seed"])
+    assert (out / "perplexity.png").stat().st_size > 10_000
+
+
+def test_equal_names_are_runs(
+    plain: Path, book: Path, suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(plain, tmp_path / "other")
+    arguments = ("--data", book, "--suite", suite, "--methods", "ntk", "-o", tmp_path / "out")
+    assert run("compare", f"a={plain}", f"a={other}", *arguments) == 0
+    assert "ntk (2 runs)" in capsys.readouterr().out
+    assert len(cells(tmp_path / "out")) == 2  # equal models: the second run is the first
+
+
+def test_nothing_finished_is_computed_again(
+    plain: Path, book: Path, suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    common = ("evaluate", plain, "--data", book, "--suite", suite, "--lengths", "1x,2x", "-o", out)
+    assert run(*common, "--methods", "none,ntk") == 0
+    before = cells(out)
+    assert run(*common, "--methods", "none,ntk,yarn") == 0  # more rows cost only themselves
+    after = cells(out)
+    assert len(before) == 4 and len(after) == 6 and before.items() <= after.items()
+    assert "4 of 6 cells were finished before" in capsys.readouterr().err
+    assert run(*common, "--methods", "none") == 1
+    assert "holds other rows" in capsys.readouterr().err
+    assert run(*common, "--methods", "none", "--overwrite") == 0
+    book.write_text(book.read_text() + "One more line. " * 9)  # other data, other cells; passkeys read none
+    assert run(*common, "--methods", "none", "--overwrite") == 0
+    assert len(cells(out)) == 7
+
+
+def test_killed_and_started_again(plain: Path, book: Path, suite: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [plain, "--data", book, "--suite", suite, "--lengths", "1x,2x", "-o", out]
+    command = [sys.executable, "-m", "longwave.cli.main", "evaluate", *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(cells(out) if (out / "cells").is_dir() else ()) < 2 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = cells(out)
+    assert len(before) >= 2
+    assert main(command[3:]) == 0
+    after = cells(out)
+    assert len(after) == 8 and before.items() <= after.items()
+
+
+def test_two_processes_share_a_folder(plain: Path, book: Path, suite: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [plain, "--data", book, "--suite", suite, "--lengths", "1x,2x", "-o", out, "--json"]
+    command = [sys.executable, "-m", "longwave.cli.main", "evaluate", *map(str, arguments)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    found = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], found
+    first, second = (json.loads(output) for output, _ in found)
+    assert first["perplexity"]["rows"] == second["perplexity"]["rows"]
+    assert first["passkey"]["rows"] == second["passkey"]["rows"]
+    # Written once each: what the slower one measured too would have another time of creation.
+    assert len(cells(out)) == 8
+    assert not list((out / "cells").glob("*.lock"))
+
+
+def test_a_cell_depends_on_the_weights(plain: Path, tmp_path: Path) -> None:
+    before = fingerprint(str(plain))
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= before.keys()
+    (plain / "training.json").write_text("{}")  # how it was made is not what it is
+    assert fingerprint(str(plain)) == before
+    weights = plain / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert fingerprint(str(plain)) != before
+
+
+def test_suites_of_longwave_are_valid() -> None:
+    assert names() == ["quick", "standard"]
+    for name in names():
+        assert read_suite(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must be a list of evaluations"),
+        ("- [", "is not YAML"),
+        ("- perplexty: {}", "item 1: unknown evaluation 'perplexty'. Did you mean 'perplexity'?"),
+        ("- perplexity: {window: 4}", "item 1: unknown setting of perplexity 'window'. Did you mean 'windows'?"),
+        ("- perplexity: 4", "perplexity takes settings such as"),
+        ("- perplexity: {}\n  passkey: {}", "item 1 must name one evaluation"),
+        ("- perplexity\n- perplexity: {windows: 4}", "two evaluations called 'perplexity'"),
+        ("- perplexity: {}\n  name: ../x", "may have letters"),
+    ],
+)
+def test_bad_suites(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace("?", r"\?")):
+        parse_suite(text, "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("--suite", "quik"),
+            "unknown suite 'quik'. Did you mean 'quick'? Available: quick, standard, or a YAML file.",
+        ),
+        (("--methods", "nkt"), "unknown method 'nkt'. Did you mean 'ntk'?"),
+        (("--methods", "own"), "has no method of its own"),
+        (("--lengths", "1000x"), "fewer than one window of 64000"),
+        (("--base", "/absent"), "/absent"),
+    ],
+)
+def test_bad_input_is_one_line(
+    plain: Path, book: Path, suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    change: tuple[str, str], message: str,
+) -> None:  # fmt: skip
+    arguments = {"--data": book, "--suite": suite, "--lengths": "1x", "-o": tmp_path / "out", **dict([change])}
+    assert run("evaluate", plain, *(part for pair in arguments.items() for part in pair)) == 1
+    error = capfd.readouterr().err
+    assert message in error and error.count("\n") <= 2
+    assert "Traceback" not in error
+
+
+def test_lengths_beyond_the_maximum(
+    trained: Path, book: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("evaluate", trained, "--data", book, "--lengths", "8x", "-o", tmp_path / "out") == 1
+    assert "length 512 is beyond the maximum of 256 tokens" in capfd.readouterr().err
+
+
+def test_text_is_asked_for(plain: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", plain, "-o", tmp_path / "out") == 1
+    assert "perplexity needs text. Pass --data PATH." in capfd.readouterr().err
+
+
+def test_a_damaged_cell_is_named(
+    plain: Path, book: Path, suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("evaluate", plain, "--data", book, "--suite", suite, "--lengths", "1x", "--methods", "none", "-o", out)
+    assert run(*arguments) == 0
+    path = next((out / "cells").glob("*.json"))
+    path.write_text(path.read_text()[:100])
+    assert run(*arguments) == 1
+    error = capfd.readouterr().err
+    assert str(path) in error and "is not valid JSON" in error
+    os.remove(path)
+    assert run(*arguments) == 0
+
+
+def test_models_of_other_lengths_are_refused(
+    plain: Path, book: Path, suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(plain, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 32}))
+    assert run("compare", plain, other, "--data", book, "--suite", suite, "-o", tmp_path / "out") == 1
+    assert "trained at different lengths (plain 64, other 32)" in capfd.readouterr().err
+    assert cells(tmp_path / "out") == {}

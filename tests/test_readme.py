@@ -28,6 +28,7 @@ SMALL = {
     "train": ["--steps", "2", "--batch-size", "1"],
     "perplexity": ["--windows", "2"],
     "passkey": ["--trials", "2"],
+    "compare": ["--suite", "one.yaml", "--lengths", "1x,2x"],
     "generate": ["--max-new-tokens", "3"],
     "chat": [],
 }
@@ -51,6 +52,7 @@ def workplace(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: p
     for path in stdlib_files("train")[:4]:
         (tmp_path / "books" / path.with_suffix(".txt").name).write_bytes(path.read_bytes())
     (tmp_path / "held-out.txt").write_bytes(stdlib_files("heldout")[0].read_bytes())
+    (tmp_path / "one.yaml").write_text("- perplexity: {windows: 2}\n")
     (tmp_path / "report.txt").write_bytes(stdlib_files("heldout")[0].read_bytes()[:600])
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n/exit\n"))
     monkeypatch.chdir(tmp_path)
@@ -71,7 +73,7 @@ def test_readme_from_top_to_bottom(workplace: Path, capsys: pytest.CaptureFixtur
             if command == "longwave":
                 ran.append(arguments[0])
                 assert main(arguments + SMALL[arguments[0]]) == 0, capsys.readouterr().err
-    assert {"python", "train", "perplexity", "passkey", "generate", "chat"} <= set(ran)
+    assert {"python", "train", "perplexity", "passkey", "compare", "generate", "chat"} <= set(ran)
     assert (workplace / "my-model-16x" / "longwave.json").exists()
 
 

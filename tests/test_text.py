@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from longwave.text import data_files, data_hashes, read_documents, token_stream
+from longwave.text import data_files, data_hashes, read_documents, stream_and_starts, token_stream
 
 
 @pytest.fixture
@@ -61,6 +61,14 @@ def test_stream_has_an_end_of_text_after_every_document(library: Path, tokenizer
     assert pieces == ["first", "third", "fourth", ""]
     again = token_stream(read_documents([library / "a.txt", library / "c.jsonl"]), tokenizer)
     assert torch.equal(stream, again)
+
+
+def test_where_each_document_of_a_stream_starts(library: Path, tokenizer) -> None:
+    documents = read_documents([library / "a.txt", library / "c.jsonl"])
+    stream, starts = stream_and_starts(documents, tokenizer)
+    assert torch.equal(stream, token_stream(documents, tokenizer))
+    assert starts == [0, 6, 12]
+    assert [tokenizer.decode(stream[start : start + 3]) for start in starts] == ["fir", "thi", "fou"]
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:

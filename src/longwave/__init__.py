@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longwave.adapter import load, save
     from longwave.attach import extend, extended, restore, rotaries, set_length, snapshot
+    from longwave.evaluation.needle import needle
     from longwave.evaluation.passkey import passkey
     from longwave.evaluation.perplexity import perplexity
     from longwave.methods import METHODS, parse_method
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "longwave.adapter": ("load", "save"),
     "longwave.attach": ("extend", "extended", "restore", "rotaries", "set_length", "snapshot"),
+    "longwave.evaluation.needle": ("needle",),
     "longwave.evaluation.passkey": ("passkey",),
     "longwave.evaluation.perplexity": ("perplexity",),
     "longwave.methods": ("METHODS", "parse_method"),
@@ -50,6 +52,7 @@ __all__ = [
     "extend",
     "extended",
     "load",
+    "needle",
     "parse_method",
     "passkey",
     "perplexity",

@@ -6,6 +6,7 @@ import codecs
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,13 @@ def token_stream(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
     Returns:
         int64, shape [tokens].
     """
+    return stream_and_starts(documents, tokenizer, progress=progress)[0]
+
+
+def stream_and_starts(
+    documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, *, progress: bool = False
+) -> tuple[Tensor, list[int]]:
+    """The `token_stream` of documents, and the place in it where each of them starts."""
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
     tail = [] if end is None else [end]
 
@@ -108,8 +116,10 @@ def token_stream(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
             new_fingerprint=Hasher.hash([documents._fingerprint, state, tail]),
             desc="tokenising",
         )
-    chunks = [chunk.flatten().to_numpy() for chunk in tokens.data.column("input_ids").chunks]
-    return torch.from_numpy(np.concatenate([np.empty(0, np.int32), *chunks]).astype(np.int64))
+    chunks = tokens.data.column("input_ids").chunks
+    stream = np.concatenate([np.empty(0, np.int32), *(chunk.flatten().to_numpy() for chunk in chunks)])
+    sizes = [size for chunk in chunks for size in chunk.value_lengths().to_pylist()]
+    return torch.from_numpy(stream.astype(np.int64)), [0, *accumulate(sizes)][: len(sizes)]
 
 
 def _documents(files: Sequence[Path], hashes: Sequence[str] = ()) -> Iterator[dict[str, str]]:

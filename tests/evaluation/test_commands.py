@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from longwave.cli.main import main
-from longwave.evaluation.results import PASSKEY, PERPLEXITY, read
+from longwave.evaluation.results import NEEDLE, PASSKEY, PERPLEXITY, read
 
 
 @pytest.fixture
@@ -57,6 +57,63 @@ def test_perplexity_of_a_result_folder(
     assert rows[1]["lengths"] == row["lengths"]
 
 
+def test_protocols_of_others_and_loss_by_position(
+    plain: Path, book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    books = tmp_path / "books.jsonl"
+    lines = ["too short", *(f"{i} {book.read_text()}"[: 300 + i] for i in range(3))]
+    books.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    common = ("perplexity", plain, "--data", books, "--lengths", "2x", "--methods", "ntk", "--by-position", 4, "--json")
+    assert run(*common, "--protocol", "truncate", "-o", tmp_path / "a") == 0
+    found = json.loads(capsys.readouterr().out)
+    (entry,) = found["rows"][0]["lengths"]
+    assert entry["ends"] == [10 + 128, 10 + 301 + 128, 10 + 301 + 302 + 128]  # each document and an end of text
+    assert entry["tokens"] == [127] * 3
+    assert [(each["start"], each["tokens"]) for each in entry["by_position"]] == [(0, 93), (32, 96), (64, 96), (96, 96)]
+    assert set(found["settings"]) == {"protocol", "windows", "targets", "stride", "tokens"}
+    assert run(*common, "--protocol", "chunked-cache", "-o", tmp_path / "b") == 0
+    found = json.loads(capsys.readouterr().out)
+    (entry,) = found["rows"][0]["lengths"]
+    assert found["settings"]["chunk"] == 64
+    assert set(entry["tokens"]) == {126}
+    assert run(*common[:-1], "--protocol", "chunked-cache", "--chunk", 50, "-o", tmp_path / "c") == 0
+    assert "chunks of 50 tokens through a cache, 7 windows" in capsys.readouterr().out
+
+
+def test_needle(plain: Path, book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    arguments = ("needle", plain, "--data", book, "--lengths", "4x", "--trials", 6, "--depths", 3, "-o", out)
+    assert run(*arguments, "--methods", "none,ntk", "--question", "And the number of {city}?") == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if line in ("none", "ntk", "0 % 0 %", "50 % 0 %", "100 % 0 %")] == [
+        "none", "0 % 0 %", "50 % 0 %", "100 % 0 %", "ntk", "0 % 0 %", "50 % 0 %", "100 % 0 %",
+    ]  # fmt: skip
+    found = read(out / "needle.json", NEEDLE)
+    assert list(found["data"]) == [str(book)]
+    assert found["settings"] == {"needle": "The magic number of {city} is {key}.", "trials": 6, "depths": 3,
+                                 "question": "And the number of {city}?"}  # fmt: skip
+    (entry,) = found["rows"][1]["lengths"]
+    assert (entry["length"], entry["factor"], entry["trials"], entry["rate"]) == (256, 4.0, 6, 0.0)
+    assert [each["depth"] for each in entry["by_depth"]] == [0.0, 0.5, 1.0]
+    assert (out / "needle.png").stat().st_size > 10_000
+    assert run("plot", out / "needle.json", "-o", tmp_path / "map.png") == 0
+    assert (tmp_path / "map.png").stat().st_size > 10_000
+    for change, message in (
+        (("-o", out), "is not empty"),
+        (("-o", tmp_path / "b", "--lengths", "100x"), "the haystack has 1249 tokens, fewer than the "),
+        (
+            ("-o", tmp_path / "b", "--needle", "It is 7."),
+            "the needle must use {key}, and may use {city}, got 'It is 7.'",
+        ),
+        (("-o", tmp_path / "b", "--depths", "100"), "the haystack has 60 sentences, too few for 100 depths"),
+    ):
+        assert run(*arguments, *change) == 1
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") <= 2
+    assert not (tmp_path / "b").exists()
+
+
 def test_passkey(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     arguments = ("passkey", plain, "--lengths", "4x", "--trials", 10, "--methods", "ntk", "-o", out)
@@ -81,6 +138,7 @@ def test_passkey(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (("--windows", "9999"), "room for"),
         (("--device", "toaster"), "device 'toaster' cannot be used"),
         (("--targets", "64"), "must exceed the 64 targets"),
+        (("--by-position", "4"), "protocol same-targets has no loss by position"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -108,14 +166,14 @@ def test_missing_things(plain: Path, book: Path, tmp_path: Path, capsys: pytest.
     assert run("perplexity", tmp_path / "no-model", "--data", book) == 1
     assert "no-model" in capsys.readouterr().err
     assert run("perplexity", plain) == 2
-    assert run("perplexity", plain, "--data", book, "--protocol", "chunked") == 2
+    assert run("perplexity", plain, "--data", book, "--protocol", "chunks") == 2
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     assert run("perplexity", plain, "--data", book, "-o", tmp_path / "full") == 1
     assert "is not empty. Choose another or pass --overwrite" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["perplexity", "passkey"])
+@pytest.mark.parametrize("command", ["perplexity", "passkey", "needle"])
 def test_help_shows_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(command, "--help") == 0
     text = capsys.readouterr().out
@@ -143,7 +201,7 @@ def test_plot_of_two_models_and_of_two_runs(
         ([tmp_path / "a", "-o", picture], "both.png exists"),
         ([tmp_path / "a", "-o", tmp_path / "x.bmp"], "must end in .png, .pdf or .svg"),
         ([tmp_path / "absent"], "absent does not exist"),
-        ([tmp_path], "neither perplexity.json nor passkey.json"),
+        ([tmp_path], "none of perplexity.json, passkey.json, needle.json"),
         ([book], "is not valid JSON"),
     ):
         assert run("plot", *arguments) == 1

@@ -19,12 +19,14 @@ from longwave.evaluation.results import read
 from longwave.evaluation.suites import names, parse_suite, read_suite
 
 SUITE = "- perplexity: {windows: 4, targets: 16}\n- passkey: {trials: 4, depths: 2}\n  lengths: 3x\n"
+SUITE += "- perplexity: {protocol: overlap, windows: 2, by_position: 4}\n  name: along\n"
+SUITE += "- needle: {trials: 2, depths: 2}\n  lengths: 4x\n"
 
 
 @pytest.fixture
 def book(tmp_path: Path) -> Path:
     path = tmp_path / "book.txt"
-    path.write_text("".join(f"Line {i} of the book. " for i in range(60)))
+    path.write_text("".join(f"Line {i} of the book. " for i in range(120)))
     return path
 
 
@@ -61,6 +63,16 @@ def test_rows_are_those_of_the_single_commands(
     ours, theirs = read(out / "passkey.json"), read(tmp_path / "keys" / "passkey.json")
     assert ours["rows"][0]["lengths"] == theirs["rows"][0]["lengths"]
     assert (ours["settings"], ours["seed"]) == (theirs["settings"], theirs["seed"])
+    assert run("perplexity", plain, "--data", book, "--lengths", "1x,2x,4x", "--windows", 2, "--protocol", "overlap",
+               "--by-position", 4, "--methods", "none", "-o", tmp_path / "along") == 0  # fmt: skip
+    ours, theirs = read(out / "along.json"), read(tmp_path / "along" / "perplexity.json")
+    assert ours["rows"][0]["lengths"] == theirs["rows"][0]["lengths"]
+    assert ours["settings"] == theirs["settings"]
+    assert run("needle", plain, "--data", book, "--lengths", "4x", "--trials", 2, "--depths", 2, "--methods", "none",
+               "-o", tmp_path / "needle") == 0  # fmt: skip
+    ours, theirs = read(out / "needle.json"), read(tmp_path / "needle" / "needle.json")
+    assert ours["rows"][0]["lengths"] == theirs["rows"][0]["lengths"]
+    assert ours["settings"] == theirs["settings"]
     assert (out / "perplexity.png").stat().st_size > 10_000
 
 
@@ -71,7 +83,7 @@ def test_equal_names_are_runs(
     arguments = ("--data", book, "--suite", suite, "--methods", "ntk", "-o", tmp_path / "out")
     assert run("compare", f"a={plain}", f"a={other}", *arguments) == 0
     assert "ntk (2 runs)" in capsys.readouterr().out
-    assert len(cells(tmp_path / "out")) == 2  # equal models: the second run is the first
+    assert len(cells(tmp_path / "out")) == 4  # equal models: the second run is the first
 
 
 def test_nothing_finished_is_computed_again(
@@ -83,14 +95,14 @@ def test_nothing_finished_is_computed_again(
     before = cells(out)
     assert run(*common, "--methods", "none,ntk,yarn") == 0  # more rows cost only themselves
     after = cells(out)
-    assert len(before) == 4 and len(after) == 6 and before.items() <= after.items()
-    assert "4 of 6 cells were finished before" in capsys.readouterr().err
+    assert len(before) == 8 and len(after) == 12 and before.items() <= after.items()
+    assert "8 of 12 cells were finished before" in capsys.readouterr().err
     assert run(*common, "--methods", "none") == 1
     assert "holds other rows" in capsys.readouterr().err
     assert run(*common, "--methods", "none", "--overwrite") == 0
     book.write_text(book.read_text() + "One more line. " * 9)  # other data, other cells; passkeys read none
     assert run(*common, "--methods", "none", "--overwrite") == 0
-    assert len(cells(out)) == 7
+    assert len(cells(out)) == 15
 
 
 def test_killed_and_started_again(plain: Path, book: Path, suite: Path, tmp_path: Path) -> None:
@@ -108,7 +120,7 @@ def test_killed_and_started_again(plain: Path, book: Path, suite: Path, tmp_path
     assert len(before) >= 2
     assert main(command[3:]) == 0
     after = cells(out)
-    assert len(after) == 8 and before.items() <= after.items()
+    assert len(after) == 16 and before.items() <= after.items()
 
 
 def test_two_processes_share_a_folder(plain: Path, book: Path, suite: Path, tmp_path: Path) -> None:
@@ -122,7 +134,7 @@ def test_two_processes_share_a_folder(plain: Path, book: Path, suite: Path, tmp_
     assert first["perplexity"]["rows"] == second["perplexity"]["rows"]
     assert first["passkey"]["rows"] == second["passkey"]["rows"]
     # Written once each: what the slower one measured too would have another time of creation.
-    assert len(cells(out)) == 8
+    assert len(cells(out)) == 16
     assert not list((out / "cells").glob("*.lock"))
 
 

@@ -112,6 +112,7 @@ def test_result(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> 
     entry = found.lengths[0].to_json()
     assert (entry["trials"], entry["rate"], entry["interval"][0]) == (20, 0.0, 0.0)
     assert [depth["depth"] for depth in entry["by_depth"]] == [i / 9 for i in range(10)]
+    assert entry["places"] == pytest.approx(entry["depths"], abs=0.01)
 
 
 def test_rates_by_depth() -> None:
@@ -121,7 +122,7 @@ def test_rates_by_depth() -> None:
 
 
 def test_too_short_and_too_long(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match=r"a passkey prompt needs \d+ tokens, more than the length 64"):
+    with pytest.raises(ValueError, match=r"a prompt needs \d+ tokens, more than the length 64"):
         longwave.passkey(llama, tokenizer, "1x")
     longwave.extend(llama, "ntk", max_factor=4)
     with pytest.raises(ValueError, match="length 512 is beyond the maximum of 256"):

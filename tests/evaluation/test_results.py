@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from longwave.evaluation.results import PASSKEY, PERPLEXITY, Record, compare, curves, read, record, write
+from longwave.evaluation.results import NEEDLE, PASSKEY, PERPLEXITY, Record, compare, curves, grids, read, record, write
 
 
 def entry(length: int, nll: list[float]) -> dict:
@@ -74,6 +74,26 @@ def test_passkey_runs_add_up() -> None:
     (curve,) = curves([one, one])
     assert curve.values[0].value == 0.75
     assert curve.values[0].high - curve.values[0].low < curves([one])[0].values[0].high - 0.30
+
+
+def test_grids_of_lengths_and_depths() -> None:
+    def entry(length: int, *correct: bool) -> dict:
+        return {"length": length, "depths": [0.0, 1.0, 0.0, 1.0], "correct": list(correct)}
+
+    rows = [{"label": "ntk", "lengths": [entry(512, False, True, False, False), entry(256, True, True, True, False)]}]
+    one = record(NEEDLE, model={}, settings={}, original_length=128, rows=rows, seed=0)
+    (grid,) = grids([one])
+    assert (grid.label, grid.lengths, grid.depths, grid.runs) == ("ntk", (256, 512), (0.0, 1.0), 1)
+    assert grid.rates == ((1.0, 0.0), (0.5, 0.5))
+    other = copy.deepcopy(one)
+    other["rows"][0]["lengths"][0] = entry(512, True, True, True, True)
+    (both,) = grids([one, other])
+    assert (both.runs, both.rates) == (2, ((1.0, 0.5), (0.5, 0.75)))
+    assert curves([one])[0].values[0].value == 0.75
+    with pytest.raises(ValueError, match=r"records of longwave.perplexity/1 have no depths"):
+        grids([perplexity_record()])
+    with pytest.raises(ValueError, match="differ in their original_length"):
+        grids([one, {**one, "original_length": 64}])
 
 
 @pytest.mark.parametrize(

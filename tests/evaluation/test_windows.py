@@ -44,6 +44,24 @@ def test_overlap_scores_whole_windows() -> None:
     assert set(windows.scored) == {511}
 
 
+def test_truncate_takes_the_beginnings_of_the_documents_long_enough_for_every_length() -> None:
+    starts = [0, 100, 1000, 1400, 1400, 1700]  # the fifth document is empty
+    for length, windows in zip((50, 300), plan("truncate", 2000, [50, 300], **SETTINGS, documents=starts), strict=True):
+        assert [end - length for end in windows.ends] == [100, 1000, 1400, 1700]
+        assert set(windows.scored) == {length - 1}
+    (two,) = plan("truncate", 2000, [300], **SETTINGS | {"windows": 2}, documents=starts)
+    assert two.ends == (400, 2000)
+
+
+def test_chunked_cache_leaves_out_the_first_token_of_each_chunk() -> None:
+    (windows,) = plan("chunked-cache", 2000, [500], **SETTINGS, chunk=200)
+    assert windows.ends == (500, 1000, 1500, 2000)
+    assert [p for p in range(500) if p not in windows.positions()] == [0, 200, 400]
+    assert set(windows.scored) == {497}
+    (one,) = plan("chunked-cache", 2000, [500], **SETTINGS, chunk=4096)
+    assert set(one.scored) == {499}
+
+
 def test_fewer_windows_are_an_even_selection() -> None:
     (windows,) = plan("stride", 256 * 100, [256], **SETTINGS | {"windows": 4})
     assert windows.ends == (256, 256 * 34, 256 * 67, 256 * 100)
@@ -68,7 +86,22 @@ def test_batches_hold_windows_that_score_alike() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"protocol": "truncate"}, "unknown protocol 'truncate'. Available: same-targets, stride, overlap"),
+        (
+            {"protocol": "chunks"},
+            "unknown protocol 'chunks'. Available: same-targets, stride, overlap, truncate, chunked",
+        ),
+        ({"protocol": "truncate"}, "needs to know where documents start"),
+        (
+            {"protocol": "truncate", "documents": [0, 100], "lengths": [1901]},
+            "none of the 2 documents has 1901 .* has 1900",
+        ),
+        (
+            {"protocol": "truncate", "documents": [0, 900], "lengths": [256, 900], "windows": 3},
+            "the data has 2 documents of 900 tokens and more: that is room for 2 windows, not 3",
+        ),
+        ({"protocol": "truncate", "documents": [5, 3]}, "documents must be ascending places in a stream of 2000"),
+        ({"protocol": "truncate", "documents": [0, 2001]}, "documents must be ascending places in a stream of 2000"),
+        ({"protocol": "chunked-cache", "chunk": 1}, "chunk must be at least 2 tokens, got 1"),
         ({"lengths": [4096]}, "the data has 2000 tokens, fewer than one window of 4096"),
         ({"windows": 100}, "room for 28 windows, not 100"),
         ({"windows": -1}, "windows must be at least 1"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -76,13 +76,14 @@ def measure(comparison: Comparison, *, overwrite: bool, as_json: bool) -> None:
         with evaluating.progress(comparison.cost()) as start:
             comparison.run(start)
     records = comparison.records()
-    if as_json:
-        for name, record in records.items():
-            _write(record, comparison.folder, name)
-        print_json(records)
-        return
     for name, record in records.items():
-        _show(record, comparison.folder, name)
+        about = ", ".join(f"{key} {value}" for key, value in record["settings"].items() if value is not None)
+        evaluating.write_and_show(
+            record, comparison.folder, heading=f"{name}: {about}", about=about, overwrite=True, as_json=False,
+            name=name, quiet=as_json,
+        )  # fmt: skip
+    if as_json:
+        print_json(records)
 
 
 def _refuse_other_rows(comparison: Comparison, overwrite: bool) -> None:
@@ -94,28 +95,3 @@ def _refuse_other_rows(comparison: Comparison, overwrite: bool) -> None:
         path = comparison.folder / f"{step.name}.json"
         if path.exists() and not overwrite and not set(read(path).get("cells", [""])) <= keys:
             raise ValueError(f"{path} holds other rows. Choose another --output, or pass --overwrite to replace it.")
-
-
-def _write(record: dict[str, Any], folder: Path, name: str) -> Path:
-    from longwave.evaluation.results import write
-
-    return write(folder / f"{name}.json", record, overwrite=True)
-
-
-def _show(record: dict[str, Any], folder: Path, name: str) -> None:
-    from rich.console import Console
-
-    from longwave.cli import evaluating
-    from longwave.evaluation.results import curves
-
-    kind, plot, table = evaluating.views(record["schema"])
-    path, shown, original = _write(record, folder, name), curves([record]), record["original_length"]
-    about = ", ".join(f"{key} {value}" for key, value in record["settings"].items() if value is not None)
-    picture = plot(
-        shown, folder / f"{name}.png", original_length=original, title=f"{kind.capitalize()} by context length",
-        subtitle=f"{about} · bands: 95 % interval",
-    )  # fmt: skip
-    console = Console()
-    console.print(f"{name}: {about}", highlight=False, soft_wrap=True)
-    console.print(table(shown, original))
-    console.print(f"written: {path} {picture}\n", highlight=False, soft_wrap=True)

@@ -151,37 +151,71 @@ def progress(total: int) -> Iterator[Callable[[str], Callable[[int], None]]]:
         yield start
 
 
-def views(schema: str) -> tuple[str, Callable[..., Path], Callable[..., Any]]:
-    """Name, plot and table of a kind of record."""
-    from longwave.evaluation.results import PERPLEXITY
-    from longwave.report import plots, tables
+@dataclass(frozen=True)
+class View:
+    """How a kind of record is shown.
 
+    Arguments:
+        name: of its files.
+        group: records -> rows of tables and plots.
+        plot: (rows, path, original_length, title, subtitle) -> path.
+        tables: (rows, original_length) -> Rich tables.
+        title: of its plots.
+    """
+
+    name: str
+    group: Callable[..., list[Any]]
+    plot: Callable[..., Path]
+    tables: Callable[[list[Any], int], list[Any]]
+    title: str
+
+
+def view(schema: str) -> View:
+    """The view of a kind of record."""
+    from longwave.evaluation.results import NEEDLE, PERPLEXITY, curves, grids
+    from longwave.report import heatmap, plots, tables
+
+    if schema == NEEDLE:
+        every = lambda rows, original: [heatmap.needle_table(row, original) for row in rows]  # noqa: E731
+        return View("needle", grids, heatmap.plot_needle, every, "Needles retrieved by length and depth, per cent")
     if schema == PERPLEXITY:
-        return "perplexity", plots.plot_perplexity, tables.perplexity_table
-    return "passkey", plots.plot_passkey, tables.passkey_table
+        one = lambda rows, original: [tables.perplexity_table(rows, original)]  # noqa: E731
+        return View("perplexity", curves, plots.plot_perplexity, one, "Perplexity by context length")
+    one = lambda rows, original: [tables.passkey_table(rows, original)]  # noqa: E731
+    return View("passkey", curves, plots.plot_passkey, one, "Passkey retrieval by context length")
 
 
 def write_and_show(
-    found: dict[str, Any], folder: Path, *, heading: str, title: str, about: str, overwrite: bool, as_json: bool
+    found: dict[str, Any],
+    folder: Path,
+    *,
+    heading: str,
+    about: str,
+    overwrite: bool,
+    as_json: bool,
+    name: str | None = None,
+    quiet: bool = False,
 ) -> None:
-    """Write a record and its plot, NAME.json and NAME.png; print a table, or the record with `as_json`."""
+    """Write NAME.json and NAME.png; print tables, with `as_json` the record, if `quiet` nothing."""
     from rich.console import Console
 
     from longwave.cli.options import print_json
-    from longwave.evaluation.results import curves, write
+    from longwave.evaluation.results import NEEDLE, write
 
-    name, plot, table = views(found["schema"])
+    how = view(found["schema"])
     folder.mkdir(parents=True, exist_ok=True)
-    path = write(folder / f"{name}.json", found, overwrite=overwrite)
-    shown, original = curves([found]), found["original_length"]
-    subtitle = f"{about} · bands: 95 % interval"
-    picture = plot(shown, folder / f"{name}.png", original_length=original, title=title, subtitle=subtitle)
+    path = write(folder / f"{name or how.name}.json", found, overwrite=overwrite)
+    rows, original = how.group([found]), found["original_length"]
+    subtitle = about if found["schema"] == NEEDLE else f"{about} · bands: 95 % interval"
+    picture = how.plot(rows, path.with_suffix(".png"), original_length=original, title=how.title, subtitle=subtitle)
     if as_json:
         print_json(found)
+    if as_json or quiet:
         return
     console = Console()
     console.print(heading, highlight=False, soft_wrap=True)
-    console.print(table(shown, original))
+    for table in how.tables(rows, original):
+        console.print(table)
     console.print(f"written: {path} {picture}", highlight=False, soft_wrap=True)
 
 

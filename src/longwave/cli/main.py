@@ -14,7 +14,9 @@ from rich.text import Text
 import longwave
 
 # One module longwave.cli.<name> per command, holding a function <name>; help lists them in this order.
-COMMANDS = ("train", "perplexity", "passkey", "evaluate", "compare", "plot", "generate", "chat", "demo", "methods")
+COMMANDS = (
+    "train", "perplexity", "passkey", "needle", "evaluate", "compare", "plot", "generate", "chat", "demo", "methods",
+)  # fmt: skip
 
 EPILOG = """Start here:
 

@@ -67,5 +67,5 @@ def passkey(
     about = f"{evaluating.short(model)}: {trials} trials at {depths} depths"
     evaluating.write_and_show(
         found, folder, heading=f"Passkeys retrieved, {about}, with 95 % interval",
-        title="Passkey retrieval by context length", about=about, overwrite=overwrite, as_json=as_json,
+        about=about, overwrite=overwrite, as_json=as_json,
     )  # fmt: skip

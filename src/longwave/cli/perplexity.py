@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,7 +16,7 @@ def perplexity(
     lengths: Lengths = None,
     methods: Methods = None,
     protocol: Annotated[
-        Literal["same-targets", "stride", "overlap"],
+        Literal["same-targets", "stride", "overlap", "truncate", "chunked-cache"],
         typer.Option("--protocol", help="Which tokens are scored, and under how much context."),
     ] = "same-targets",
     windows: Annotated[
@@ -29,6 +29,18 @@ def perplexity(
     stride: Annotated[
         int, typer.Option("--stride", metavar="N", help="stride, overlap: tokens from one window to the next.")
     ] = 256,
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            "--chunk", metavar="N", help="chunked-cache: tokens of a chunk; default 4096 or the trained length."
+        ),
+    ] = None,
+    by_position: Annotated[
+        int,
+        typer.Option(
+            "--by-position", metavar="N", help="Also the loss in N stretches of the window, where it is scored whole."
+        ),
+    ] = 0,
     output: Results = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -40,7 +52,9 @@ def perplexity(
 
     same-targets (default): every context ends at the same tokens and the last 64 of it are scored, so columns
     differ by the context only. stride: windows every 256 tokens, each scores what is new in it. overlap: the
-    same windows, each scored whole. Numbers of different protocols cannot be compared.
+    same windows, each scored whole. truncate: the beginning of each document long enough for all lengths, scored
+    whole. chunked-cache: windows read in chunks through a cache, as the CLEX code does. Numbers of different
+    protocols cannot be compared.
 
     A method that is not the folder's own keeps its weights (and log-n) and replaces the frequencies only.
     Writes perplexity.json, with the loss of every window, and perplexity.png.
@@ -52,14 +66,16 @@ def perplexity(
     longwave perplexity out --data books/ --lengths 1x,2x,4x,8x,16x --windows 512
 
     longwave perplexity out --data books/ --lengths 4096,16384 --protocol stride --windows 0 --json
+
+    longwave perplexity out --data proofs.jsonl --lengths 8x --protocol truncate --by-position 32
     """
     from longwave.cli import evaluating
     from longwave.evaluation import perplexity as measure
     from longwave.evaluation.lengths import original_length_of, parse_lengths
     from longwave.evaluation.results import PERPLEXITY, record
     from longwave.evaluation.subjects import under
-    from longwave.evaluation.windows import plan
-    from longwave.text import data_hashes, read_documents, token_stream
+    from longwave.evaluation.windows import check_stretches, chunk_of, plan
+    from longwave.text import data_hashes, read_documents, stream_and_starts
 
     folder = evaluating.results_folder(output, "perplexity", model, overwrite)
     documents, hashes = read_documents(data), data_hashes(data)
@@ -67,24 +83,32 @@ def perplexity(
     original = original_length_of(loaded.model)
     counts = parse_lengths(lengths or evaluating.default_lengths(loaded.model), original)
     specs = evaluating.choose(loaded.model, methods, counts)
-    tokens = token_stream(documents, loaded.tokenizer, progress=False)
+    tokens, starts = stream_and_starts(documents, loaded.tokenizer, progress=False)
     settings = {"protocol": protocol, "windows": windows, "targets": targets, "stride": stride}
-    plans = plan(protocol, tokens.numel(), counts, windows=windows, targets=targets, stride=stride)
+    asked: dict[str, Any] = {**settings, "chunk": chunk_of(chunk, original), "documents": starts}
+    plans = plan(tokens=tokens.numel(), lengths=counts, **asked)
+    check_stretches(by_position, protocol, counts)
     rows = []
     with evaluating.progress(len(specs) * measure.cost(plans)) as start:
         for spec in specs:
             with under(loaded.model, spec, counts) as subject:
                 result = measure.perplexity(
                     loaded.model, tokens, counts, original_length=original, tokens_per_batch=tokens_per_batch,
-                    progress=start(subject.label), protocol=protocol, windows=windows, targets=targets, stride=stride,
+                    progress=start(subject.label), by_position=by_position, **asked,
                 )  # fmt: skip
                 rows.append({**subject.to_json(), "lengths": [entry.to_json() for entry in result.lengths]})
     settings["tokens"] = tokens.numel()
+    if protocol == "chunked-cache":
+        settings["chunk"] = asked["chunk"]
     found = record(PERPLEXITY, model=loaded.about, data=hashes, settings=settings, original_length=original, rows=rows)
     scored = min(len(plan.ends) for plan in plans)
-    what = f"last {targets} tokens" if protocol == "same-targets" else f"protocol {protocol} every {stride} tokens"
+    what = {
+        "same-targets": f"last {targets} tokens",
+        "truncate": "starts of documents",
+        "chunked-cache": f"chunks of {asked['chunk']} tokens through a cache",
+    }.get(protocol, f"protocol {protocol} every {stride} tokens")
     about = f"{evaluating.short(model)}: {what}, {scored} windows"
     evaluating.write_and_show(
         found, folder, heading=f"Perplexity, {about}, ± half of the 95 % interval",
-        title="Perplexity by context length", about=about, overwrite=overwrite, as_json=as_json,
+        about=about, overwrite=overwrite, as_json=as_json,
     )  # fmt: skip

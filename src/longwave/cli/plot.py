@@ -9,11 +9,15 @@ import typer
 
 from longwave.cli.options import Overwrite
 
+NAMES = ("perplexity.json", "passkey.json", "needle.json")
+
 
 def plot(
     records: Annotated[
         list[str],
-        typer.Argument(metavar="[NAME=]RECORD...", help="perplexity.json or passkey.json, or the folder that has it."),
+        typer.Argument(
+            metavar="[NAME=]RECORD...", help="perplexity.json, passkey.json, needle.json, or the folder of one."
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="PNG, PDF or SVG; without it only the table.")
@@ -38,21 +42,22 @@ def plot(
     """
     from rich.console import Console
 
-    from longwave.cli.evaluating import views
-    from longwave.evaluation.results import curves
+    from longwave.cli.evaluating import view
 
     if output is not None and output.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"output {output} must end in .png, .pdf or .svg.")
     if output is not None and output.exists() and not overwrite:
         raise ValueError(f"{output} exists. Choose another name or pass --overwrite.")
     found = [_read(each) for each in records]
-    shown, original = curves(found, mixed=force), found[0]["original_length"]
-    name, draw, table = views(found[0]["schema"])
+    how, original = view(found[0]["schema"]), found[0]["original_length"]
+    shown = how.group(found, mixed=force)
     console = Console()
-    console.print(table(shown, original))
+    for table in how.tables(shown, original):
+        console.print(table)
     if output is not None:
-        draw(shown, output, original_length=original, title=title or f"{name.capitalize()} by context length",
-             subtitle="bands: 95 % interval" + (" · not comparable" if force else ""))  # fmt: skip
+        subtitle = "" if how.name == "needle" else "bands: 95 % interval"
+        subtitle += " · not comparable" if force else ""
+        how.plot(shown, output, original_length=original, title=title or how.title, subtitle=subtitle)
         console.print(f"written: {output}", highlight=False, soft_wrap=True)
 
 
@@ -73,13 +78,11 @@ def _read(argument: str) -> dict[str, Any]:
 
 def _file(path: Path) -> Path:
     if not path.exists():
-        raise ValueError(f"record {path} does not exist. Give a perplexity.json or passkey.json, or its folder.")
+        raise ValueError(f"record {path} does not exist. Give {', '.join(NAMES)}, or its folder.")
     if path.is_file():
         return path
-    inside = [path / name for name in ("perplexity.json", "passkey.json") if (path / name).is_file()]
+    inside = [path / name for name in NAMES if (path / name).is_file()]
     if len(inside) != 1:
-        what = (
-            "both perplexity.json and passkey.json: name one" if inside else "neither perplexity.json nor passkey.json"
-        )
+        what = f"{' and '.join(file.name for file in inside)}: name one" if inside else f"none of {', '.join(NAMES)}"
         raise ValueError(f"folder {path} holds {what}.")
     return inside[0]

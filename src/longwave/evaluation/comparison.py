@@ -9,17 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
-
 from longwave.adapter import extension_of
 from longwave.evaluation.cells import Cell, Store, fingerprint, versions
 from longwave.evaluation.lengths import check_lengths, doublings, original_length_of, parse_lengths
-from longwave.evaluation.registry import Inputs
+from longwave.evaluation.registry import Inputs, Text
 from longwave.evaluation.results import Record, record
 from longwave.evaluation.subjects import TRAINING_FREE, under
 from longwave.evaluation.suites import Step
 from longwave.methods import parse_method
-from longwave.text import data_hashes, read_documents, token_stream
+from longwave.text import data_hashes, read_documents, stream_and_starts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -147,17 +145,17 @@ class Comparison:
         Raises:
             ValueError: for anything that could not be measured, before a first cell is.
         """
-        total, units = 0, {}
+        total, units = 0, dict[str, int]()
         for cell in self.missing():
             step, loaded = self._step(cell), self._get(cell.model)
             units[cell.model] = original_length_of(loaded.model)
+            if len(set(units.values())) > 1:
+                trained = ", ".join(f"{Path(path).name} {length}" for path, length in units.items())
+                raise ValueError(f"the models were trained at different lengths ({trained}). Compare them apart.")
             inputs = self._inputs(step, loaded)
             with under(loaded.model, cell.method, inputs.lengths):
                 check_lengths(loaded.model, inputs.lengths)
                 total += step.evaluation.cost(inputs, step.settings)
-        if len(set(units.values())) > 1:
-            trained = ", ".join(f"{Path(path).name} {length}" for path, length in units.items())
-            raise ValueError(f"the models were trained at different lengths ({trained}). Compare them apart.")
         return total
 
     def run(self, progress: Callable[[str], Callable[[int], None]]) -> None:
@@ -206,12 +204,9 @@ class Comparison:
     def _measure(self, cell: Cell, progress: Callable[[int], None]) -> Record:
         step, loaded = self._step(cell), self._get(cell.model)
         inputs = self._inputs(step, loaded)
-        settings = dict(step.settings)
         with under(loaded.model, cell.method, inputs.lengths) as subject:
-            entries = step.evaluation.measure(inputs, settings, progress)
-        settings = {name: value for name, value in settings.items() if name != "seed"}
-        if inputs.tokens is not None:
-            settings["tokens"] = inputs.tokens.numel()
+            entries = step.evaluation.measure(inputs, step.settings, progress)
+        settings = step.evaluation.recorded(inputs, step.settings)
         row = {**subject.to_json(), "lengths": [entry.to_json() for entry in entries]}
         return record(
             step.evaluation.schema, model=loaded.about, settings=settings, original_length=inputs.original_length,
@@ -221,11 +216,11 @@ class Comparison:
     def _inputs(self, step: Step, loaded: Loaded) -> Inputs:
         original = original_length_of(loaded.model)
         lengths = parse_lengths(step.lengths or self.lengths or "", original)
-        tokens = self._tokens(loaded.tokenizer) if step.evaluation.needs_data else None
-        return Inputs(loaded.model, loaded.tokenizer, lengths, original, tokens, self.tokens_per_batch)
-
-    def _tokens(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        return token_stream(read_documents(self.data), tokenizer)  # cached on disk by `datasets`
+        given = None
+        if step.evaluation.needs_data:
+            documents = read_documents(self.data)  # this and what follows is cached on disk by `datasets`
+            given = Text(documents, *stream_and_starts(documents, loaded.tokenizer))
+        return Inputs(loaded.model, loaded.tokenizer, lengths, original, given, self.tokens_per_batch)
 
     def _get(self, path: str) -> Loaded:
         """One model at a time: the next one takes its place."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -48,6 +48,7 @@ LANDMARK = Template(
 )
 
 TEMPLATES = {"short": SHORT, "landmark": LANDMARK}
+CITIES = ("Lisbon", "Nairobi", "Oslo", "Lima", "Hanoi", "Quebec", "Cairo", "Dublin", "Perth", "Kyoto")
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,19 @@ class Trial:
     ids: tuple[int, ...]
     answer: int  # tokens of the answer
     key: str
-    depth: float  # of the needle: 0 at the start of the filler, 1 at its end
+    depth: float  # asked for the needle: 0 at the start of the filler, 1 at its end
+    place: float  # the depth that it has
 
 
 @dataclass(frozen=True)
 class LengthRetrieval:
-    """Outcome at one length, trial by trial."""
+    """Outcome at one length, trial by trial: depth asked for, key found or not, depth that the needle has."""
 
     length: int
     factor: float | None
     depths: tuple[float, ...]
     correct: tuple[bool, ...]
+    places: tuple[float, ...] = ()
 
     @property
     def rate(self) -> Interval:
@@ -82,7 +85,7 @@ class LengthRetrieval:
         return {depth: wilson(sum(hits), len(hits)) for depth, hits in found.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """One entry of `lengths` in a passkey record, see docs/results-schema.md."""
+        """One entry of `lengths` in a passkey or needle record, see docs/results-schema.md."""
         return {
             "length": self.length,
             "factor": self.factor,
@@ -95,6 +98,7 @@ class LengthRetrieval:
             ],
             "depths": list(self.depths),
             "correct": list(self.correct),
+            "places": list(self.places),
         }
 
 
@@ -106,33 +110,52 @@ class Retrieval:
     lengths: tuple[LengthRetrieval, ...]
 
 
-class Prompts:
-    """Builds trials of an exact number of tokens.
+class Filler(Protocol):
+    """What lies round the needle."""
 
-    The pieces are tokenised as they read after a line break and joined; the filler repeats and is cut to the
-    token, so that every depth can be had in a short window and prompts of one length form a batch.
+    def fill(self, room: int, depth: float, key: str) -> tuple[list[int], int]:
+        """`room` token ids, and after how many of them the needle goes; the same for the same key."""
+        ...
+
+
+class Repeated:
+    """A filler that repeats and is cut to the token, so that every depth can be had in a short window."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
+
+    def fill(self, room: int, depth: float, key: str) -> tuple[list[int], int]:
+        """See `Filler`."""
+        return (self.ids * (room // len(self.ids) + 1))[:room], round(depth * room)
+
+
+class Prompts:
+    """Builds trials of an exact number of tokens, so that prompts of one length form a batch.
+
+    The pieces are tokenised as they read after a line break and joined: intro, filler, needle, filler, question.
+    They may name the `{key}` and a `{city}` that goes with it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, filler: Filler | None = None) -> None:
         self.tokenizer = tokenizer
         self.template = template
         start = tokenizer.bos_token_id
         self.intro = ([] if start is None else [start]) + self._encode(template.intro)
-        self.filler = self._encode(template.filler)
+        self.filler = filler or Repeated(self._encode(template.filler))
 
     def trial(self, length: int, key: str, depth: float) -> Trial:
         """Prompt and answer of `length` tokens together, the needle after `depth` of the filler."""
-        needle = self._encode(self.template.needle.format(key=key))
-        question = self._encode(self.template.question)
+        names = {"key": key, "city": CITIES[int(key) % len(CITIES)]}
+        asked = self.template.question.format(**names)
+        needle, question = self._encode(self.template.needle.format(**names)), self._encode(asked)
         # In context, for tokenizers that treat a leading space of their input specially (SentencePiece).
-        answer = self._encode(self.template.answer.format(key=key), before=self.template.question)
+        answer = self._encode(self.template.answer.format(**names), before=asked)
         room = length - len(self.intro) - len(needle) - len(question) - len(answer)
         if room < 0:
-            raise ValueError(f"a passkey prompt needs {length - room} tokens, more than the length {length}.")
-        filler = (self.filler * (room // len(self.filler) + 1))[:room]
-        cut = round(depth * room)
+            raise ValueError(f"a prompt needs {length - room} tokens, more than the length {length}.")
+        filler, cut = self.filler.fill(room, depth, key)
         ids = [*self.intro, *filler[:cut], *needle, *filler[cut:], *question, *answer]
-        return Trial(tuple(ids), len(answer), key, depth)
+        return Trial(tuple(ids), len(answer), key, depth, cut / room if room else depth)
 
     def trials(self, length: int, count: int, depths: int, seed: int) -> list[Trial]:
         """`count` trials with random keys, spread evenly over `depths` depths from 0 to 1."""
@@ -141,11 +164,21 @@ class Prompts:
         return [self.trial(length, f"{draw.randrange(10**5):05d}", places[i % depths]) for i in range(count)]
 
     def _encode(self, text: str, before: str = "\n") -> list[int]:
-        def plain(text: str) -> list[int]:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return encode(self.tokenizer, [text], before)[0]
 
-        head, whole = plain(before), plain(before + text)
-        return whole[len(head) :] if whole[: len(head)] == head else plain(text)
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], before: str) -> list[list[int]]:
+    """Token ids of each text as it reads after `before`, which itself is left out."""
+
+    def plain(texts: Sequence[str]) -> list[list[int]]:
+        return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+
+    (head,) = plain([before])
+    wholes = plain([before + text for text in texts])
+    return [
+        whole[len(head) :] if whole[: len(head)] == head else plain([text])[0]
+        for text, whole in zip(texts, wholes, strict=True)
+    ]
 
 
 def passkey(
@@ -182,12 +215,30 @@ def passkey(
 
     Source: Landmark Attention (arXiv 2305.16300), section 4.2.
     """
+    return retrieve(
+        model, Prompts(tokenizer, template), lengths, trials=trials, depths=depths, seed=seed,
+        original_length=original_length, tokens_per_batch=tokens_per_batch, progress=progress,
+    )  # fmt: skip
+
+
+def retrieve(
+    model: nn.Module,
+    prompts: Prompts,
+    lengths: str | Iterable[int | str],
+    *,
+    trials: int,
+    depths: int,
+    seed: int,
+    original_length: int | None,
+    tokens_per_batch: int,
+    progress: Callable[[int], None] | None,
+) -> Retrieval:
+    """`passkey` with prompts of any kind."""
     original = original_length if original_length is not None else original_length_of(model)
     counts = parse_lengths(lengths, original)
     check_lengths(model, counts)
     if trials < 1 or depths < 1:
         raise ValueError(f"trials and depths must be at least 1, got {trials} and {depths}.")
-    prompts = Prompts(tokenizer, template)
     asked = {length: prompts.trials(length, trials, depths, seed) for length in counts}
     scorer = Scorer(model)
     training = model.training
@@ -217,4 +268,5 @@ def _at_length(
             correct += [bool(row[-trial.answer :].all()) for row, trial in zip(hits, batch, strict=True)]
             if progress is not None:
                 progress(rows.numel())
-    return LengthRetrieval(length, factor, tuple(trial.depth for trial in trials), tuple(correct))
+    depths, places = zip(*((trial.depth, trial.place) for trial in trials), strict=True)
+    return LengthRetrieval(length, factor, depths, tuple(correct), places)

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from longwave.evaluation.needle import NEEDLE as NEEDLE_TEXT
+from longwave.evaluation.needle import QUESTION, needle, template_of
 from longwave.evaluation.passkey import TEMPLATES, passkey
 from longwave.evaluation.perplexity import cost, perplexity
-from longwave.evaluation.results import PASSKEY, PERPLEXITY
-from longwave.evaluation.windows import plan
+from longwave.evaluation.results import NEEDLE, PASSKEY, PERPLEXITY
+from longwave.evaluation.windows import check_stretches, chunk_of, plan
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 Progress = Callable[[int], None]
@@ -26,7 +29,22 @@ class Entry(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Text:
+    """The user's data as a model's tokenizer reads it.
+
+    Arguments:
+        documents: with one column, `text`.
+        tokens: all of them as one stream of token ids.
+        starts: where each document starts in it.
+    """
+
+    documents: Dataset
+    tokens: Tensor
+    starts: Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
 class Inputs:
     """What an evaluation is given.
 
@@ -35,7 +53,7 @@ class Inputs:
         tokenizer: its tokenizer.
         lengths: context lengths in tokens.
         original_length: L.
-        tokens: the data as one stream of token ids, None where no data was given.
+        given: the user's data, None where an evaluation reads none.
         tokens_per_batch: how much is read at a time.
     """
 
@@ -43,8 +61,18 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     lengths: Sequence[int]
     original_length: int
-    tokens: Tensor | None = None
+    given: Text | None = None
     tokens_per_batch: int = 8192
+
+    @property
+    def text(self) -> Text:
+        """The data, of which an evaluation that `needs_data` can be sure."""
+        assert self.given is not None
+        return self.given
+
+    def shared(self) -> dict[str, Any]:
+        """Arguments that all measuring functions take."""
+        return {"original_length": self.original_length, "tokens_per_batch": self.tokens_per_batch}
 
 
 @dataclass(frozen=True)
@@ -59,6 +87,7 @@ class Evaluation:
         measure: (inputs, settings, progress) -> an entry for each length; `progress` is told tokens as they are read.
         cost: (inputs, settings) -> tokens it will read; raises `ValueError` for what cannot be measured.
         needs_data: True where it reads the user's text.
+        recorded: (inputs, settings) -> those that a record states: what makes results comparable.
     """
 
     name: str
@@ -68,6 +97,7 @@ class Evaluation:
     measure: Callable[[Inputs, Mapping[str, Any], Progress], Iterable[Entry]]
     cost: Callable[[Inputs, Mapping[str, Any]], int]
     needs_data: bool = False
+    recorded: Callable[[Inputs, Mapping[str, Any]], dict[str, Any]] = lambda _, settings: _without(settings, "seed")
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All settings, `given` ones in place of defaults; an unknown one is a `ValueError`."""
@@ -91,35 +121,59 @@ def get_evaluation(name: str) -> Evaluation:
     return EVALUATIONS[name]
 
 
-def _tokens(inputs: Inputs) -> Tensor:
-    if inputs.tokens is None:
-        raise ValueError("perplexity needs text. Pass --data PATH.")
-    return inputs.tokens
+def _without(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def _perplexity(inputs: Inputs, settings: Mapping[str, Any], progress: Progress) -> Iterable[Entry]:
+    text = inputs.text
     return perplexity(
-        inputs.model, _tokens(inputs), inputs.lengths, original_length=inputs.original_length,
-        tokens_per_batch=inputs.tokens_per_batch, progress=progress, **settings,
+        inputs.model, text.tokens, inputs.lengths, documents=text.starts, progress=progress,
+        **inputs.shared(), **settings,
     ).lengths  # fmt: skip
 
 
 def _perplexity_cost(inputs: Inputs, settings: Mapping[str, Any]) -> int:
-    settings = dict(settings)
-    return cost(plan(settings.pop("protocol"), _tokens(inputs).numel(), inputs.lengths, **settings))
+    check_stretches(settings["by_position"], settings["protocol"], inputs.lengths)
+    asked = {**_without(settings, "by_position"), "chunk": chunk_of(settings["chunk"], inputs.original_length)}
+    text = inputs.text
+    return cost(plan(tokens=text.tokens.numel(), lengths=inputs.lengths, documents=text.starts, **asked))
+
+
+def _perplexity_recorded(inputs: Inputs, settings: Mapping[str, Any]) -> dict[str, Any]:
+    found = {**_without(settings, "by_position", "chunk"), "tokens": inputs.text.tokens.numel()}
+    if settings["protocol"] == "chunked-cache":
+        found["chunk"] = chunk_of(settings["chunk"], inputs.original_length)
+    return found
 
 
 def _passkey(inputs: Inputs, settings: Mapping[str, Any], progress: Progress) -> Iterable[Entry]:
-    template = TEMPLATES[settings["template"]]
+    asked = {**settings, "template": TEMPLATES[settings["template"]]}
     return passkey(
-        inputs.model, inputs.tokenizer, inputs.lengths, original_length=inputs.original_length,
-        tokens_per_batch=inputs.tokens_per_batch, progress=progress, **{**settings, "template": template},
+        inputs.model, inputs.tokenizer, inputs.lengths, progress=progress, **inputs.shared(), **asked
     ).lengths  # fmt: skip
 
 
 def _passkey_cost(inputs: Inputs, settings: Mapping[str, Any]) -> int:
     if settings["template"] not in TEMPLATES:
         raise ValueError(unknown("template", str(settings["template"]), TEMPLATES))
+    return int(settings["trials"]) * sum(inputs.lengths)
+
+
+def _needle(inputs: Inputs, settings: Mapping[str, Any], progress: Progress) -> Iterable[Entry]:
+    haystack = "\n\n".join(inputs.text.documents["text"])
+    return needle(
+        inputs.model, inputs.tokenizer, haystack, inputs.lengths, progress=progress, **inputs.shared(), **settings
+    ).lengths  # fmt: skip
+
+
+def _needle_cost(inputs: Inputs, settings: Mapping[str, Any]) -> int:
+    template_of(settings["needle"], settings["question"])
+    longest, held = max(inputs.lengths), inputs.text.tokens.numel()
+    if held < longest:
+        raise ValueError(
+            f"the haystack has {held} tokens, fewer than the length {longest}. Give more text or shorter lengths."
+        )
     return int(settings["trials"]) * sum(inputs.lengths)
 
 
@@ -130,10 +184,18 @@ EVALUATIONS: dict[str, Evaluation] = {
             "perplexity",
             PERPLEXITY,
             "how well the next token is predicted, under a named protocol",
-            {"protocol": "same-targets", "windows": None, "targets": 64, "stride": 256},
+            {
+                "protocol": "same-targets",
+                "windows": None,
+                "targets": 64,
+                "stride": 256,
+                "chunk": None,
+                "by_position": 0,
+            },
             _perplexity,
             _perplexity_cost,
             needs_data=True,
+            recorded=_perplexity_recorded,
         ),
         Evaluation(
             "passkey",
@@ -142,6 +204,15 @@ EVALUATIONS: dict[str, Evaluation] = {
             {"template": "short", "trials": 100, "depths": 10, "seed": 0},
             _passkey,
             _passkey_cost,
+        ),
+        Evaluation(
+            "needle",
+            NEEDLE,
+            "how often a fact hidden in the user's text is recalled, by length and depth",
+            {"needle": NEEDLE_TEXT, "question": QUESTION, "trials": 50, "depths": 5, "seed": 0},
+            _needle,
+            _needle_cost,
+            needs_data=True,
         ),
     )
 }

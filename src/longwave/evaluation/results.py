@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from longwave import io
 from longwave.evaluation.statistics import Interval, paired_bootstrap, wilson
 
-PERPLEXITY, PASSKEY = "longwave.perplexity/1", "longwave.passkey/1"
+PERPLEXITY, PASSKEY, NEEDLE = "longwave.perplexity/1", "longwave.passkey/1", "longwave.needle/1"
+KNOWN = (PERPLEXITY, PASSKEY, NEEDLE)
 COMMON = ("schema", "model", "original_length", "rows", "versions", "command")
 Record = dict[str, Any]
 
@@ -33,7 +35,7 @@ def record(
     """A complete record of one evaluation.
 
     Arguments:
-        schema: `PERPLEXITY` or `PASSKEY`.
+        schema: `PERPLEXITY`, `PASSKEY` or `NEEDLE`.
         model: `path`, and what else identifies it.
         settings: protocol and its numbers.
         rows: a row for each method: `Subject.to_json()` and `lengths`.
@@ -64,11 +66,11 @@ def write(path: Path | str, value: Record, *, overwrite: bool = False) -> Path:
 
 
 def read(path: Path | str, schema: str | None = None) -> Record:
-    """Read a record; a `ValueError` for a file that is none, or not of `schema`."""
+    """Read a record; a `ValueError` for a file that is none, or not of `schema` (None: any of ours)."""
     value = io.read_json(path)
     if not isinstance(value, dict) or any(key not in value for key in COMMON):
         raise ValueError(f"{path} is not a record of longwave: it lacks some of {', '.join(COMMON)}.")
-    known = (PERPLEXITY, PASSKEY) if schema is None else (schema,)
+    known = KNOWN if schema is None else (schema,)
     if value["schema"] not in known:
         raise ValueError(f"{path} has schema {value['schema']!r}, expected {' or '.join(known)}.")
     return value
@@ -81,7 +83,7 @@ class Curve:
     Arguments:
         label: the row's name.
         lengths: in tokens, ascending.
-        values: perplexity, or share of keys retrieved, with 95 % interval, for each length.
+        values: perplexity, or share of keys or needles retrieved, with 95 % interval, for each length.
         runs: how many runs there are.
     """
 
@@ -95,7 +97,7 @@ def curves(records: Iterable[Record], *, mixed: bool = False) -> list[Curve]:
     """The rows of one or more records of one kind, rows with equal labels taken as runs of the same thing.
 
     A single run's interval is the one in the record, from its windows or trials. That of several runs comes
-    from a bootstrap over windows and runs (perplexity) or over trials of all runs (passkey).
+    from a bootstrap over windows and runs (perplexity), or is of the trials of all runs (passkey, needle).
 
     Arguments:
         mixed: take records of different protocols and data together all the same.
@@ -105,6 +107,57 @@ def curves(records: Iterable[Record], *, mixed: bool = False) -> list[Curve]:
             would compare what is not comparable; or if runs of a label have different lengths.
     """
     records = list(records)
+    grouped = _runs(records, mixed)
+    combine = _perplexity if records[0]["schema"] == PERPLEXITY else _retrieval
+    return [
+        Curve(label, _lengths(runs), tuple(combine(list(entries)) for entries in zip(*runs, strict=True)), len(runs))
+        for label, runs in grouped.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One row over lengths and depths, of one run or of several with the same label.
+
+    Arguments:
+        label: the row's name.
+        lengths: in tokens, ascending.
+        depths: of the needle, ascending from 0 (start) to 1 (end).
+        rates: share retrieved, rates[depth][length].
+        runs: how many runs there are.
+    """
+
+    label: str
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    rates: tuple[tuple[float, ...], ...]
+    runs: int = 1
+
+
+def grids(records: Iterable[Record], *, mixed: bool = False) -> list[Grid]:
+    """The rows of needle (or passkey) records by length and depth, otherwise as `curves`.
+
+    Raises:
+        ValueError: also for records that have no depths.
+    """
+    records = list(records)
+    grouped = _runs(records, mixed)
+    if records[0]["schema"] == PERPLEXITY:
+        raise ValueError(f"records of {PERPLEXITY} have no depths. Give those of `longwave needle` or `passkey`.")
+    found = []
+    for label, runs in grouped.items():
+        hits: dict[tuple[float, int], list[bool]] = {}
+        for entry in (entry for run in runs for entry in run):
+            for depth, correct in zip(entry["depths"], entry["correct"], strict=True):
+                hits.setdefault((depth, entry["length"]), []).append(correct)
+        lengths, depths = _lengths(runs), tuple(sorted({depth for depth, _ in hits}))
+        rates = tuple(tuple(mean(hits[depth, length]) for length in lengths) for depth in depths)
+        found.append(Grid(label, lengths, depths, rates, len(runs)))
+    return found
+
+
+def _runs(records: list[Record], mixed: bool) -> dict[str, list[list[dict[str, Any]]]]:
+    """Label -> the entries, by length, of each run of it; refused where records cannot be shown together."""
     if not records:
         raise ValueError("no records to show.")
     for key in ("schema",) if mixed else ("schema", "original_length", "data", "settings"):
@@ -113,15 +166,14 @@ def curves(records: Iterable[Record], *, mixed: bool = False) -> list[Curve]:
     grouped: dict[str, list[list[dict[str, Any]]]] = {}
     for row in (row for each in records for row in each["rows"]):
         grouped.setdefault(row["label"], []).append(sorted(row["lengths"], key=lambda entry: entry["length"]))
-    combine = _perplexity if records[0]["schema"] == PERPLEXITY else _passkey
-    found = []
     for label, runs in grouped.items():
-        lengths = tuple(entry["length"] for entry in runs[0])
-        if any(tuple(entry["length"] for entry in run) != lengths for run in runs):
+        if any(_lengths([run]) != _lengths(runs) for run in runs):
             raise ValueError(f"the runs of {label} were measured at different lengths. Evaluate all alike.")
-        values = tuple(combine(list(entries)) for entries in zip(*runs, strict=True))
-        found.append(Curve(label, lengths, values, len(runs)))
-    return found
+    return grouped
+
+
+def _lengths(runs: list[list[dict[str, Any]]]) -> tuple[int, ...]:
+    return tuple(entry["length"] for entry in runs[0])
 
 
 def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], **options: Any) -> Interval:
@@ -145,7 +197,7 @@ def _perplexity(runs: list[dict[str, Any]]) -> Interval:
     return compare(runs, [certain])
 
 
-def _passkey(runs: list[dict[str, Any]]) -> Interval:
+def _retrieval(runs: list[dict[str, Any]]) -> Interval:
     hits = [hit for run in runs for hit in run["correct"]]
     return wilson(sum(hits), len(hits))
 

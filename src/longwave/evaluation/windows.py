@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 DEFAULT_WINDOWS = 64
+DEFAULT_CHUNK = 4096  # of the official CLEX evaluation
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,18 @@ class Windows:
     Arguments:
         length: tokens of a window, all of them context.
         ends: exclusive end of each window in the stream, ascending.
-        scored: how many tokens at the end of each window are scored.
+        scored: how many tokens of each window are scored: the last ones, or all but the first of each chunk.
+        chunk: tokens of the chunks that a window is read in, None for all of it at once.
     """
 
     length: int
     ends: tuple[int, ...]
     scored: tuple[int, ...]
+    chunk: int | None = None
+
+    def positions(self) -> list[int]:
+        """Places in a window, from 0, of the tokens that are scored, for protocols that score windows whole."""
+        return [place for place in range(1, self.length) if place % (self.chunk or self.length)]
 
     def batches(self, tokens_per_batch: int) -> list[slice]:
         """Runs of windows that score as many tokens each, at most `tokens_per_batch` tokens together, or one."""
@@ -40,26 +47,36 @@ def rows_per_batch(tokens_per_batch: int, length: int) -> int:
     return max(1, tokens_per_batch // length)
 
 
-def same_targets(tokens: int, lengths: Sequence[int], windows: int | None, targets: int, stride: int) -> list[Windows]:
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a protocol; each reads what concerns it. The arguments of `plan`."""
+
+    windows: int | None
+    targets: int
+    stride: int
+    chunk: int
+    documents: tuple[int, ...] | None
+
+
+def same_targets(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Windows]:
     """Every context length ends at the same places, spread evenly; the last `targets` tokens are scored.
 
     Columns of a table are then about the same tokens, so that only the context differs between them. No token
     is scored twice; contexts of neighbouring windows may overlap.
     """
-    longest = max(lengths)
+    longest, targets = max(lengths), wanted.targets
     if min(lengths) <= targets:
         raise ValueError(
             f"the shortest length ({min(lengths)} tokens) must exceed the {targets} targets scored in it. "
             "Lower --targets or drop that length."
         )
-    fit = (tokens - longest) // targets + 1 if tokens >= longest else 0
-    count = _count(windows, fit, tokens, longest)
     room = tokens - longest
+    count = _count_in_stream(wanted.windows, room // targets + 1, tokens, longest)
     ends = tuple(longest + (room * w // (count - 1) if count > 1 else room // 2) for w in range(count))
     return [Windows(length, ends, (targets,) * count) for length in lengths]
 
 
-def strided(tokens: int, lengths: Sequence[int], windows: int | None, targets: int, stride: int) -> list[Windows]:
+def strided(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Windows]:
     """Windows every `stride` tokens; each scores its last `stride` tokens, the very first all but one.
 
     Where fewer windows are asked for than fit, an even selection is read.
@@ -67,36 +84,95 @@ def strided(tokens: int, lengths: Sequence[int], windows: int | None, targets: i
     """
     plans = []
     for length in lengths:
-        ends = _grid(tokens, length, windows, stride)
-        scored = tuple(length - 1 if end == length else min(stride, length - 1) for end in ends)
+        ends = _grid(tokens, length, wanted.windows, wanted.stride)
+        scored = tuple(length - 1 if end == length else min(wanted.stride, length - 1) for end in ends)
         plans.append(Windows(length, ends, scored))
     return plans
 
 
-def overlapping(tokens: int, lengths: Sequence[int], windows: int | None, targets: int, stride: int) -> list[Windows]:
+def overlapping(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Windows]:
     """Windows every `stride` tokens, each scored whole: the mean is over short and long contexts alike.
 
     Source: LongLoRA (arXiv 2309.12307), LCEG (arXiv 2409.12181).
     """
     plans = []
     for length in lengths:
-        ends = _grid(tokens, length, windows, stride)
+        ends = _grid(tokens, length, wanted.windows, wanted.stride)
         plans.append(Windows(length, ends, (length - 1,) * len(ends)))
     return plans
 
 
-Plan = Callable[[int, Sequence[int], int | None, int, int], list[Windows]]
-PROTOCOLS: dict[str, Plan] = {"same-targets": same_targets, "stride": strided, "overlap": overlapping}
+def truncated(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Windows]:
+    """The first n tokens of each document, scored whole; of documents long enough for every n, the same for all.
+
+    Where fewer windows are asked for than there are such documents, an even selection is read.
+    Source: YaRN (arXiv 2309.00071), on Proof-pile.
+    """
+    if wanted.documents is None:
+        raise ValueError("protocol truncate needs to know where documents start. Pass documents=[0, ...].")
+    longest = max(lengths)
+    sizes = [end - start for start, end in pairwise([*wanted.documents, tokens])]
+    fit = [start for start, size in zip(wanted.documents, sizes, strict=True) if size >= longest]
+    if not fit:
+        raise ValueError(
+            f"none of the {len(sizes)} documents has {longest} tokens, the longest has {max(sizes, default=0)}. "
+            "Use longer documents or shorter lengths."
+        )
+    found = f"the data has {len(fit)} documents of {longest} tokens and more:"
+    starts = _even(fit, _count(wanted.windows, len(fit), found))
+    return [
+        Windows(length, tuple(start + length for start in starts), (length - 1,) * len(starts)) for length in lengths
+    ]
+
+
+def chunked(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Windows]:
+    """Windows one after another, read in chunks through a cache; of each chunk all but its first token is scored.
+
+    The first token of a chunk is predicted by the chunk before, whose loss the official evaluation takes without
+    looking beyond its end. Where fewer windows are asked for than fit, an even selection is read.
+    Source: `calculate_perplexity` in github.com/DAMO-NLP-SG/CLEX.
+    """
+    if wanted.chunk < 2:
+        raise ValueError(f"chunk must be at least 2 tokens, got {wanted.chunk}.")
+    plans = []
+    for length in lengths:
+        ends = _grid(tokens, length, wanted.windows, length)
+        scored = length - -(-length // wanted.chunk)
+        plans.append(Windows(length, ends, (scored,) * len(ends), wanted.chunk))
+    return plans
+
+
+Plan = Callable[[int, Sequence[int], Wanted], list[Windows]]
+PROTOCOLS: dict[str, Plan] = {
+    "same-targets": same_targets,
+    "stride": strided,
+    "overlap": overlapping,
+    "truncate": truncated,
+    "chunked-cache": chunked,
+}
+WHOLE = ("overlap", "truncate", "chunked-cache")  # score windows whole, and so have a loss by position
 
 
 def plan(
-    protocol: str, tokens: int, lengths: Sequence[int], *, windows: int | None, targets: int, stride: int
+    protocol: str,
+    tokens: int,
+    lengths: Sequence[int],
+    *,
+    windows: int | None,
+    targets: int,
+    stride: int,
+    chunk: int = DEFAULT_CHUNK,
+    documents: Sequence[int] | None = None,
 ) -> list[Windows]:
     """The windows of each length under a protocol by name.
 
     Arguments:
         tokens: length of the stream.
         windows: how many, None for 64 or as many as fit if that is fewer, 0 for all that fit.
+        targets: tokens scored at the end of a window, by `same-targets`.
+        stride: tokens from one window to the next, in `stride` and `overlap`.
+        chunk: tokens of a chunk, in `chunked-cache`.
+        documents: where each document starts in the stream, ascending; for `truncate`.
 
     Raises:
         ValueError: for an unknown protocol, or if the stream is too short for the lengths or windows.
@@ -108,25 +184,53 @@ def plan(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if windows is not None and windows < 0:
         raise ValueError(f"windows must be at least 1 (or 0 for all that fit), got {windows}.")
-    return PROTOCOLS[protocol](tokens, lengths, windows, targets, stride)
+    starts = None if documents is None else tuple(documents)
+    if starts and (starts[0] < 0 or starts[-1] > tokens or any(b < a for a, b in pairwise(starts))):
+        raise ValueError(
+            f"documents must be ascending places in a stream of {tokens} tokens. See text.stream_and_starts."
+        )
+    return PROTOCOLS[protocol](tokens, lengths, Wanted(windows, targets, stride, chunk, starts))
+
+
+def chunk_of(chunk: int | None, original_length: int) -> int:
+    """Tokens of a chunk where none is given: those of the official evaluation, or L if that is less."""
+    return min(DEFAULT_CHUNK, original_length) if chunk is None else chunk
+
+
+def check_stretches(count: int, protocol: str, lengths: Sequence[int]) -> None:
+    """Refuse a loss by position that the protocol does not have, or with a stretch in which nothing is scored."""
+    if count and protocol not in WHOLE:
+        raise ValueError(f"protocol {protocol} has no loss by position. Choose one of {', '.join(WHOLE)}.")
+    if not 0 <= count <= min(lengths) // 2:
+        raise ValueError(
+            f"by_position must be 0 to {min(lengths) // 2}, half of the shortest length, got {count}. "
+            "Ask for fewer stretches or longer windows."
+        )
 
 
 def _grid(tokens: int, length: int, windows: int | None, stride: int) -> tuple[int, ...]:
-    fit = (tokens - length) // stride + 1 if tokens >= length else 0
-    count = _count(windows, fit, tokens, length)
-    return tuple(length + stride * ((fit - 1) * w // (count - 1) if count > 1 else 0) for w in range(count))
+    fit = (tokens - length) // stride + 1
+    return tuple(length + stride * place for place in _even(range(fit), _count_in_stream(windows, fit, tokens, length)))
 
 
-def _count(windows: int | None, fit: int, tokens: int, length: int) -> int:
-    if fit < 1:
+def _even(places: Sequence[int], count: int) -> list[int]:
+    """`count` of the places, spread evenly from the first to the last."""
+    return [places[(len(places) - 1) * w // (count - 1) if count > 1 else 0] for w in range(count)]
+
+
+def _count_in_stream(windows: int | None, fit: int, tokens: int, length: int) -> int:
+    if tokens < length:
         raise ValueError(
             f"the data has {tokens} tokens, fewer than one window of {length}. Use more data or shorter lengths."
         )
+    return _count(windows, fit, f"the data has {tokens} tokens: at length {length}")
+
+
+def _count(windows: int | None, fit: int, found: str) -> int:
     if windows is None:
         return min(DEFAULT_WINDOWS, fit)
     if windows > fit:
         raise ValueError(
-            f"the data has {tokens} tokens: at length {length} that is room for {fit} windows, not {windows}. "
-            f"Use more data or at most {fit} windows."
+            f"{found} that is room for {fit} windows, not {windows}. Use more data or at most {fit} windows."
         )
     return windows or fit

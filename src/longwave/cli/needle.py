@@ -1,0 +1,84 @@
+"""`longwave needle`: a grid of retrieval against context length and depth, in text of the user's choice."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from longwave.cli.evaluating import Batch, Device, Dtype, Lengths, Methods, Results
+from longwave.cli.options import Data, Json, Model, Overwrite, Seed
+
+
+def needle(
+    model: Model,
+    data: Data,
+    lengths: Lengths = None,
+    methods: Methods = None,
+    trials: Annotated[int, typer.Option("--trials", metavar="N", help="Prompts for each length.")] = 100,
+    depths: Annotated[
+        int, typer.Option("--depths", metavar="N", help="Places of the needle, from start to end, dealt out in turn.")
+    ] = 10,
+    needle: Annotated[
+        str | None,
+        typer.Option("--needle", metavar="TEXT", help="The sentence to hide, with {key} for its random answer."),
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option("--question", metavar="TEXT", help="The end of the prompt, up to the answer."),
+    ] = None,
+    output: Results = None,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    tokens_per_batch: Batch = 8192,
+) -> None:
+    """Measure how often a fact hidden between the sentences of a text is recalled, by length and depth.
+
+    --data is the haystack: text with more tokens than the longest context. By default the magic number of a city
+    is hidden; texts of your own may name the {city}, too. Greedy decoding has to repeat the answer exactly. Every
+    method gets the same prompts. Writes needle.json and needle.png, a heat map.
+
+    Examples:
+
+    longwave needle MODEL --data essays/ --lengths 1x,2x,4x --methods none,ntk,yarn
+
+    longwave needle out --data essays/ --lengths 4096,16384,65536 --depths 10 --trials 100
+
+    longwave needle out --data essays/ --needle "The vault opens with {key}." --question "The vault opens with"
+    """
+    from longwave.cli import evaluating
+    from longwave.evaluation import needle as measure
+    from longwave.evaluation.lengths import original_length_of, parse_lengths
+    from longwave.evaluation.results import NEEDLE, record
+    from longwave.evaluation.subjects import under
+    from longwave.text import data_hashes, read_documents
+
+    texts = {"needle": needle or measure.NEEDLE, "question": question or measure.QUESTION}
+    measure.template_of(**texts)
+    folder = evaluating.results_folder(output, "needle", model, overwrite)
+    haystack, hashes = "\n\n".join(read_documents(data)["text"]), data_hashes(data)
+    loaded = evaluating.load(model, dtype, device)
+    original = original_length_of(loaded.model)
+    counts = parse_lengths(lengths or evaluating.default_lengths(loaded.model), original)
+    specs = evaluating.choose(loaded.model, methods, counts)
+    rows = []
+    with evaluating.progress(len(specs) * trials * sum(counts)) as start:
+        for spec in specs:
+            with under(loaded.model, spec, counts) as subject:
+                result = measure.needle(
+                    loaded.model, loaded.tokenizer, haystack, counts, trials=trials, depths=depths, seed=seed,
+                    original_length=original, tokens_per_batch=tokens_per_batch, progress=start(subject.label), **texts,
+                )  # fmt: skip
+                rows.append({**subject.to_json(), "lengths": [entry.to_json() for entry in result.lengths]})
+    settings = {**texts, "trials": trials, "depths": depths}
+    found = record(
+        NEEDLE, model=loaded.about, data=hashes, settings=settings, original_length=original, rows=rows, seed=seed
+    )
+    about = f"{evaluating.short(model)}: {trials} trials at {depths} depths"
+    evaluating.write_and_show(
+        found, folder, heading=f"Needles retrieved, {about} for each length",
+        about=about, overwrite=overwrite, as_json=as_json,
+    )  # fmt: skip

@@ -14,7 +14,7 @@ from rich.text import Text
 import longwave
 
 # One module longwave.cli.<name> per command, holding a function <name>; help lists them in this order.
-COMMANDS = ("train", "perplexity", "passkey", "plot", "generate", "chat", "demo", "methods")
+COMMANDS = ("train", "perplexity", "passkey", "plot", "report", "generate", "chat", "demo", "methods")
 
 EPILOG = """Start here:
 

@@ -20,8 +20,7 @@ def panels(titles: Sequence[str], height: float, columns: int = 2) -> tuple[Figu
     """A figure with one panel per title, `columns` side by side, each `height` inches; axes in that order."""
     columns = min(columns, len(titles))
     rows = math.ceil(len(titles) / columns)
-    figure = blank((WIDTH, rows * height))
-    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.1)
+    figure = blank((WIDTH, rows * height), pad=0.1)
     found = [figure.add_subplot(rows, columns, index + 1) for index in range(len(titles))]
     for axes, title in zip(found, titles, strict=True):
         axes.set_title(title, loc="left", fontsize=10, fontweight="bold")

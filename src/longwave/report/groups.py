@@ -13,7 +13,6 @@ from longwave.evaluation.results import PERPLEXITY, Curve, Interval, Record, com
 from longwave.report.sources import KINDS, ROW, Source
 from longwave.report.tables import number, ratio_text
 
-
 SAMPLES = 2_000  # of a paired bootstrap: one for each row and length, and the page only says on which side of 1
 
 
@@ -98,7 +97,7 @@ class Group:
         word = "Lowest" if self.schema == PERPLEXITY else "Highest"
         if len(best) == len(values):
             return f"At {self.ratio(length)} all rows are equal, {self.text(values[best[0]])}."
-        start = f"{word} at {self.ratio(length)}: {', '.join(best)}, {self.text(values[best[0]])}"
+        start = f"{word} at {self.ratio(length)}: {' and '.join(best)} with {self.text(values[best[0]])}"
         if self.schema != PERPLEXITY:
             return f"{start}; 95 % interval {self.bounds(values[best[0]])}."
         level = self.level(length, best[0])
@@ -112,7 +111,8 @@ class Group:
         return ratio_text(length, self.original_length).replace("x", "×")
 
     def bounds(self, value: Interval) -> str:
-        return " – ".join(self.text(Interval(bound, bound, bound)) for bound in (value.low, value.high))
+        low, high = (self.text(Interval(bound, bound, bound)) for bound in (value.low, value.high))
+        return f"{low.removesuffix(' %')} – {high}"
 
     def text(self, value: Interval) -> str:
         return number(value.value) if self.schema == PERPLEXITY else f"{100 * value.value:.0f} %"

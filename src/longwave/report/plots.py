@@ -102,13 +102,14 @@ def _figure(
     return figure, axes
 
 
-def blank(size: tuple[float, float]) -> Figure:
-    """An empty figure of `size` inches."""
+def blank(size: tuple[float, float], pad: float = 0.04) -> Figure:
+    """An empty figure of `size` inches, with `pad` inches around each of its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     # Not pyplot: it keeps figures alive and, on machines with a display, picks a backend that needs one.
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    figure = Figure(figsize=size, dpi=150, layout=ConstrainedLayoutEngine(h_pad=pad, w_pad=pad))
     FigureCanvasAgg(figure)
     return figure
 

@@ -129,18 +129,15 @@ def _depths(group: Group, pen: Pen) -> Markup:
 
 
 def trained(training: Training, pen: Pen) -> Section:
-    rows = training.rows
-    first, last = rows[0], rows[-1]
-    tail = rows[-10:]
+    rows, tail = training.rows, training.rows[-10:]
     mean = sum(row["loss"] for row in tail) / len(tail)
-    summary = [
-        f"{len(rows):,} steps, step {first['step']:,} to {last['step']:,}"
-        + (f", {last['tokens']:,} tokens" if "tokens" in last else "")
-        + f". Loss {first['loss']:.3f} at the first step, {mean:.3f} as mean of the last {len(tail)}."
-    ]
+    steps = f"{len(rows):,} steps" if len(rows) > 1 else "1 step"
+    tokens = f", {rows[-1]['tokens']:,} tokens" if "tokens" in rows[-1] else ""
+    losses = f"Loss {rows[0]['loss']:.3f} at the first step, {mean:.3f} as the mean of the last {len(tail)}."
+    summary = [f"{steps}{tokens}. {losses}"]
     caption = (
         "Loss of each step at its own t (pale) and its running mean, norms of the gradients before clipping, and "
         "learning rates."
     )
-    figure = pen.figure(draw.training(rows), f"Training curves over {len(rows):,} steps: {summary[0]}", caption)
+    figure = pen.figure(draw.training(rows), f"Training curves. {summary[0]}", caption)
     return Section(f"Training · {training.path.parent.name}", summary, join(figure, made_training(training)))

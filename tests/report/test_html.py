@@ -225,8 +225,11 @@ def test_one_window_has_no_interval_and_no_comparison() -> None:
         (lambda r: r.pop("settings"), "the record lacks settings"),
         (lambda r: r["rows"][0].pop("schedule"), "a row lacks schedule"),
         (lambda r: r["rows"][0]["lengths"][1].pop("nll"), "an entry of lengths lacks nll"),
-        (lambda r: r["rows"][0]["lengths"][1].update(ppl="6"), "length 128 has value '6'"),
-        (lambda r: r["rows"][0]["lengths"][1].update(ppl=float("nan")), "length 128 has value nan"),
+        (lambda r: r["rows"][0]["lengths"][1].update(ppl="6"), "ppl is '6' where a number must be"),
+        (lambda r: r["rows"][0]["lengths"][1].update(ppl=float("nan")), "ppl is nan where a number must be"),
+        (lambda r: r["rows"][0]["lengths"][1].update(interval=[1]), "1 is None where a number must be"),
+        (lambda r: r["rows"][0]["lengths"][1].update(by_position=[{"start": 0}]), "end is None"),
+        (lambda r: r.update(model="base"), "its model must be an object"),
         (lambda r: r.update(schema="longwave.perplexity/9"), "has schema 'longwave.perplexity/9'"),
     ],
 )

@@ -71,19 +71,20 @@ def by_position(rows: Mapping[str, Entries], original_length: int) -> Figure:
 def training(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss, norms of the gradients of weights and field, and learning rates, by optimizer step.
 
-    The loss of a step is pale, for it was measured at that step's own t; the strong line is their running mean.
+    What a step had is pale, for it was at that step's own t; the strong line is the running mean.
     """
     figure, found = panels(("loss in nats per token", "gradient norm", "learning rate"), 2.3, columns=1)
     steps = [row["step"] for row in rows]
-    losses = [row["loss"] for row in rows]
-    found[0].plot(steps, losses, color=COLOURS[0], alpha=0.35, linewidth=0.9)
-    found[0].plot(steps, _running_mean(losses), color=COLOURS[0], linewidth=1.8)
-    for axes, names in ((found[1], ("grad_norm", "field_grad_norm")), (found[2], ("lr", "field_lr"))):
-        for index, (name, label) in enumerate(zip(names, ("weights", "field"), strict=True)):
-            points = [(row["step"], row[name]) for row in rows if row.get(name)]  # null or 0: no such parameters
-            if points:
-                dash = style_of(index)["color"], (0, (5, 2)) if index else "-"
-                axes.plot(*zip(*points, strict=True), color=dash[0], linestyle=dash[1], linewidth=1.4, label=label)
+    _smoothed(found[0], [(row["step"], row["loss"]) for row in rows], COLOURS[0])
+    parts = (("weights", "grad_norm", "lr"), ("field", "field_grad_norm", "field_lr"))
+    for (label, norm, rate), colour in zip(parts, COLOURS, strict=False):
+        points = [(row["step"], row[norm]) for row in rows if row.get(norm)]  # null or 0: no such parameters
+        if points:
+            _smoothed(found[1], points, colour, label)
+        points = [(row["step"], row[rate]) for row in rows if row.get(rate)]
+        if points:
+            found[2].plot(*zip(*points, strict=True), color=colour, linewidth=1.8, label=label)
+    for axes in found[1:]:
         axes.set_yscale("log")
         plain_ticks(axes)
         legend(axes)
@@ -98,6 +99,12 @@ def legend(axes: Axes) -> None:
     """Names of the lines beside the axes, where they hide nothing."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, handlelength=2.8)
+
+
+def _smoothed(axes: Axes, points: Sequence[tuple[int, float]], colour: str, label: str | None = None) -> None:
+    steps, values = zip(*points, strict=True)
+    axes.plot(steps, values, color=colour, alpha=0.35, linewidth=0.9)
+    axes.plot(steps, _running_mean(values), color=colour, linewidth=1.8, label=label)
 
 
 def _running_mean(values: Sequence[float], decay: float = 0.9) -> list[float]:

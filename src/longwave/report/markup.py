@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 VOID = ("meta", "link", "br", "wbr")
@@ -36,4 +37,10 @@ def join(*children: Content) -> Markup:
 
 def scroll(content: Markup, *, label: str) -> Markup:
     """A box that scrolls sideways, with the keyboard too."""
-    return element("div", content, class_="scroll", role="region", aria_label=label, tabindex=0)
+    return element("div", content, class_="scroll", role="group", aria_label=label, tabindex=0)
+
+
+def table(caption: str, head: Sequence[Markup], rows: Sequence[Markup]) -> Markup:
+    """A table of header cells and `tr` elements, in a box of its own."""
+    parts = element("thead", element("tr", *head)), element("tbody", *rows)
+    return scroll(element("table", element("caption", caption), *parts), label=caption)

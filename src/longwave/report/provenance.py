@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from longwave.report.markup import Content, Markup, element, join, scroll
+from longwave.report.markup import Content, Markup, element, join, table
 from longwave.report.sources import Source, Training
 from longwave.report.tables import ratio_text
 
@@ -56,22 +56,19 @@ def _policies(source: Source) -> Markup:
     """How t follows the length in each row, and the t it ran at."""
     rows, original = source.record["rows"], source.record["original_length"]
     lengths = sorted({entry["length"] for row in rows for entry in row["lengths"]})
-    names = ["row", "method", "schedule", "max t", "log-n", "extension"]
-    head = [element("th", name, scope="col") for name in names]
+    head = [element("th", name, scope="col", class_="text") for name in ("row", "method", "schedule")]
+    head += [element("th", name, scope="col") for name in ("own", "max t", "log-n")]
     head += [element("th", f"t at {ratio_text(length, original).replace('x', '×')}", scope="col") for length in lengths]
     body = []
     for row in rows:
         at = {entry["length"]: entry["factor"] for entry in row["lengths"]}
-        own = "the folder's own" if row["own"] else "put in its place"
-        texts = [row["method"], row["schedule"], _number(row["max_factor"]), _number(row["log_n"]), own]
-        cells = [element("td", text, class_="text" if text in (*texts[:2], own) else None) for text in texts]
+        cells = [element("td", row[key], class_="text") for key in ("method", "schedule")]
+        cells.append(element("td", "yes" if row["own"] else "no"))
+        cells += [element("td", _number(row[key])) for key in ("max_factor", "log_n")]
         cells += [element("td", _number(at.get(length))) for length in lengths]
         body.append(element("tr", element("th", row["label"], scope="row"), *cells))
-    caption = "Policy of each row: how the length factor t follows the length, and the t it ran at."
-    table = element(
-        "table", element("caption", caption), element("thead", element("tr", *head)), element("tbody", *body)
-    )
-    return scroll(table, label=caption)
+    caption = "How t follows the length in each row, and the t that each length ran at. Own: as the model was saved."
+    return table(caption, head, body)
 
 
 def _number(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import longwave.report.figures as draw
 from longwave.evaluation.results import PERPLEXITY
 from longwave.report.groups import Group
-from longwave.report.markup import Markup, element, join, scroll
+from longwave.report.markup import Markup, element, join, scroll, table
 from longwave.report.plots import passkey_figure, perplexity_figure
 from longwave.report.provenance import made, made_training
 from longwave.report.sources import Training
@@ -93,10 +93,7 @@ def _table(group: Group, caption: str) -> Markup:
             best = "best" if curve.label in group.best(length) else None
             cells.append(element("td", group.text(value), between, class_=best))
         body.append(element("tr", *cells))
-    table = element(
-        "table", element("caption", caption), element("thead", element("tr", *head)), element("tbody", *body)
-    )
-    return scroll(table, label=caption)
+    return table(caption, head, body)
 
 
 def _positions(group: Group, pen: Pen) -> list[Markup]:
@@ -136,7 +133,7 @@ def trained(training: Training, pen: Pen) -> Section:
     losses = f"Loss {rows[0]['loss']:.3f} at the first step, {mean:.3f} as the mean of the last {len(tail)}."
     summary = [f"{steps}{tokens}. {losses}"]
     caption = (
-        "Loss of each step at its own t (pale) and its running mean, norms of the gradients before clipping, and "
+        "Loss and norms of the gradients before clipping, of each step at its own t (pale) and their running means; "
         "learning rates."
     )
     figure = pen.figure(draw.training(rows), f"Training curves. {summary[0]}", caption)

@@ -14,7 +14,7 @@ from longwave.evaluation.results import PASSKEY, PERPLEXITY, Record, read
 
 NEEDLE = "longwave.needle/1"
 KINDS = {PERPLEXITY: "Perplexity", PASSKEY: "Passkey retrieval", NEEDLE: "Needle retrieval"}
-METRICS = ("step", "loss", "grad_norm", "field_grad_norm", "lr", "field_lr", "tokens")
+METRICS = ("grad_norm", "field_grad_norm", "lr", "field_lr", "tokens")
 OURS = re.compile(r'"schema"\s*:\s*"longwave\.')
 ROW = ("label", "method", "schedule", "max_factor", "log_n", "own", "lengths")
 PERPLEXITY_ENTRY = ("length", "factor", "windows", "ppl", "interval", "ends", "nll", "tokens")
@@ -60,19 +60,35 @@ def read_source(path: Path) -> Source:
     if schema not in KINDS:
         raise ValueError(f"{path} has schema {schema!r}; a report shows {', '.join(KINDS)}. Leave it out.")
     record = read(path, schema)
-    entry_keys = PERPLEXITY_ENTRY if schema == PERPLEXITY else RETRIEVAL_ENTRY
     _require(record, ("created", "settings"), path, "the record")
+    for key in ("model", "versions", "settings"):
+        if not isinstance(record[key], dict):
+            raise ValueError(f"{path} is damaged: its {key} must be an object. Measure it again.")
+    _numbers(record, ("original_length",), path)
     for row in _list(record["rows"], path, "rows"):
         _require(row, ROW, path, "a row")
         for entry in _list(row["lengths"], path, "lengths"):
-            _require(entry, entry_keys, path, "an entry of lengths")
-            value = entry["ppl" if schema == PERPLEXITY else "rate"]
-            bounds = entry["interval"] or (value, value)
-            if not all(isinstance(x, int | float) and math.isfinite(x) for x in (entry["length"], value, *bounds)):
-                raise ValueError(
-                    f"{path} is damaged: length {entry['length']!r} has value {value!r}. Measure it again."
-                )
+            _check_entry(entry, schema, path)
     return Source(path, record)
+
+
+def _check_entry(entry: Any, schema: str, path: Path) -> None:
+    perplexity = schema == PERPLEXITY
+    _require(entry, PERPLEXITY_ENTRY if perplexity else RETRIEVAL_ENTRY, path, "an entry of lengths")
+    _numbers(entry, ("length", "ppl" if perplexity else "rate"), path)
+    if entry["interval"] is not None:
+        _numbers(dict(enumerate(_list(entry["interval"], path, "interval"))), (0, 1), path)
+    name, keys = ("by_position", ("start", "end", "nll")) if perplexity else ("by_depth", ("depth", "rate"))
+    for part in entry.get(name) or ():
+        _numbers(part, keys, path)
+
+
+def _numbers(value: Any, keys: Sequence[Any], path: Path) -> None:
+    """Finite numbers under all of `keys`: JSON of other writers may say NaN, or "6"."""
+    for key in keys:
+        found = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(found, int | float) or not math.isfinite(found):
+            raise ValueError(f"{path} is damaged: {key} is {found!r} where a number must be. Measure it again.")
 
 
 def _list(value: Any, path: Path, name: str) -> list[Any]:
@@ -91,9 +107,7 @@ def check_metrics(rows: list[Any], path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a `ValueError` if there is none, or one without a step and a finite loss."""
     if not rows:
         raise ValueError(f"{path} holds no complete row: the run had not finished a step. Leave it out.")
-    for number, row in enumerate(rows, 1):
-        _require(row, ("step", "loss"), path, f"line {number}")
-        shown = [row[name] for name in METRICS if row.get(name) is not None]
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in shown):
-            raise ValueError(f"{path} is damaged: line {number} has a value that is no number. Train again.")
+    for row in rows:
+        _numbers(row, ("step", "loss"), path)
+        _numbers(row, [name for name in METRICS if row.get(name) is not None], path)
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import longwave.report.frequencies as draw
-from longwave.report.markup import Markup, element, join, scroll
+from longwave.report.markup import Markup, element, join, table
 from longwave.report.sections import Pen, Section
 from longwave.trajectory import Trajectory
 
@@ -58,10 +58,7 @@ def _table(trajectories: Mapping[str, Trajectory]) -> Markup:
         cells = [_cell(trajectory, t) for t in steps]
         body.append(element("tr", element("th", label, scope="row"), *cells))
     caption = "Pairs that complete a rotation within the length in use, t·L; below, the range of the stretch λ."
-    table = element(
-        "table", element("caption", caption), element("thead", element("tr", *head)), element("tbody", *body)
-    )
-    return scroll(table, label=caption)
+    return table(caption, head, body)
 
 
 def _cell(trajectory: Trajectory, t: float) -> Markup:

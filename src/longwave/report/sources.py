@@ -57,7 +57,7 @@ def read_source(path: Path) -> Source:
     """
     value = io.read_json(path)
     schema = value.get("schema") if isinstance(value, dict) else None
-    if schema not in KINDS:
+    if not isinstance(schema, str) or schema not in KINDS:
         raise ValueError(f"{path} has schema {schema!r}; a report shows {', '.join(KINDS)}. Leave it out.")
     record = read(path, schema)
     _require(record, ("created", "settings"), path, "the record")

@@ -130,7 +130,9 @@ def test_every_section_has_its_figures_table_and_provenance(full: str) -> None:
     assert all("<caption>" in part for part in (*parts[:4], parts[5]))
     described = [attrs for tag, attrs in Read(full).elements if tag == "svg"]
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in described)
-    assert all(n in full for n in ("bb" * 32, "same-targets", "continuous", "gradient norm", "depth in %"))
+    assert all(
+        n in full for n in ("bb" * 32, "same-targets", "continuous", "gradient norm", "all parameters", "depth in %")
+    )
 
 
 def test_figures_follow_the_colour_scheme(full: str) -> None:

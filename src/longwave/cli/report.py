@@ -18,7 +18,7 @@ PLAIN_FACTOR = 16.0  # the largest t drawn for a model that sets none
 def report(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[PATH]...", help="Records and metrics.jsonl, or folders to search for them."),
+        typer.Argument(metavar="PATH...", help="Records and metrics.jsonl, or folders to search for them."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page.")] = Path("report.html"),
     model: Annotated[

@@ -69,21 +69,21 @@ def by_position(rows: Mapping[str, Entries], original_length: int) -> Figure:
 
 
 def training(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Loss, norms of the gradients of weights and field, and learning rates, by optimizer step.
+    """Loss, norms of all gradients and of the field's, and learning rates, by optimizer step.
 
     What a step had is pale, for it was at that step's own t; the strong line is the running mean.
     """
     figure, found = panels(("loss in nats per token", "gradient norm", "learning rate"), 2.3, columns=1)
     steps = [row["step"] for row in rows]
     _smoothed(found[0], [(row["step"], row["loss"]) for row in rows], COLOURS[0])
-    parts = (("weights", "grad_norm", "lr"), ("field", "field_grad_norm", "field_lr"))
-    for (label, norm, rate), colour in zip(parts, COLOURS, strict=False):
+    parts = (("all parameters", "grad_norm", "weights", "lr"), ("field", "field_grad_norm", "field", "field_lr"))
+    for (what, norm, whose, rate), colour in zip(parts, COLOURS, strict=False):
         points = [(row["step"], row[norm]) for row in rows if row.get(norm)]  # null or 0: no such parameters
         if points:
-            _smoothed(found[1], points, colour, label)
+            _smoothed(found[1], points, colour, what)
         points = [(row["step"], row[rate]) for row in rows if row.get(rate)]
         if points:
-            found[2].plot(*zip(*points, strict=True), color=colour, linewidth=1.8, label=label)
+            found[2].plot(*zip(*points, strict=True), color=colour, linewidth=1.8, label=whose)
     for axes in found[1:]:
         axes.set_yscale("log")
         plain_ticks(axes)

@@ -19,6 +19,9 @@ VARIABLES = {colour.lower(): f"c{index}" for index, colour in enumerate(COLOURS,
 }  # fmt: skip
 
 
+METADATA = ("Creator", "Date", "Format", "Type")  # None leaves them out, and with them their addresses
+
+
 def inline(figure: Figure, name: str, description: str) -> Markup:
     """The `<svg>` element of a figure: text as text, colours as CSS variables, nothing that reaches outside.
 
@@ -45,9 +48,6 @@ def inline(figure: Figure, name: str, description: str) -> Markup:
     body = re.sub(r"#[0-9a-f]{6}\b", lambda m: f"var(--{VARIABLES[m[0]]})" if m[0] in VARIABLES else m[0], body)
     label = escape(description)
     return Markup(f'<svg role="img" aria-label="{label}" viewBox="0 0 {width} {height}">{_squeeze(body)}</svg>')
-
-
-METADATA = ("Creator", "Date", "Format", "Type")  # None leaves them out, and with them their addresses
 
 
 def _squeeze(body: str) -> str:

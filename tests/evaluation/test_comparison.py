@@ -73,6 +73,8 @@ def test_rows_are_those_of_the_single_commands(
     ours, theirs = read(out / "needle.json"), read(tmp_path / "needle" / "needle.json")
     assert ours["rows"][0]["lengths"] == theirs["rows"][0]["lengths"]
     assert ours["settings"] == theirs["settings"]
+    page = (out / "report.html").read_text()
+    assert all(part in page for part in ("trained: clex", "Needle retrieval", "Loss by position"))
     assert (out / "perplexity.png").stat().st_size > 10_000
 
 

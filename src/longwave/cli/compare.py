@@ -34,7 +34,8 @@ def compare(
     `own` stands for the former. Models of one NAME are runs of the same thing, trained with different seeds for
     example: their row is the mean, its interval covers runs and texts. Every cell (a model under a method in an
     evaluation) is kept under a hash of all it depends on: an interrupted comparison goes on where it was, more
-    rows cost only themselves, and several processes may share an output folder.
+    rows cost only themselves, and several processes may share an output folder. Writes JSON and PNG for each
+    evaluation, and report.html.
 
     Examples:
 

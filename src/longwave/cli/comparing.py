@@ -60,8 +60,11 @@ def open_folder(output: Path | None, default: str) -> Path:
     return check_output(folder, overwrite=(folder / FOLDER).is_dir())
 
 
-def measure(comparison: Comparison, *, overwrite: bool, as_json: bool) -> None:
-    """Compute the missing cells under a progress bar; write and show the rest as if there had been no interruption."""
+def measure(comparison: Comparison, *, overwrite: bool, as_json: bool, model: str | None = None) -> None:
+    """Compute the missing cells under a progress bar; write and show the rest as if there had been no interruption.
+
+    The page of a single `model` also shows its frequencies and, if it was trained here, how that went.
+    """
     from rich.console import Console
 
     from longwave.cli import evaluating
@@ -82,8 +85,30 @@ def measure(comparison: Comparison, *, overwrite: bool, as_json: bool) -> None:
             record, comparison.folder, heading=f"{name}: {about}", about=about, overwrite=True, as_json=False,
             name=name, quiet=as_json,
         )  # fmt: skip
+    page = _report(comparison, model)
     if as_json:
         print_json(records)
+    else:
+        Console().print(f"written: {page}", highlight=False, soft_wrap=True)
+
+
+def _report(comparison: Comparison, model: str | None) -> Path:
+    """report.html beside the records."""
+    from longwave.cli.report import read_training, trajectories_of_model
+    from longwave.io import write_text
+    from longwave.report.html import page
+    from longwave.report.sources import read_source
+
+    metrics = [] if model is None else [Path(model) / "metrics.jsonl"]
+    text = page(
+        [read_source(comparison.folder / f"{step.name}.json") for step in comparison.steps],
+        trainings=[read_training(path) for path in metrics if path.is_file()],
+        trajectories=None if model is None else trajectories_of_model(model, None),
+        title=comparison.folder.resolve().name,
+    )
+    path = comparison.folder / "report.html"
+    write_text(path, text)
+    return path
 
 
 def _refuse_other_rows(comparison: Comparison, overwrite: bool) -> None:

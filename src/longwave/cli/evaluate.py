@@ -38,7 +38,8 @@ def evaluate(
       name: perplexity-stride
       lengths: 1x,2x,4x
 
-    An interrupted run goes on where it was when started again.
+    Writes JSON and PNG for each evaluation, and report.html. An interrupted run goes on where it was when it is
+    started again.
 
     Examples:
 
@@ -59,4 +60,4 @@ def evaluate(
         candidates, steps, folder, lambda path: evaluating.load(path, dtype, device), data or [], lengths,
         {"dtype": dtype, "device": device}, tokens_per_batch,
     )  # fmt: skip
-    comparing.measure(comparison, overwrite=overwrite, as_json=as_json)
+    comparing.measure(comparison, overwrite=overwrite, as_json=as_json, model=model)

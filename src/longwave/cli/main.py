@@ -15,7 +15,8 @@ import longwave
 
 # One module longwave.cli.<name> per command, holding a function <name>; help lists them in this order.
 COMMANDS = (
-    "train", "perplexity", "passkey", "needle", "evaluate", "compare", "plot", "generate", "chat", "demo", "methods",
+    "train", "perplexity", "passkey", "needle", "evaluate", "compare", "plot", "report",
+    "generate", "chat", "demo", "methods",
 )  # fmt: skip
 
 EPILOG = """Start here:

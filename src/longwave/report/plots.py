@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MARK, GRID, SOFT, INK, PAPER = "#777777", "#e6e6e6", "#555555", "#222222", "#ffffff"
 # Okabe & Ito's palette, told apart with any colour vision; yellow left out, it is too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -28,16 +29,25 @@ TICK_STEPS = (
 LABEL_GAP = 0.047  # between the centres of two labels, as a share of the height of the axes
 
 
-def plot_perplexity(
+def plot_perplexity(curves: Sequence[Curve], path: Path | str, **options: Any) -> Path:
+    """`perplexity_figure` as PNG, PDF or SVG by the suffix of `path`."""
+    return _save(perplexity_figure(curves, **options), path)
+
+
+def plot_passkey(curves: Sequence[Curve], path: Path | str, **options: Any) -> Path:
+    """`passkey_figure` as PNG, PDF or SVG by the suffix of `path`."""
+    return _save(passkey_figure(curves, **options), path)
+
+
+def perplexity_figure(
     curves: Sequence[Curve],
-    path: Path | str,
     *,
     original_length: int,
     title: str | None = None,
     subtitle: str | None = None,
     bands: bool = True,
-) -> Path:
-    """Perplexity by context length with 95 % bands, as PNG, PDF or SVG by the suffix of `path`.
+) -> Figure:
+    """Perplexity by context length with 95 % bands.
 
     Bands say how a row would vary over other texts; rows measured on the same ones differ by less than their bands
     overlap. Both axes are logarithmic, so that equal ratios look equal and a collapse does not flatten the rest. The
@@ -47,75 +57,90 @@ def plot_perplexity(
     axes.set_yscale("log")
     axes.set_ylabel("perplexity")
     _lines(axes, curves, bands=bands)
-    _plain_ticks(axes)
-    return _save(figure, path)
+    plain_ticks(axes)
+    return figure
 
 
-def plot_passkey(
+def passkey_figure(
     curves: Sequence[Curve],
-    path: Path | str,
     *,
     original_length: int,
     title: str | None = None,
     subtitle: str | None = None,
-) -> Path:
-    """Share of passkeys retrieved by context length, with 95 % bands, otherwise as `plot_perplexity`."""
+    what: str = "passkeys",
+) -> Figure:
+    """Share of passkeys retrieved by context length, with 95 % bands, otherwise as `perplexity_figure`."""
     figure, axes = _figure(curves, original_length, title, subtitle)
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    axes.set_ylabel("passkeys retrieved")
+    axes.set_ylabel(f"{what} retrieved")
     _lines(axes, curves)
-    return _save(figure, path)
+    return figure
 
 
 def _figure(
     curves: Sequence[Curve], original_length: int, title: str | None, subtitle: str | None
 ) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Not pyplot: it keeps figures alive and, on machines with a display, picks a backend that needs one.
-    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure = blank((8, 4.8))
+    axes = tidy(figure.add_subplot())
     lengths = sorted({original_length, *(length for curve in curves for length in curve.lengths)})
-    ticks = [f"{length:,}\n{length / original_length:.3g}×" for length in lengths]
-    ticks[lengths.index(original_length)] += "\ntrained"
     axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, ticks)
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
-    axes.axvline(original_length, color="#777777", linewidth=1, linestyle=":", zorder=0)
-    axes.set_xlabel("context length in tokens, and in multiples of the trained length")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
+    for length in lengths:  # not a second line of the tick: SVG text that a browser sets is centred line by line
+        below = [f"{length / original_length:.3g}×"] + ["trained"] * (length == original_length)
+        for line, text in enumerate(below):
+            axes.annotate(text, (length, 0), xycoords=axes.get_xaxis_transform(), xytext=(0, -19 - 13 * line),
+                          textcoords="offset points", ha="center", va="top", annotation_clip=False)  # fmt: skip
+    axes.axvline(original_length, color=MARK, linewidth=1, linestyle=":", zorder=0)
+    axes.set_xlabel("context length in tokens, and in multiples of the trained length", labelpad=31)
     if title:
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=22 if subtitle else 8)
     if subtitle:
         axes.annotate(subtitle, (0, 1), xycoords="axes fraction", xytext=(0, 7), textcoords="offset points",
-                      fontsize=9, color="#555555")  # fmt: skip
+                      fontsize=9, color=SOFT)  # fmt: skip
     return figure, axes
+
+
+def blank(size: tuple[float, float], pad: float = 0.04) -> Figure:
+    """An empty figure of `size` inches, with `pad` inches around each of its axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    # Not pyplot: it keeps figures alive and, on machines with a display, picks a backend that needs one.
+    figure = Figure(figsize=size, dpi=150, layout=ConstrainedLayoutEngine(h_pad=pad, w_pad=pad))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def tidy(axes: Axes) -> Axes:
+    """No frame, and a pale grid behind what is drawn."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return axes
 
 
 def _lines(axes: Axes, curves: Sequence[Curve], *, bands: bool = True) -> None:
     for index, curve in enumerate(curves):
         values = [value.value for value in curve.values]
         low, high = ([getattr(value, bound) for value in curve.values] for bound in ("low", "high"))
-        style = _style(index)
+        style = style_of(index)
         if bands:
             axes.fill_between(curve.lengths, low, high, color=style["color"], alpha=0.18, linewidth=0)
         axes.plot(curve.lengths, values, linewidth=1.8, **style)
     _label_ends(axes, curves)
 
 
-def _style(index: int) -> dict[str, Any]:
+def style_of(index: int) -> dict[str, Any]:
     """Colour, dash and sign of a line; dashed lines with hollow signs once the palette is used up."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
         "marker": MARKERS[index % len(MARKERS)],
         "markersize": 5,
-        "markerfacecolor": COLOURS[index % len(COLOURS)] if index < len(COLOURS) else "white",
+        "markerfacecolor": COLOURS[index % len(COLOURS)] if index < len(COLOURS) else PAPER,
     }
 
 
@@ -128,13 +153,13 @@ def _label_ends(axes: Axes, curves: Sequence[Curve]) -> None:
     order = sorted(range(len(curves)), key=lambda index: float(ends[index][1]))
     places = spread([float(ends[index][1]) for index in order], LABEL_GAP)
     for index, place in zip(order, places, strict=True):
-        style, (x, y) = _style(index), ends[index]
+        style, (x, y) = style_of(index), ends[index]
         shown = {"transform": axes.transAxes, "clip_on": False, "color": style["color"]}
         axes.plot([x, 1.04], [y, place], linewidth=0.6, alpha=0.6, **shown)
         axes.plot([1.04], [place], **style | shown)
         runs = f" ({curves[index].runs} runs)" if curves[index].runs > 1 else ""
         axes.annotate(f"{curves[index].label}{runs}", (1.04, place), xycoords="axes fraction", xytext=(7, 0),
-                      textcoords="offset points", va="center", fontsize=9, color="#222222")  # fmt: skip
+                      textcoords="offset points", va="center", fontsize=9, color=INK)  # fmt: skip
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
@@ -153,7 +178,7 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
     return [value + index * gap for index, value in enumerate(level)]
 
 
-def _plain_ticks(axes: Axes) -> None:
+def plain_ticks(axes: Axes) -> None:
     """Numbers written out, at the finest of some usual steps that gives no more than eight."""
     from matplotlib.ticker import FixedLocator, NullLocator
 

@@ -19,9 +19,9 @@ def perplexity_table(curves: Sequence[Curve], original_length: int) -> Table:
         for column, value in enumerate(curve.values):
             best = min(other.values[column].value for other in curves)
             half = (value.high - value.low) / 2
-            decimals = _decimals(value.value if round(half, _decimals(value.value)) else half)
-            text = Text(_number(value.value), style="bold" if len(curves) > 1 and value.value == best else "")
-            cells.append(text.append(f" ±{half:,.{decimals}f}" if half else "", style="not bold dim"))
+            places = decimals(value.value if round(half, decimals(value.value)) else half)
+            text = Text(number(value.value), style="bold" if len(curves) > 1 and value.value == best else "")
+            cells.append(text.append(f" ±{half:,.{places}f}" if half else "", style="not bold dim"))
         table.add_row(*cells)
     return table
 
@@ -55,10 +55,10 @@ def _label(curve: Curve) -> Text:
     return Text(curve.label).append(f" ({curve.runs} runs)" if curve.runs > 1 else "", style="dim")
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three significant digits at least, and two decimals at most: 2.75, 12.9, 1,234."""
-    return f"{value:,.{_decimals(value)}f}"
+    return f"{value:,.{decimals(value)}f}"
 
 
-def _decimals(value: float) -> int:
+def decimals(value: float) -> int:
     return 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0

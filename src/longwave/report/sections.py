@@ -1,0 +1,140 @@
+"""What stands below one heading of a report: figures, a table, and what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import longwave.report.figures as draw
+from longwave.evaluation.results import PERPLEXITY
+from longwave.report.groups import Group
+from longwave.report.markup import Markup, element, join, scroll, table
+from longwave.report.plots import passkey_figure, perplexity_figure
+from longwave.report.provenance import made, made_training
+from longwave.report.sources import Training
+from longwave.report.svg import inline
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Arguments:
+        title: heading, and entry of the contents.
+        summary: sentences for the top of the page.
+        body: what is below the heading.
+    """
+
+    title: str
+    summary: Sequence[str]
+    body: Markup
+
+
+class Pen:
+    """Figures of one page: each with ids of its own, in a box that scrolls where the screen is narrow."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def figure(self, figure: Any, description: str, caption: str) -> Markup:
+        """`description` for those who do not see it, `caption` for all."""
+        self.count += 1
+        box = scroll(inline(figure, f"f{self.count}", description), label=f"Figure {self.count}")
+        return element("figure", box, element("figcaption", f"Figure {self.count}. {caption}"))
+
+
+def measured(group: Group, pen: Pen) -> Section:
+    original, labels = group.original_length, ", ".join(group.rows)
+    perplexity = group.schema == PERPLEXITY
+    lengths = f"{group.lengths[0]:,} to {group.lengths[-1]:,} tokens"
+    if perplexity:
+        figure = perplexity_figure(group.curves, original_length=original)
+        what, better = "Perplexity", "Lower is better"
+    else:
+        keys = "passkeys" if "passkey" in group.schema else "needles"
+        figure = passkey_figure(group.curves, original_length=original, what=keys)
+        what, better = f"Share of {keys} retrieved", "Higher is better"
+    caption = f"{what} against context length, with 95 % intervals. {better}."
+    parts = [
+        element("p", f"Trained length: {original:,} tokens. {_settings(group)}", class_="soft"),
+        pen.figure(figure, f"{what} at {lengths} for {labels}; the table below has the values.", caption),
+        _table(group, f"{what}, 95 % interval below; the best of each length in bold."),
+        *(_positions(group, pen) if perplexity else [_depths(group, pen)]),
+        *(made(source) for source in group.sources),
+    ]
+    return Section(group.title, group.summary(), join(*parts))
+
+
+def _settings(group: Group) -> str:
+    """The settings that all records of a group share, and of same-targets what it means for the columns."""
+    settings = group.sources[0].record["settings"]
+    shown = {key: "default" if value is None else f"{value:,}" if isinstance(value, int) else value
+             for key, value in settings.items()}  # fmt: skip
+    text = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in shown.items())
+    same = " Every length is scored on the same tokens." * (settings.get("protocol") == "same-targets")
+    return f"{text[:1].upper()}{text[1:]}.{same}"
+
+
+def _table(group: Group, caption: str) -> Markup:
+    head = [element("th", "row", scope="col")]
+    for length in group.lengths:
+        head.append(element("th", group.ratio(length), element("br"), f"{length:,}", scope="col"))
+    body = []
+    for curve in group.curves:
+        runs = f" ({curve.runs} runs)" if curve.runs > 1 else None
+        cells = [element("th", curve.label, runs, scope="row")]
+        for length in group.lengths:
+            value = group.values(length).get(curve.label)
+            if value is None:
+                cells.append(element("td", "–"))
+                continue
+            between = element("small", group.bounds(value)) if value.low != value.high else None
+            best = "best" if curve.label in group.best(length) else None
+            cells.append(element("td", group.text(value), between, class_=best))
+        body.append(element("tr", *cells))
+    return table(caption, head, body)
+
+
+def _positions(group: Group, pen: Pen) -> list[Markup]:
+    """Loss by position, a figure for each length that has it; the longest first, the others folded away."""
+    found = []
+    for length in reversed(group.lengths):
+        bins = {
+            label: entry["by_position"]
+            for label, runs in group.rows.items()
+            for entry in runs[0]["lengths"]
+            if entry["length"] == length and entry.get("by_position")
+        }
+        if bins:
+            several = any(len(group.rows[label]) > 1 for label in bins)
+            caption = f"Loss by position in windows of {length:,} tokens{', first run of each row' * several}."
+            figure = draw.by_position(bins, group.original_length)
+            found.append(pen.figure(figure, f"Loss by position at {length:,} tokens for {', '.join(bins)}.", caption))
+    if len(found) > 1:
+        found[1:] = [element("details", element("summary", "Loss by position at shorter lengths"), *found[1:])]
+    return found
+
+
+def _depths(group: Group, pen: Pen) -> Markup:
+    rows = {label: runs[0]["lengths"] for label, runs in group.rows.items() if runs[0]["lengths"][0]["by_depth"]}
+    if not rows:
+        return Markup()
+    several = " First run of each row." * any(len(runs) > 1 for runs in group.rows.values())
+    caption = f"Share retrieved in % by context length and depth, from the start (0) to the end (100).{several}"
+    return pen.figure(draw.heatmap(rows), f"Share retrieved by length and depth for {', '.join(rows)}.", caption)
+
+
+def trained(training: Training, pen: Pen) -> Section:
+    rows, tail = training.rows, training.rows[-10:]
+    mean = sum(row["loss"] for row in tail) / len(tail)
+    steps = f"{len(rows):,} steps" if len(rows) > 1 else "1 step"
+    tokens = f", {rows[-1]['tokens']:,} tokens" if "tokens" in rows[-1] else ""
+    losses = f"Loss {rows[0]['loss']:.3f} at the first step, {mean:.3f} as the mean of the last {len(tail)}."
+    summary = [f"{steps}{tokens}. {losses}"]
+    caption = (
+        "Loss and norms of the gradients before clipping, of each step at its own t (pale) and their running means; "
+        "learning rates."
+    )
+    figure = pen.figure(draw.training(rows), f"Training curves. {summary[0]}", caption)
+    return Section(f"Training · {training.path.parent.name}", summary, join(figure, made_training(training)))

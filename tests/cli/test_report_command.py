@@ -1,0 +1,92 @@
+"""`longwave report` from the command line, on what the other commands wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from longwave.cli.main import main
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def results(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a real record of each kind, of a random model, and files that are none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("".join(f"Line {i} of the book. " for i in range(60)))
+    common = ("--lengths", "2x,4x", "--methods", "none,ntk")
+    assert run("perplexity", plain, "--data", "book.txt", "--windows", 4, *common, "-o", "results/ppl") == 0
+    assert run("passkey", plain, "--trials", 4, *common, "-o", "results/deep/passkey") == 0
+    (tmp_path / "results" / "config.json").write_text('{"schema": "of somebody else"}')
+    (tmp_path / "results" / "broken.json").write_text("{")
+    return tmp_path / "results"
+
+
+def test_a_folder_with_a_training_run_and_a_model(
+    results: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"step": k, "loss": 3 - k / 10, "lr": 1e-4, "grad_norm": 1.0, "tokens": k} for k in range(1, 9)]
+    (results / "run").mkdir()
+    (results / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    hidden = results / ".hidden"
+    hidden.mkdir()
+    (hidden / "perplexity.json").write_text('{"schema": "longwave.perplexity/1"')
+    given = ("report", results, results / "ppl", "--model", trained, "--methods", "none,ntk@ceiling,clex")
+    assert run(*given, "--title", "A <b>title</b>", "-o", "pages/a.html") == 0
+    assert "written: pages/a.html" in capsys.readouterr().out
+    text = Path("pages/a.html").read_text()
+    assert "<h1>A &lt;b&gt;title&lt;/b&gt;</h1>" in text
+    headings = re.findall(r'<h2 id="s\d">(.*?)</h2>', text)
+    assert headings == ["Perplexity · same-targets · book.txt", "Passkey retrieval · short", "Training · run",
+                        "Frequencies · none, ntk, clex"]  # fmt: skip
+    assert text.count("What made it: results/ppl/perplexity.json") == 1
+    assert "2 records, 1 training run, 3 trajectories" in text
+
+
+def test_records_alone_and_an_output_that_exists(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("report", results / "ppl" / "perplexity.json", "-o", "a.html")
+    assert run(*given) == 0
+    before = Path("a.html").read_bytes()
+    assert run(*given, "--title", "other") == 1
+    assert "a.html exists. Choose another name or pass --overwrite." in capsys.readouterr().err
+    assert Path("a.html").read_bytes() == before
+    assert run(*given, "--title", "other", "--overwrite") == 0
+    assert "<title>other</title>" in Path("a.html").read_text()
+
+
+def test_a_plain_model_alone(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("report", "--model", plain) == 0
+    assert "Frequencies · none, linear, ntk, yarn" in Path("report.html").read_text()
+
+
+def test_what_cannot_be_shown_is_an_error(
+    results: Path, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (results / "ppl" / "cut.json").write_text((results / "ppl" / "perplexity.json").read_text()[:400])
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1\n')
+    for arguments, complaint in (
+        ([], "nothing to report"),
+        (["missing"], "missing does not exist"),
+        (["empty"], "folder empty holds no record"),
+        (["book.txt"], "book.txt is neither a record"),
+        ([results / "config.json"], "config.json has schema 'of somebody else'"),
+        ([results / "broken.json"], "broken.json is not valid JSON"),
+        ([results], "cut.json is not valid JSON"),
+        (["metrics.jsonl"], "metrics.jsonl is damaged"),
+        ([results / "deep", "-o", "page.pdf"], "must end in .html"),
+        ([results / "deep", "--methods", "ntk"], "Pass a model too"),
+        (["--model", plain, "--methods", "none,clex"], "clex needs trained weights"),
+        (["--model", plain, "--methods", "ntl"], "Did you mean 'ntk'?"),
+        (["--model", plain, "--methods", ","], "no methods given"),
+    ):
+        assert run("report", *arguments) == 1, arguments
+        assert complaint in " ".join(capsys.readouterr().err.split()), arguments
+    assert not list(tmp_path.glob("*.html"))

@@ -40,7 +40,8 @@ def test_defect_imported_but_undeclared():
         for name, path in imported_packages().items()
         if name not in sys.stdlib_module_names | {"longwave"}
     }
-    missing = {n: p.name for n, p in foreign.items() if n not in declared and implied.get(n) not in declared}
+    known = declared | {requirement_name(r) for r in PROJECT["optional-dependencies"]["eval"]}
+    missing = {n: p.name for n, p in foreign.items() if n not in known and implied.get(n) not in known}
     assert not missing
     unused = declared - set(foreign) - {"accelerate"}  # accelerate: the Trainer refuses to start without it
     assert not unused
@@ -56,5 +57,7 @@ def test_transformers_from_the_version_that_was_tested():
 
 def test_constraints_pin_every_dependency():
     pins = {requirement_name(line) for line in (ROOT / "constraints.txt").read_text("utf-8").split() if "==" in line}
-    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+    wanted = (
+        PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"] + PROJECT["optional-dependencies"]["eval"]
+    )
     assert {requirement_name(r) for r in wanted} <= pins

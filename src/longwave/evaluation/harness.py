@@ -1,0 +1,209 @@
+"""`--model longwave` for the Language Model Evaluation Harness (lm-eval).
+
+lm-eval looks for models in its own package only. `python -m longwave.evaluation.harness` is its command line
+with this one registered; in Python, importing this module registers it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils_hf import get_dtype
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils.logging import tqdm
+
+from longwave.adapter import is_trained, load
+from longwave.attach import extend, set_length
+from longwave.evaluation.lengths import max_length_of, original_length_of
+from longwave.evaluation.tasks.truncation import truncate_middle
+from longwave.generation import rotaries_of
+from longwave.methods import parse_method
+
+TRUNCATIONS = ("left", "middle")
+FACTOR = 8  # of `method` without `to`
+# Other ways to get a model than longwave.load: they would be ignored.
+NOT_OURS = (
+    "backend", "trust_remote_code", "parallelize", "max_memory_per_gpu", "max_cpu_memory", "offload_folder", "tp_plan",
+    "peft", "delta", "autogptq", "gptqmodel", "gguf_file", "subfolder",
+)  # fmt: skip
+
+
+@register_model("longwave")
+class LongwaveLM(HFLM):
+    """Any model that `longwave.load` reads, each request at the t of its own length.
+
+    A log-likelihood request of n tokens is read at t(n), whatever else is scored with it: `HFLM` pads a batch on
+    the right without a mask, which would give all rows the t of the longest, so that here only requests of equal
+    length share a forward. A generation runs under the policy `fit`: at t of its own prompt and the tokens that
+    may follow. `factor` puts one t in place of both.
+
+    Answers of a multiple-choice question that differ in length are read at different t where the schedule is
+    `@continuous`. A `factor`, or `@ceiling`, puts them on one.
+
+    Arguments:
+        pretrained: a folder, a name on the Hugging Face hub, or a model (a plain one is extended in place by
+            `method`, and stays it).
+        method: `METHOD[@SCHEDULE]` for a plain model.
+        to: longest text in tokens, for `method`; default 8 times the trained length.
+        factor: t of every request. Texts beyond factor·L are then out of what it was made for: set `max_length`.
+        truncate: what prompts of generation lose that are too long: `left`, their start, as in lm-eval, or `middle`,
+            as LongBench does. Log-likelihood requests always lose their start.
+        max_length: longest text in tokens, default the extended model's maximum.
+        dtype, device, revision, attn_implementation: for loading; dtype `auto` is as stored.
+        arguments: further ones of `HFLM`: `batch_size`, `add_bos_token`, `prefix_token_id`, ...
+
+    Raises:
+        ValueError: for arguments that do not fit the model, or that `HFLM` has and this model does not.
+
+    Source: github.com/EleutherAI/lm-evaluation-harness, lm_eval/models/huggingface.py of version 0.4.13.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | Path | PreTrainedModel,
+        *,
+        method: str | None = None,
+        to: int | None = None,
+        factor: float | None = None,
+        truncate: str = "left",
+        max_length: int | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str | None = None,
+        revision: str = "main",
+        attn_implementation: str | None = None,
+        **arguments: Any,
+    ) -> None:
+        _refuse_others(arguments)
+        if truncate not in TRUNCATIONS:
+            raise ValueError(f"unknown truncate {truncate!r}. Available: {', '.join(TRUNCATIONS)}.")
+        if device is None:
+            device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+        self.truncate, self._scored = truncate, 1
+        self._how: dict[str, Any] = {"dtype": get_dtype(dtype), "revision": revision}
+        if attn_implementation is not None:
+            self._how["attn_implementation"] = attn_implementation
+        source = str(pretrained) if isinstance(pretrained, Path) else pretrained
+        super().__init__(source, device=device, revision=revision, max_length=max_length, **arguments)
+        _extend(self.model, method, to)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        limit = max_length_of(self.model)
+        if max_length is not None and limit is not None and max_length > limit:
+            raise ValueError(f"max_length {max_length} is beyond the model's maximum of {limit} tokens. Lower it.")
+        if factor is not None:
+            set_length(self.model, "fixed", factor)
+
+    def _get_config(self, pretrained: str, **_: Any) -> None:
+        """The model brings its config along, in whichever format the folder is."""
+        self._model = load(pretrained, **self._how).to(self._device)
+        self._config = self._model.config
+
+    def _create_model(self, *_: Any, **__: Any) -> None:
+        """Nothing: `_get_config`, which is called before, has loaded it."""
+
+    @property
+    def max_length(self) -> int:
+        """The longest text, prompt and answer together: as asked for, or all that the extension reaches."""
+        reach = [rotary.max_length for rotary in rotaries_of(self.model)]
+        return self._max_length or (min(reach) if reach else super().max_length)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """`HFLM`'s, for requests of one length at a time: no row is padded."""
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for index, (_, context, continuation) in enumerate(requests):
+            by_length[min(len(context) + len(continuation) - 1, self.max_length)].append(index)
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="log-likelihoods") as bar:
+            for _, rows in sorted(by_length.items(), reverse=True):  # the longest first: what does not fit fails now
+                alike = [requests[row] for row in rows]
+                self._scored = max(len(continuation) for *_, continuation in alike)
+                if self.batch_size == "auto" and override_bs is None:
+                    override_bs = self._detect_batch_size(alike)
+                found = super()._loglikelihood_tokens(alike, disable_tqdm=True, override_bs=override_bs)
+                for row, answer in zip(rows, found, strict=True):
+                    answers[row] = answer
+                bar.update(len(rows))
+        return answers
+
+    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """Logits of the last tokens, which alone are scored: of all tokens of a long text they fill the memory."""
+        keep: dict[str, Any] = {"logits_to_keep": self._scored} if self._keeps_logits else {}
+        cast = self.mixed_precision_dtype
+        with torch.no_grad(), torch.autocast(self.device.type, dtype=cast, enabled=cast is not None):
+            return self.model(inps, use_cache=False, **keep).logits[:, -self._scored :]
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """`HFLM`'s, after prompts that are too long lost their middle, if `truncate` says so."""
+        if self.truncate == "middle" and left_truncate_len is not None:
+            # Special tokens stay: those in the text are a chat template's. `HFLM` adds its own, which need room.
+            encode = partial(self.tok_encode, add_special_tokens=False)
+            decode = partial(self.tok_decode, skip_special_tokens=False)
+            room = left_truncate_len - len(self.tok_encode(""))
+            strings = [truncate_middle(text, encode, decode, room) for text in strings]
+        return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
+
+
+def _refuse_others(arguments: dict[str, Any]) -> None:
+    """Arguments that `HFLM` would swallow without effect."""
+    known = inspect.signature(HFLM.__init__).parameters
+    for name, value in list(arguments.items()):
+        if name in NOT_OURS:
+            if value:
+                raise ValueError(f"the model longwave has no {name}: longwave.load reads the model. Leave it out.")
+            del arguments[name]
+        elif name not in known:
+            names = [*inspect.signature(LongwaveLM.__init__).parameters, *(set(known) - set(NOT_OURS))]
+            close = difflib.get_close_matches(name, names, 1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ValueError(f"the model longwave has no argument {name!r}.{hint}")
+
+
+def _extend(model: PreTrainedModel, method: str | None, to: int | None) -> None:
+    """Put `method` on a plain model; a model with an extension of its own takes none."""
+    if rotaries_of(model):
+        if method is not None or to is not None:
+            raise ValueError("the model has its own extension. method and to are for plain models: leave them out.")
+        if not is_trained(model):
+            raise ValueError("the model's extension is not trained yet. Run `longwave train` first.")
+        return
+    if method is None:
+        if to is not None:
+            raise ValueError("to says how far a method is to reach: give one, for example method=yarn.")
+        return
+    spec, _ = parse_method(method)
+    if spec.trained:
+        raise ValueError(f"{spec.name} needs trained weights. Run `longwave train` first, or take ntk or yarn.")
+    original = original_length_of(model)
+    if to is not None and to < original:
+        raise ValueError(f"to={to} is less than the {original} tokens that the model was trained for.")
+    extend(model, method, max_factor=FACTOR if to is None else to / original)
+
+
+def main() -> None:
+    """lm-eval's own command line."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

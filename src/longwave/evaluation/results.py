@@ -17,7 +17,8 @@ from longwave import io
 from longwave.evaluation.statistics import Interval, paired_bootstrap, wilson
 
 PERPLEXITY, PASSKEY, NEEDLE = "longwave.perplexity/1", "longwave.passkey/1", "longwave.needle/1"
-KNOWN = (PERPLEXITY, PASSKEY, NEEDLE)
+KNOWN = (PERPLEXITY, PASSKEY, NEEDLE)  # by length
+TASKS = "longwave.tasks/1"
 COMMON = ("schema", "model", "original_length", "rows", "versions", "command")
 Record = dict[str, Any]
 
@@ -35,10 +36,10 @@ def record(
     """A complete record of one evaluation.
 
     Arguments:
-        schema: `PERPLEXITY`, `PASSKEY` or `NEEDLE`.
+        schema: `PERPLEXITY`, `PASSKEY`, `NEEDLE` or `TASKS`.
         model: `path`, and what else identifies it.
         settings: protocol and its numbers.
-        rows: a row for each method: `Subject.to_json()` and `lengths`.
+        rows: a row for each method, `Subject.to_json()` and `lengths`; or for each task and metric.
         data: SHA-256 of each data file.
         seed: of random draws, None where nothing is drawn.
     """
@@ -66,7 +67,7 @@ def write(path: Path | str, value: Record, *, overwrite: bool = False) -> Path:
 
 
 def read(path: Path | str, schema: str | None = None) -> Record:
-    """Read a record; a `ValueError` for a file that is none, or not of `schema` (None: any of ours)."""
+    """Read a record; a `ValueError` for a file that is none, or not of `schema` (None: any by length)."""
     value = io.read_json(path)
     if not isinstance(value, dict) or any(key not in value for key in COMMON):
         raise ValueError(f"{path} is not a record of longwave: it lacks some of {', '.join(COMMON)}.")

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 
+from longwave.evaluation.results import TASKS
 from longwave.report.groups import grouped
 from longwave.report.markup import Markup, element, join
-from longwave.report.sections import Pen, Section, measured, trained
+from longwave.report.sections import Pen, Section, measured, scored, trained
 from longwave.report.sources import Source, Training
 from longwave.report.spectrum import spectrum
 from longwave.trajectory import Trajectory
@@ -39,7 +40,9 @@ def page(
         ValueError: if there is nothing to show.
     """
     pen = Pen()
-    sections = [measured(group, pen) for group in grouped(sources)]
+    by_length = [source for source in sources if source.record["schema"] != TASKS]
+    sections = [measured(group, pen) for group in grouped(by_length)]
+    sections += [scored(source) for source in sources if source not in by_length]
     sections += [trained(training, pen) for training in trainings]
     if trajectories:
         sections.append(spectrum(trajectories, pen))

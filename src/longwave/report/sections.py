@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import longwave.report.figures as draw
@@ -12,8 +13,9 @@ from longwave.report.groups import Group
 from longwave.report.markup import Markup, element, join, scroll, table
 from longwave.report.plots import passkey_figure, perplexity_figure
 from longwave.report.provenance import made, made_training
-from longwave.report.sources import Training
+from longwave.report.sources import Source, Training
 from longwave.report.svg import inline
+from longwave.report.tables import score_text
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,22 @@ def _depths(group: Group, pen: Pen) -> Markup:
     several = " First run of each row." * any(len(runs) > 1 for runs in group.rows.values())
     caption = f"Share retrieved in % by context length and depth, from the start (0) to the end (100).{several}"
     return pen.figure(draw.heatmap(rows), f"Share retrieved by length and depth for {', '.join(rows)}.", caption)
+
+
+def scored(source: Source) -> Section:
+    """The tasks of one record."""
+    rows, name = source.record["rows"], Path(str(source.record["model"].get("path", source.path))).name
+    head = [element("th", title, scope="col", class_="text") for title in ("task", "metric")]
+    head += [element("th", title, scope="col") for title in ("value", "samples")]
+    body = []
+    for row in rows:
+        cells = (element("td", row["metric"], class_="text"), element("td", score_text(row)))
+        body.append(element("tr", element("th", row["task"], scope="row"), *cells, element("td", str(row["samples"]))))
+    caption = "Value of each metric ± its standard error over samples."
+    summary = [f"{row['task']}: {score_text(row)} {row['metric']}." for row in rows[:5]]
+    if len(rows) > 5:
+        summary.append(f"And {len(rows) - 5} more.")
+    return Section(f"Tasks · {name}", summary, join(table(caption, head, body), made(source)))
 
 
 def trained(training: Training, pen: Pen) -> Section:

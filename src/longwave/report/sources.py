@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from longwave import io
-from longwave.evaluation.results import NEEDLE, PASSKEY, PERPLEXITY, Record, read
+from longwave.evaluation.results import NEEDLE, PASSKEY, PERPLEXITY, TASKS, Record, read
 
-KINDS = {PERPLEXITY: "Perplexity", PASSKEY: "Passkey retrieval", NEEDLE: "Needle retrieval"}
+KINDS = {PERPLEXITY: "Perplexity", PASSKEY: "Passkey retrieval", NEEDLE: "Needle retrieval", TASKS: "Tasks"}
 METRICS = ("grad_norm", "field_grad_norm", "lr", "field_lr", "tokens")
 OURS = re.compile(r'"schema"\s*:\s*"longwave\.')
+SCORE = ("task", "metric", "value", "samples")
 ROW = ("label", "method", "schedule", "max_factor", "log_n", "own", "lengths")
 PERPLEXITY_ENTRY = ("length", "factor", "windows", "ppl", "interval", "ends", "nll", "tokens")
 RETRIEVAL_ENTRY = ("length", "factor", "trials", "rate", "interval", "by_depth", "correct")
@@ -65,6 +66,10 @@ def read_source(path: Path) -> Source:
             raise ValueError(f"{path} is damaged: its {key} must be an object. Measure it again.")
     _numbers(record, ("original_length",), path)
     for row in _list(record["rows"], path, "rows"):
+        if schema == TASKS:
+            _require(row, SCORE, path, "a row")
+            _numbers(row, [name for name in ("value", "stderr") if row.get(name) is not None], path)
+            continue
         _require(row, ROW, path, "a row")
         for entry in _list(row["lengths"], path, "lengths"):
             _check_entry(entry, schema, path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -36,6 +37,24 @@ def passkey_table(curves: Sequence[Curve], original_length: int) -> Table:
             cells.append(Text(f"{100 * value.value:.0f} %").append(interval, style="dim"))
         table.add_row(*cells)
     return table
+
+
+def tasks_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each task and metric: its value ± standard error, over how many samples."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for name in ("task", "metric"):
+        table.add_column(name)
+    for name in ("value", "samples"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row["task"], row["metric"], score_text(row), str(row["samples"]))
+    return table
+
+
+def score_text(row: Mapping[str, Any]) -> str:
+    """The value of a task ± its standard error, as far as it has them."""
+    error = "" if row.get("stderr") is None else f" ±{row['stderr']:.3f}"
+    return "–" if row["value"] is None else f"{row['value']:.3f}{error}"
 
 
 def ratio_text(length: int, original_length: int) -> str:

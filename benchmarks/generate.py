@@ -29,7 +29,7 @@ from longwave.caches import FILLED_AT
 from longwave.io import versions, write_json
 
 SIZES = {
-    "full": {"hidden_size": 896, "intermediate_size": 2432, "num_hidden_layers": 12, "num_attention_heads": 14,
+    "full": {"hidden_size": 896, "intermediate_size": 5120, "num_hidden_layers": 6, "num_attention_heads": 14,
              "num_key_value_heads": 2, "vocab_size": 8192},
     "small": {"hidden_size": 448, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 14,
               "num_key_value_heads": 2, "vocab_size": 512},

@@ -197,11 +197,11 @@ def test_plot_of_two_models_and_of_two_runs(
     assert run("plot", tmp_path / "a", tmp_path / "a") == 0
     assert "ntk (2 runs)" in capsys.readouterr().out
     for arguments, message in (
-        ([tmp_path / "a", tmp_path / "c"], "the records differ in their settings and cannot be compared"),
+        ([tmp_path / "a", tmp_path / "c"], "the records differ in their settings (protocol same-targets and overlap)"),
         ([tmp_path / "a", "-o", picture], "both.png exists"),
         ([tmp_path / "a", "-o", tmp_path / "x.bmp"], "must end in .png, .pdf or .svg"),
         ([tmp_path / "absent"], "absent does not exist"),
-        ([tmp_path], "none of perplexity.json, passkey.json, needle.json"),
+        ([tmp_path], "holds no record"),
         ([book], "is not valid JSON"),
     ):
         assert run("plot", *arguments) == 1

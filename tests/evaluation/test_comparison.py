@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from longwave.cli.main import main
 from longwave.evaluation.cells import fingerprint
@@ -83,9 +84,13 @@ def test_equal_names_are_runs(
 ) -> None:
     other = shutil.copytree(plain, tmp_path / "other")
     arguments = ("--data", book, "--suite", suite, "--methods", "ntk", "-o", tmp_path / "out")
+    assert run("compare", f"a={plain}", f"a={other}", *arguments) == 1
+    assert "are the same model, and runs of a must differ" in capsys.readouterr().err
+    weights = load_file(other / "model.safetensors")
+    save_file({name: 1.1 * tensor for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
     assert run("compare", f"a={plain}", f"a={other}", *arguments) == 0
     assert "ntk (2 runs)" in capsys.readouterr().out
-    assert len(cells(tmp_path / "out")) == 4  # equal models: the second run is the first
+    assert len(cells(tmp_path / "out")) == 8
 
 
 def test_nothing_finished_is_computed_again(
@@ -100,7 +105,7 @@ def test_nothing_finished_is_computed_again(
     assert len(before) == 8 and len(after) == 12 and before.items() <= after.items()
     assert "8 of 12 cells were finished before" in capsys.readouterr().err
     assert run(*common, "--methods", "none") == 1
-    assert "holds other rows" in capsys.readouterr().err
+    assert "rows that this command does not measure, or not alike (ntk, yarn)" in capsys.readouterr().err
     assert run(*common, "--methods", "none", "--overwrite") == 0
     book.write_text(book.read_text() + "One more line. " * 9)  # other data, other cells; passkeys read none
     assert run(*common, "--methods", "none", "--overwrite") == 0
@@ -165,6 +170,7 @@ def test_suites_of_longwave_are_valid() -> None:
         ("- [", "is not YAML"),
         ("- perplexty: {}", "item 1: unknown evaluation 'perplexty'. Did you mean 'perplexity'?"),
         ("- perplexity: {window: 4}", "item 1: unknown setting of perplexity 'window'. Did you mean 'windows'?"),
+        ("- perplexity: {windows: many}", "item 1: windows of perplexity must be a whole number, got 'many'"),
         ("- perplexity: 4", "perplexity takes settings such as"),
         ("- perplexity: {}\n  passkey: {}", "item 1 must name one evaluation"),
         ("- perplexity\n- perplexity: {windows: 4}", "two evaluations called 'perplexity'"),

@@ -92,7 +92,7 @@ def test_grids_of_lengths_and_depths() -> None:
     assert curves([one])[0].values[0].value == 0.75
     with pytest.raises(ValueError, match=r"records of longwave.perplexity/1 have no depths"):
         grids([perplexity_record()])
-    with pytest.raises(ValueError, match="differ in their original_length"):
+    with pytest.raises(ValueError, match="differ in their original length"):
         grids([one, {**one, "original_length": 64}])
 
 
@@ -101,7 +101,7 @@ def test_grids_of_lengths_and_depths() -> None:
     [("settings", {"protocol": "overlap"}), ("original_length", 64), ("data", {"a/book.txt": "60"})],
 )
 def test_what_is_not_comparable_is_not_shown_together(key: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"the records differ in their {key}"):
+    with pytest.raises(ValueError, match=f"the records differ in their {key.replace("_", " ")}"):
         curves([perplexity_record(), perplexity_record(**{key: value})])
 
 

@@ -40,7 +40,7 @@ def test_local_samples(plain: Path, samples: Path, tmp_path: Path, capsys: pytes
     assert found["settings"]["max_length"] == 256
     assert run("report", out, "-o", tmp_path / "report.html") == 0
     page = (tmp_path / "report.html").read_text()
-    assert "Tasks · plain" in page and "passkey: 0.000 ±0.000" in page
+    assert "Tasks · plain" in page and "passkey: 0.000 exact_match" in page
     assert run(*arguments) == 1
     assert "is not empty" in capsys.readouterr().err
 

@@ -76,15 +76,18 @@ def measure(comparison: Comparison, *, overwrite: bool, as_json: bool, model: st
         note = f"{done} of {all_of_them} cells were finished before"
         Console(stderr=True).print(note, highlight=False)
     if missing:
-        with evaluating.progress(comparison.cost()) as start:
-            comparison.run(start)
+        try:
+            with evaluating.progress(comparison.cost()) as start:
+                comparison.run(start)
+        except KeyboardInterrupt:
+            kept = all_of_them - len(comparison.missing())
+            typer.echo(f"interrupted; the same command goes on, {kept} of {all_of_them} cells are kept", err=True)
+            raise typer.Exit(130) from None
     records = comparison.records()
     for name, record in records.items():
-        about = ", ".join(f"{key} {value}" for key, value in record["settings"].items() if value is not None)
         evaluating.write_and_show(
-            record, comparison.folder, heading=f"{name}: {about}", about=about, overwrite=True, as_json=False,
-            name=name, quiet=as_json,
-        )  # fmt: skip
+            record, comparison.folder, whose=name, overwrite=True, as_json=False, name=name, quiet=as_json
+        )
     page = _report(comparison, model)
     if as_json:
         print_json(records)
@@ -118,5 +121,13 @@ def _refuse_other_rows(comparison: Comparison, overwrite: bool) -> None:
     keys = {cell.key for cell in comparison.cells}
     for step in comparison.steps:
         path = comparison.folder / f"{step.name}.json"
-        if path.exists() and not overwrite and not set(read(path).get("cells", [""])) <= keys:
-            raise ValueError(f"{path} holds other rows. Choose another --output, or pass --overwrite to replace it.")
+        if not path.exists() or overwrite:
+            continue
+        found = read(path)
+        rows = zip(found.get("cells", ()), found["rows"], strict=False)
+        lost = [row["label"] for key, row in rows if key not in keys] if "cells" in found else ["another command's"]
+        if lost:
+            raise ValueError(
+                f"{path} has rows that this command does not measure, or not alike ({', '.join(lost)}). Choose another "
+                "--output, or pass --overwrite to replace the table; cells stay."
+            )

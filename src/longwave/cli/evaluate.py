@@ -32,11 +32,8 @@ def evaluate(
     """Run a suite of evaluations on one model.
 
     quick: perplexity of the same targets, passkeys. standard: more of both, perplexity by stride, and windows
-    shorter than the trained length, where nothing may be lost. A YAML file lists evaluations with their settings:
-
-    - perplexity: {protocol: stride, windows: 64}
-      name: perplexity-stride
-      lengths: 1x,2x,4x
+    shorter than the trained length, where nothing may be lost. A YAML file lists evaluations with their settings,
+    see docs/evaluating.md.
 
     Writes JSON and PNG for each evaluation, and report.html. An interrupted run goes on where it was when it is
     started again.

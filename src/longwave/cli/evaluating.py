@@ -161,6 +161,7 @@ class View:
         plot: (rows, path, original_length, title, subtitle) -> path.
         tables: (rows, original_length) -> Rich tables.
         title: of its plots.
+        interval: what stands beside values in its tables.
     """
 
     name: str
@@ -168,6 +169,7 @@ class View:
     plot: Callable[..., Path]
     tables: Callable[[list[Any], int], list[Any]]
     title: str
+    interval: str = ""
 
 
 def view(schema: str) -> View:
@@ -180,23 +182,45 @@ def view(schema: str) -> View:
         return View("needle", grids, heatmap.plot_needle, every, "Needles retrieved by length and depth, per cent")
     if schema == PERPLEXITY:
         one = lambda rows, original: [tables.perplexity_table(rows, original)]  # noqa: E731
-        return View("perplexity", curves, plots.plot_perplexity, one, "Perplexity by context length")
+        return View(
+            "perplexity", curves, plots.plot_perplexity, one, "Perplexity by context length",
+            ", ± half of the 95 % interval",
+        )  # fmt: skip
     one = lambda rows, original: [tables.passkey_table(rows, original)]  # noqa: E731
-    return View("passkey", curves, plots.plot_passkey, one, "Passkey retrieval by context length")
+    return View(
+        "passkey", curves, plots.plot_passkey, one, "Passkey retrieval by context length", ", with 95 % interval"
+    )
+
+
+def about(found: dict[str, Any]) -> str:
+    """What was measured, in words: protocol or prompts, and how many of them."""
+    settings, entries = found["settings"], found["rows"][0]["lengths"]
+    if "trials" in settings:
+        return f"{settings['trials']} trials at {min(settings['depths'], settings['trials'])} depths for each length"
+    windows = min(entry["windows"] for entry in entries)
+    what = {
+        "same-targets": f"last {settings['targets']} tokens",
+        "truncate": "starts of documents",
+        "chunked-cache": f"chunks of {settings.get('chunk')} tokens through a cache",
+    }.get(settings["protocol"], f"protocol {settings['protocol']} every {settings['stride']} tokens")
+    return f"{what}, {windows} window{'s' if windows > 1 else ''}"
 
 
 def write_and_show(
     found: dict[str, Any],
     folder: Path,
     *,
-    heading: str,
-    about: str,
+    whose: str,
     overwrite: bool,
     as_json: bool,
     name: str | None = None,
     quiet: bool = False,
 ) -> None:
-    """Write NAME.json and NAME.png; print tables, with `as_json` the record, if `quiet` nothing."""
+    """Write NAME.json and NAME.png; print tables, with `as_json` the record, if `quiet` nothing.
+
+    Arguments:
+        whose: the model's name, or that of a comparison.
+    """
     from rich.console import Console
 
     from longwave.cli.options import print_json
@@ -206,17 +230,32 @@ def write_and_show(
     folder.mkdir(parents=True, exist_ok=True)
     path = write(folder / f"{name or how.name}.json", found, overwrite=overwrite)
     rows, original = how.group([found]), found["original_length"]
-    subtitle = about if found["schema"] == NEEDLE else f"{about} · bands: 95 % interval"
+    what = f"{whose}: {about(found)}"
+    subtitle = what if found["schema"] == NEEDLE else f"{what} · bands: 95 % interval"
     picture = how.plot(rows, path.with_suffix(".png"), original_length=original, title=how.title, subtitle=subtitle)
     if as_json:
         print_json(found)
     if as_json or quiet:
         return
     console = Console()
-    console.print(heading, highlight=False, soft_wrap=True)
+    console.print(f"{how.title}, {what}{how.interval}", highlight=False, soft_wrap=True)
     for table in how.tables(rows, original):
         console.print(table)
-    console.print(f"written: {path} {picture}", highlight=False, soft_wrap=True)
+    pictures = [picture, *_along(found, path)]
+    console.print(f"written: {path} {' '.join(map(str, pictures))}", highlight=False, soft_wrap=True)
+
+
+def _along(found: dict[str, Any], path: Path) -> list[Path]:
+    """A figure of the loss by position at the longest length, if the record has it."""
+    from longwave.report.figures import by_position
+
+    last = {row["label"]: max(row["lengths"], key=lambda entry: entry["length"]) for row in found["rows"]}
+    bins = {label: entry["by_position"] for label, entry in last.items() if entry.get("by_position")}
+    if not bins:
+        return []
+    picture = path.with_name(f"{path.stem}-by-position.png")
+    by_position(bins, found["original_length"]).savefig(picture)
+    return [picture]
 
 
 def short(path: str) -> str:

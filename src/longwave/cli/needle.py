@@ -77,8 +77,4 @@ def needle(
     found = record(
         NEEDLE, model=loaded.about, data=hashes, settings=settings, original_length=original, rows=rows, seed=seed
     )
-    about = f"{evaluating.short(model)}: {trials} trials at {depths} depths"
-    evaluating.write_and_show(
-        found, folder, heading=f"Needles retrieved, {about} for each length",
-        about=about, overwrite=overwrite, as_json=as_json,
-    )  # fmt: skip
+    evaluating.write_and_show(found, folder, whose=evaluating.short(model), overwrite=overwrite, as_json=as_json)

@@ -64,8 +64,4 @@ def passkey(
                 rows.append({**subject.to_json(), "lengths": [entry.to_json() for entry in result.lengths]})
     settings = {"template": template, "trials": trials, "depths": depths}
     found = record(PASSKEY, model=loaded.about, settings=settings, original_length=original, rows=rows, seed=seed)
-    about = f"{evaluating.short(model)}: {trials} trials at {depths} depths"
-    evaluating.write_and_show(
-        found, folder, heading=f"Passkeys retrieved, {about}, with 95 % interval",
-        about=about, overwrite=overwrite, as_json=as_json,
-    )  # fmt: skip
+    evaluating.write_and_show(found, folder, whose=evaluating.short(model), overwrite=overwrite, as_json=as_json)

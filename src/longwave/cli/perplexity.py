@@ -101,14 +101,4 @@ def perplexity(
     if protocol == "chunked-cache":
         settings["chunk"] = asked["chunk"]
     found = record(PERPLEXITY, model=loaded.about, data=hashes, settings=settings, original_length=original, rows=rows)
-    scored = min(len(plan.ends) for plan in plans)
-    what = {
-        "same-targets": f"last {targets} tokens",
-        "truncate": "starts of documents",
-        "chunked-cache": f"chunks of {asked['chunk']} tokens through a cache",
-    }.get(protocol, f"protocol {protocol} every {stride} tokens")
-    about = f"{evaluating.short(model)}: {what}, {scored} windows"
-    evaluating.write_and_show(
-        found, folder, heading=f"Perplexity, {about}, ± half of the 95 % interval",
-        about=about, overwrite=overwrite, as_json=as_json,
-    )  # fmt: skip
+    evaluating.write_and_show(found, folder, whose=evaluating.short(model), overwrite=overwrite, as_json=as_json)

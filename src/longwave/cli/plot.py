@@ -7,10 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from longwave.cli.options import Overwrite
-
-NAMES = ("perplexity.json", "passkey.json", "needle.json")
-
 
 def plot(
     records: Annotated[
@@ -26,7 +22,7 @@ def plot(
     force: Annotated[
         bool, typer.Option("--force", help="Also what cannot be compared: other protocols, texts, windows.")
     ] = False,
-    overwrite: Overwrite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
     """Draw results together: a line for each row, runs of equal names as mean and interval.
 
@@ -63,12 +59,12 @@ def plot(
 
 def _read(argument: str) -> dict[str, Any]:
     """A record, its rows renamed where a name is given."""
-    from longwave.evaluation.results import read
+    from longwave.report.sources import read_source
 
     name, separator, path = argument.partition("=")
     if not separator or Path(argument).exists():
         name, path = "", argument
-    record = read(_file(Path(path)))
+    record = read_source(_file(Path(path))).record
     if name:
         rows = record["rows"]
         for row in rows:
@@ -77,12 +73,14 @@ def _read(argument: str) -> dict[str, Any]:
 
 
 def _file(path: Path) -> Path:
+    from longwave.report.sources import is_ours
+
     if not path.exists():
-        raise ValueError(f"record {path} does not exist. Give {', '.join(NAMES)}, or its folder.")
+        raise ValueError(f"record {path} does not exist. Give a file such as perplexity.json, or its folder.")
     if path.is_file():
         return path
-    inside = [path / name for name in NAMES if (path / name).is_file()]
+    inside = [file for file in sorted(path.glob("*.json")) if is_ours(file)]
     if len(inside) != 1:
-        what = f"{' and '.join(file.name for file in inside)}: name one" if inside else f"none of {', '.join(NAMES)}"
+        what = f"{', '.join(file.name for file in inside)}: name one" if inside else "no record"
         raise ValueError(f"folder {path} holds {what}.")
     return inside[0]

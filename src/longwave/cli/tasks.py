@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from longwave.cli.evaluating import Device, Dtype, Results
+from longwave.cli.evaluating import Device, Dtype
 from longwave.cli.generating import Method, To
 from longwave.cli.options import Json, Model, Overwrite, Seed
 
@@ -40,7 +40,9 @@ def tasks(
         float | None, typer.Option("--factor", metavar="T", help="One t for all requests; default each its own.")
     ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")] = False,
-    output: Results = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder for tasks.json; default tasks-MODEL.")
+    ] = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,
     as_json: Json = False,

@@ -61,7 +61,9 @@ def fingerprint(model: str) -> dict[str, str]:
     try:
         revision = getattr(AutoConfig.from_pretrained(model), "_commit_hash", None)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot find a model {model}: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"there is no folder {model}, and no such model on a hub: {str(error).splitlines()[0]}"
+        ) from None
     return {model: str(revision)}
 
 
@@ -79,7 +81,6 @@ class Store:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder) / FOLDER
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, cell: Cell) -> Path:
         return self.folder / f"{cell.key}.json"
@@ -97,6 +98,7 @@ class Store:
     @contextmanager
     def claim(self, cell: Cell) -> Iterator[bool]:
         """Within, the cell is this process's to compute; False if another one has it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.folder / f"{cell.key}.lock", blocking=False)
         try:
             lock.acquire()

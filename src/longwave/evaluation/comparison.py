@@ -113,6 +113,7 @@ class Comparison:
     def cells(self) -> list[Cell]:
         """All cells, model by model."""
         found, identities = [], {path: fingerprint(path) for path in {each.path for each in self.candidates}}
+        self._refuse_copies(identities)
         for candidate in self.candidates:
             for spec in candidate.specs:
                 for step in self.steps:
@@ -128,6 +129,18 @@ class Comparison:
                     label = self._label(candidate, spec)
                     found.append(Cell(label, candidate.path, spec, step.name, depends))
         return found
+
+    def _refuse_copies(self, identities: Mapping[str, dict[str, str]]) -> None:
+        """Runs of one name must be different ones: a copy would count twice and narrow the interval."""
+        known: dict[tuple[str, str], str] = {}
+        for each in self.candidates:
+            key = each.name, str(identities[each.path])
+            if key in known:
+                raise ValueError(
+                    f"{known[key]} and {each.path} are the same model, and runs of {each.name} must differ. "
+                    "Leave one out, or give them different names."
+                )
+            known[key] = each.path
 
     def _label(self, candidate: Candidate, spec: str) -> str:
         """The method where one model is measured, the name where each has one method, else both."""

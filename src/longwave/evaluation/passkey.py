@@ -160,6 +160,7 @@ class Prompts:
     def trials(self, length: int, count: int, depths: int, seed: int) -> list[Trial]:
         """`count` trials with random keys, spread evenly over `depths` depths from 0 to 1."""
         draw = random.Random(f"{seed}/{length}")
+        depths = min(depths, count)  # or the end of the text would never be asked for
         places = [i / (depths - 1) if depths > 1 else 0.5 for i in range(depths)]
         return [self.trial(length, f"{draw.randrange(10**5):05d}", places[i % depths]) for i in range(count)]
 

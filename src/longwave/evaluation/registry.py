@@ -100,10 +100,15 @@ class Evaluation:
     recorded: Callable[[Inputs, Mapping[str, Any]], dict[str, Any]] = lambda _, settings: _without(settings, "seed")
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All settings, `given` ones in place of defaults; an unknown one is a `ValueError`."""
-        for name in given:
+        """All settings, `given` ones in place of defaults; a `ValueError` for an unknown one or one of another type."""
+        for name, value in given.items():
             if name not in self.defaults:
                 raise ValueError(unknown(f"setting of {self.name}", name, self.defaults))
+            default = self.defaults[name]
+            kind = int if default is None else type(default)  # None stands for a number to be found
+            if type(value) is not kind and not (value is None and default is None):
+                wanted = "a whole number" if kind is int else "text"
+                raise ValueError(f"{name} of {self.name} must be {wanted}, got {value!r}.")
         return {**self.defaults, **given}
 
 

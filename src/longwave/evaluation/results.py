@@ -162,8 +162,13 @@ def _runs(records: list[Record], mixed: bool) -> dict[str, list[list[dict[str, A
     if not records:
         raise ValueError("no records to show.")
     for key in ("schema",) if mixed else ("schema", "original_length", "data", "settings"):
-        if any(_identity(other, key) != _identity(records[0], key) for other in records[1:]):
-            raise ValueError(f"the records differ in their {key} and cannot be compared. Evaluate all alike.")
+        for other in records[1:]:
+            if _identity(other, key) != _identity(records[0], key):
+                which = f"settings ({_differing(records[0], other)})" if key == "settings" else key.replace("_", " ")
+                raise ValueError(
+                    f"the records differ in their {which} and cannot be compared. Evaluate all alike, or draw them "
+                    "together all the same with --force (in Python: mixed=True)."
+                )
     grouped: dict[str, list[list[dict[str, Any]]]] = {}
     for row in (row for each in records for row in each["rows"]):
         grouped.setdefault(row["label"], []).append(sorted(row["lengths"], key=lambda entry: entry["length"]))
@@ -201,6 +206,11 @@ def _perplexity(runs: list[dict[str, Any]]) -> Interval:
 def _retrieval(runs: list[dict[str, Any]]) -> Interval:
     hits = [hit for run in runs for hit in run["correct"]]
     return wilson(sum(hits), len(hits))
+
+
+def _differing(a: Record, b: Record) -> str:
+    names = [name for name in {**a["settings"], **b["settings"]} if a["settings"].get(name) != b["settings"].get(name)]
+    return ", ".join(f"{name} {a['settings'].get(name)} and {b['settings'].get(name)}" for name in names)
 
 
 def _identity(value: Record, key: str) -> Any:

@@ -40,20 +40,22 @@ def passkey_table(curves: Sequence[Curve], original_length: int) -> Table:
 
 
 def tasks_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each task and metric: its value ± standard error, over how many samples."""
+    """A row for each task and metric: its value ± standard error, over how many samples, how many of them cut."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for name in ("task", "metric"):
         table.add_column(name)
-    for name in ("value", "samples"):
+    cut = any(row.get("truncated") for row in rows)
+    for name in ("value", "samples", "cut")[: 3 if cut else 2]:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row["task"], row["metric"], score_text(row), str(row["samples"]))
+        counts = [str(row["samples"]), str(row.get("truncated", "–"))][: 2 if cut else 1]
+        table.add_row(row["task"], row["metric"], score_text(row), *counts)
     return table
 
 
 def score_text(row: Mapping[str, Any]) -> str:
     """The value of a task ± its standard error, as far as it has them."""
-    error = "" if row.get("stderr") is None else f" ±{row['stderr']:.3f}"
+    error = "" if not row.get("stderr") else f" ±{row['stderr']:.3f}"
     return "–" if row["value"] is None else f"{row['value']:.3f}{error}"
 
 

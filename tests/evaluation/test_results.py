@@ -101,7 +101,7 @@ def test_grids_of_lengths_and_depths() -> None:
     [("settings", {"protocol": "overlap"}), ("original_length", 64), ("data", {"a/book.txt": "60"})],
 )
 def test_what_is_not_comparable_is_not_shown_together(key: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"the records differ in their {key.replace("_", " ")}"):
+    with pytest.raises(ValueError, match=f"the records differ in their {key.replace('_', ' ')}"):
         curves([perplexity_record(), perplexity_record(**{key: value})])
 
 

@@ -256,7 +256,7 @@ class ScaledRotary(nn.Module):
             new: tokens that may follow where t `grows`; checked now, so that no step has to.
         """
         self._check_length(max(lengths) + (new if self.grows else 0), "Shorten the prompt or lower max_new_tokens")
-        self._solved, self._solved_with = {}, None
+        self.generating = False  # so that `_cached` looks whether the parameters are still the same ones
         if self.factor is None:
             self._take(tuple(self.factor_for(length) for length in lengths))
         else:

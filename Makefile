@@ -38,7 +38,7 @@ test: lint  ## everything CI runs: lint, types, fast and slow tests
 	$(BIN)/python -m pytest
 
 test-fast: $(STAMP)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

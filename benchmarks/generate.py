@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="2048,8192,32768", help="tokens of context")
     parser.add_argument("--size", choices=SIZES, default="full", help="full: 108 M parameters")
     parser.add_argument("--pairs", type=int, default=20, help=f"of decode, {STEPS} steps each")
-    parser.add_argument("--prefills", type=int, default=5, help="pairs of prefill; at most 3 at 32k")
+    parser.add_argument("--prefills", type=int, default=5, help="pairs of prefill, at most 3 at 32k; 0: none")
     parser.add_argument("--threads", type=int, help="of torch; default: its own choice")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     args = parser.parse_args()
@@ -108,7 +108,7 @@ def main() -> None:
             "longwave": lambda length=length: ours(length),
             "official": lambda: official(model),
         }
-        prefill = compare(
+        prefill = args.prefills and compare(
             {name: ways[name] for name in ("stock", "longwave")},
             lambda _, length=length: prefill_seconds(model, length),
             args.prefills if length < 32768 else min(3, args.prefills),
@@ -122,6 +122,8 @@ def main() -> None:
         decode = compare(ways, step, args.pairs)
         rows.append({"length": length, "prefill": prefill, "decode": decode})
         for what, found in (("prefill", prefill), ("decode", decode)):
+            if not found:
+                continue
             for name in found["ratios"]:
                 low, high = found["quartiles"][name]
                 print(f"{what} at {length}: {name} / stock {found['ratios'][name]:.3f} ({low:.3f} to {high:.3f}), "

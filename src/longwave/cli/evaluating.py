@@ -151,6 +151,26 @@ def progress(total: int) -> Iterator[Callable[[str], Callable[[int], None]]]:
         yield start
 
 
+def measured_rows(
+    model: PreTrainedModel, specs: list[str], lengths: list[int], tokens: int, measure: Callable[..., Any]
+) -> list[dict[str, Any]]:
+    """A row of a record for each method, under a progress bar.
+
+    Arguments:
+        tokens: that one method reads.
+        measure: called with `progress=`; returns a result with `lengths`.
+    """
+    from longwave.evaluation.subjects import under
+
+    rows = []
+    with progress(len(specs) * tokens) as start:
+        for spec in specs:
+            with under(model, spec, lengths) as subject:
+                result = measure(progress=start(subject.label))
+                rows.append({**subject.to_json(), "lengths": [entry.to_json() for entry in result.lengths]})
+    return rows
+
+
 @dataclass(frozen=True)
 class View:
     """How a kind of record is shown.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,14 +49,15 @@ def needle(
 
     longwave needle out --data essays/ --needle "The vault opens with {key}." --question "The vault opens with"
     """
+    from functools import partial
+
     from longwave.cli import evaluating
     from longwave.evaluation import needle as measure
     from longwave.evaluation.lengths import original_length_of, parse_lengths
     from longwave.evaluation.results import NEEDLE, record
-    from longwave.evaluation.subjects import under
     from longwave.text import data_hashes, read_documents
 
-    texts = {"needle": needle or measure.NEEDLE, "question": question or measure.QUESTION}
+    texts: dict[str, Any] = {"needle": needle or measure.NEEDLE, "question": question or measure.QUESTION}
     measure.template_of(**texts)
     folder = evaluating.results_folder(output, "needle", model, overwrite)
     haystack, hashes = "\n\n".join(read_documents(data)["text"]), data_hashes(data)
@@ -64,15 +65,20 @@ def needle(
     original = original_length_of(loaded.model)
     counts = parse_lengths(lengths or evaluating.default_lengths(loaded.model), original)
     specs = evaluating.choose(loaded.model, methods, counts)
-    rows = []
-    with evaluating.progress(len(specs) * trials * sum(counts)) as start:
-        for spec in specs:
-            with under(loaded.model, spec, counts) as subject:
-                result = measure.needle(
-                    loaded.model, loaded.tokenizer, haystack, counts, trials=trials, depths=depths, seed=seed,
-                    original_length=original, tokens_per_batch=tokens_per_batch, progress=start(subject.label), **texts,
-                )  # fmt: skip
-                rows.append({**subject.to_json(), "lengths": [entry.to_json() for entry in result.lengths]})
+    ask = partial(
+        measure.needle,
+        loaded.model,
+        loaded.tokenizer,
+        haystack,
+        counts,
+        trials=trials,
+        depths=depths,
+        seed=seed,
+        original_length=original,
+        tokens_per_batch=tokens_per_batch,
+        **texts,
+    )
+    rows = evaluating.measured_rows(loaded.model, specs, counts, trials * sum(counts), ask)
     settings = {**texts, "trials": trials, "depths": depths}
     found = record(
         NEEDLE, model=loaded.about, data=hashes, settings=settings, original_length=original, rows=rows, seed=seed

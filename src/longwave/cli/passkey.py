@@ -41,27 +41,31 @@ def passkey(
 
     longwave passkey out --lengths 1x,2x,4x,8x,16x --trials 100 --template landmark
     """
+    from functools import partial
+
     from longwave.cli import evaluating
     from longwave.evaluation import passkey as measure
     from longwave.evaluation.lengths import original_length_of, parse_lengths
     from longwave.evaluation.results import PASSKEY, record
-    from longwave.evaluation.subjects import under
 
     folder = evaluating.results_folder(output, "passkey", model, overwrite)
     loaded = evaluating.load(model, dtype, device)
     original = original_length_of(loaded.model)
     counts = parse_lengths(lengths or evaluating.default_lengths(loaded.model), original)
     specs = evaluating.choose(loaded.model, methods, counts)
-    rows = []
-    with evaluating.progress(len(specs) * trials * sum(counts)) as start:
-        for spec in specs:
-            with under(loaded.model, spec, counts) as subject:
-                result = measure.passkey(
-                    loaded.model, loaded.tokenizer, counts, trials=trials, depths=depths, seed=seed,
-                    template=measure.TEMPLATES[template], original_length=original,
-                    tokens_per_batch=tokens_per_batch, progress=start(subject.label),
-                )  # fmt: skip
-                rows.append({**subject.to_json(), "lengths": [entry.to_json() for entry in result.lengths]})
+    ask = partial(
+        measure.passkey,
+        loaded.model,
+        loaded.tokenizer,
+        counts,
+        trials=trials,
+        depths=depths,
+        seed=seed,
+        template=measure.TEMPLATES[template],
+        original_length=original,
+        tokens_per_batch=tokens_per_batch,
+    )
+    rows = evaluating.measured_rows(loaded.model, specs, counts, trials * sum(counts), ask)
     settings = {"template": template, "trials": trials, "depths": depths}
     found = record(PASSKEY, model=loaded.about, settings=settings, original_length=original, rows=rows, seed=seed)
     evaluating.write_and_show(found, folder, whose=evaluating.short(model), overwrite=overwrite, as_json=as_json)

@@ -69,11 +69,12 @@ def perplexity(
 
     longwave perplexity out --data proofs.jsonl --lengths 8x --protocol truncate --by-position 32
     """
+    from functools import partial
+
     from longwave.cli import evaluating
     from longwave.evaluation import perplexity as measure
     from longwave.evaluation.lengths import original_length_of, parse_lengths
     from longwave.evaluation.results import PERPLEXITY, record
-    from longwave.evaluation.subjects import under
     from longwave.evaluation.windows import check_stretches, chunk_of, plan
     from longwave.text import data_hashes, read_documents, stream_and_starts
 
@@ -88,15 +89,17 @@ def perplexity(
     asked: dict[str, Any] = {**settings, "chunk": chunk_of(chunk, original), "documents": starts}
     plans = plan(tokens=tokens.numel(), lengths=counts, **asked)
     check_stretches(by_position, protocol, counts)
-    rows = []
-    with evaluating.progress(len(specs) * measure.cost(plans)) as start:
-        for spec in specs:
-            with under(loaded.model, spec, counts) as subject:
-                result = measure.perplexity(
-                    loaded.model, tokens, counts, original_length=original, tokens_per_batch=tokens_per_batch,
-                    progress=start(subject.label), by_position=by_position, **asked,
-                )  # fmt: skip
-                rows.append({**subject.to_json(), "lengths": [entry.to_json() for entry in result.lengths]})
+    ask = partial(
+        measure.perplexity,
+        loaded.model,
+        tokens,
+        counts,
+        original_length=original,
+        tokens_per_batch=tokens_per_batch,
+        by_position=by_position,
+        **asked,
+    )
+    rows = evaluating.measured_rows(loaded.model, specs, counts, measure.cost(plans), ask)
     settings["tokens"] = tokens.numel()
     if protocol == "chunked-cache":
         settings["chunk"] = asked["chunk"]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from longwave.evaluation.needle import needle
     from longwave.evaluation.passkey import passkey
     from longwave.evaluation.perplexity import perplexity
+    from longwave.exporters.run import export
     from longwave.methods import METHODS, parse_method
     from longwave.rope import Rope
     from longwave.schedule import Schedule
@@ -34,6 +35,7 @@ _HOMES = {
     "longwave.evaluation.needle": ("needle",),
     "longwave.evaluation.passkey": ("passkey",),
     "longwave.evaluation.perplexity": ("perplexity",),
+    "longwave.exporters.run": ("export",),
     "longwave.methods": ("METHODS", "parse_method"),
     "longwave.rope": ("Rope",),
     "longwave.schedule": ("Schedule",),
@@ -49,6 +51,7 @@ __all__ = [
     "Snapshot",
     "Trajectory",
     "__version__",
+    "export",
     "extend",
     "extended",
     "load",

@@ -161,9 +161,14 @@ def _settings(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _load_extended(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
+    _read_settings(folder / SETTINGS)  # before the weights are read, which may take long
+    return extend_as_saved(_from_pretrained(folder / MODEL, arguments), folder)
+
+
+def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Put the extension in a folder of `save` onto the plain model of that folder."""
     settings = _read_settings(folder / SETTINGS)
     tensors = _read_tensors(folder / WEIGHTS)
-    model = _from_pretrained(folder / MODEL, arguments)
     try:
         extend(
             model,

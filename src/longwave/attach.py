@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from longwave.architectures import Site, find_sites, host_of, reset_frequencies, rope_at
 from longwave.generation import install_hooks, remove_hooks, rotaries_of
-from longwave.logn import attention_of, disable_log_n, enable_log_n, set_attention
+from longwave.logn import attention_of, disable_log_n, enable_log_n, log_n_of, set_attention
 from longwave.methods import Method, parse_method
 from longwave.rope import Rope
 from longwave.rotary import ScaledRotary, frequency_name
@@ -146,6 +146,28 @@ def rotaries(model: nn.Module) -> list[ScaledRotary]:
     if not found:
         raise ValueError("the model is not extended. Call longwave.extend(model, ...) or longwave.load(path).")
     return found
+
+
+@contextmanager
+def frozen(model: Model, factor: float) -> Iterator[Model]:
+    """For the length of a `with` block, the model as an export of it at t = `factor` runs.
+
+    t is fixed, and per-query log-n gives way to the constant that it is for the query at t·L, as in
+    `Snapshot.with_log_n`.
+    """
+    host = host_of(model)
+    attention, exponent = attention_of(host), log_n_of(host)
+    before = [(rotary, rotary.factor, rotary.grows) for rotary in rotaries(model)]
+    for rotary, *_ in before:
+        rotary.constant_scaling = rotary.trajectory.at(factor).constant_log_n(exponent)
+    disable_log_n(host)
+    try:
+        yield set_length(model, "fixed", factor)
+    finally:
+        set_attention(host, attention)
+        for rotary, old, grows in before:
+            rotary.constant_scaling = 1.0
+            rotary.fix(old, grows=grows)
 
 
 def set_length(model: Model, policy: str = "fit", factor: float | Tensor | None = None) -> Model:

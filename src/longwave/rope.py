@@ -58,6 +58,20 @@ class Rope:
         return 2 * self.inv_freq.numel()
 
     @property
+    def powers(self) -> Tensor:
+        """b^(2i/d), float32, shape [d/2], computed as transformers computes it."""
+        assert self.base is not None  # __post_init__ fills it in
+        index = torch.arange(0, self.rotary_dim, 2, dtype=torch.int64, device="cpu").float() / self.rotary_dim
+        powers: Tensor = self.base**index
+        return powers
+
+    @property
+    def factors(self) -> Tensor:
+        """λ_i(1) in θ_i(1) = 1/(λ_i(1)·b^(2i/d)), float32: all 1, but for a model trained with scaled frequencies."""
+        factors = 1 / (self.inv_freq * self.powers.double())
+        return torch.where((factors - 1).abs() < 1e-6, 1.0, factors).float()
+
+    @property
     def log_freq(self) -> Tensor:
         """z(1) = ln θ(1), float64, shape [d/2]."""
         return self.inv_freq.log()

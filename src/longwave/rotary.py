@@ -47,6 +47,9 @@ class ScaledRotary(nn.Module):
         ValueError: from forward, if the sequence is longer than max_factor·L and `beyond` is `error`.
     """
 
+    powers: Tensor
+    factors: Tensor
+
     def __init__(
         self,
         base: nn.Module,
@@ -64,6 +67,9 @@ class ScaledRotary(nn.Module):
         self.schedule = schedule
         self.layer_type = layer_type
         self.beyond = beyond
+        self.register_buffer("powers", trajectory.rope.powers, persistent=False)
+        self.register_buffer("factors", trajectory.rope.factors, persistent=False)
+        self.constant_scaling = 1.0  # on cos and sin, beside the trajectory's: see `longwave.attach.frozen`
         self.factor: float | Tensor | None = None
         self.generating = self.grows = False
         self._solved: dict[float, Tensor] = {}  # θ by t, while the parameters are those in _solved_with
@@ -133,7 +139,7 @@ class ScaledRotary(nn.Module):
 
     def _at(self, factor: float) -> tuple[Tensor, float]:
         """Frequencies and attention scaling at one t."""
-        return self._frequencies(factor), self.trajectory.attention_scaling(factor)
+        return self._frequencies(factor), self.trajectory.attention_scaling(factor) * self.constant_scaling
 
     def _run(self, x: Tensor, position_ids: Tensor, inv_freq: Tensor, attention_scaling: float | Tensor) -> Any:
         stand_in = self._stand_in(inv_freq, attention_scaling)
@@ -194,8 +200,15 @@ class ScaledRotary(nn.Module):
         return self._cached(factor)
 
     def _solve(self, factor: float) -> Tensor:
+        """θ_i(t) = 1/(λ_i·b^(2i/d)) with λ_i in float32.
+
+        That is how transformers computes the frequencies of a `longrope` config: what an export runs at is what
+        ran here, bit for bit. Rounding λ moves θ by one part in 10^7, as rounding θ itself would.
+        """
         own: Tensor = getattr(self.base, frequency_name(self.layer_type))
-        inv_freq = self.trajectory.inv_freq(factor).to(own.device, torch.float32)
+        trajectory = self.trajectory
+        stretch = (trajectory.log_freq_1 - trajectory.log_freq(factor)).exp()
+        inv_freq = 1.0 / ((stretch.to(own.device) * self.factors).float() * self.powers)
         # frequencies of 0 (dimensions that do not turn) are no part of the trajectory
         return functional.pad(inv_freq, (0, own.numel() - inv_freq.numel()))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ class Snapshot:
     Arguments:
         factor: t, the length factor.
         inv_freq: θ(t) in rad/token, float64, shape [d/2].
-        stretch: λ_i = θ_i(1)/θ_i(t), the factors that `rope_type: longrope` configs carry, shape [d/2].
+        stretch: λ_i = θ_i(1)/θ_i(t), what t adds to the pre-trained frequencies, float64, shape [d/2].
+        factors: λ_i in θ_i(t) = 1/(λ_i·b^(2i/d)), float32, shape [d/2]: what `rope_type: longrope` configs carry.
+            They are `stretch`, unless the model was trained with scaled frequencies.
         attention_scaling: multiplies cos and sin; attention logits grow by its square.
         original_length: L in tokens; the snapshot serves sequences of up to t·L.
     """
@@ -29,12 +31,30 @@ class Snapshot:
     factor: float
     inv_freq: Tensor
     stretch: Tensor
+    factors: Tensor
     attention_scaling: float
     original_length: int
 
     @property
     def rotary_dim(self) -> int:
         return 2 * self.inv_freq.numel()
+
+    @property
+    def max_length(self) -> int:
+        """⌊t·L⌋ in tokens."""
+        return math.floor(self.factor * self.original_length)
+
+    def with_log_n(self, exponent: float) -> Snapshot:
+        """With per-query log-n as the constant that it is for the last query: c = (ln tL / ln L)^exponent.
+
+        No serving engine scales each query by its own position. cos and sin are on both sides of a logit, so √c
+        on them is c on it, where the whole head is rotated.
+        """
+        return replace(self, attention_scaling=self.attention_scaling * self.constant_log_n(exponent))
+
+    def constant_log_n(self, exponent: float) -> float:
+        """√c, see `with_log_n`."""
+        return float(max(1.0, math.log(self.max_length) / math.log(self.original_length)) ** (exponent / 2))
 
 
 class Trajectory(nn.Module, ABC):
@@ -87,9 +107,11 @@ class Trajectory(nn.Module, ABC):
     @torch.no_grad()
     def at(self, t: float) -> Snapshot:
         """Freeze the trajectory at t."""
-        inv_freq = self.inv_freq(float(t)).cpu()
-        stretch = self.rope.inv_freq.to(inv_freq.dtype) / inv_freq
-        return Snapshot(float(t), inv_freq, stretch, self.attention_scaling(t), self.rope.original_length)
+        log_freq = self.log_freq(float(t))
+        stretch = (self.log_freq_1 - log_freq).exp().cpu()
+        factors = (stretch * self.rope.factors).float()
+        scaling, length = self.attention_scaling(t), self.rope.original_length
+        return Snapshot(float(t), log_freq.exp().cpu(), stretch, factors, scaling, length)
 
     def as_factor(self, t: float | Tensor) -> Tensor:
         """t as a tensor [..., 1] beside the frequencies. Numbers below 1 are refused."""

@@ -1,0 +1,68 @@
+"""What an export target has to provide."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from longwave.exporters.source import Source
+from longwave.trajectory import Snapshot
+
+
+class EngineMissing(ValueError):
+    """The engine that runs a target is not installed; the message says how to install it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What an engine said to one prompt, greedily.
+
+    Arguments:
+        tokens: the new token ids.
+        log_probs: natural log-probabilities over the vocabulary before each of them, [new, vocab], float32; None
+            where the engine shows none.
+    """
+
+    tokens: list[int]
+    log_probs: np.ndarray | None
+
+
+class Exporter(Protocol):
+    """One target: a file of its own with a class that has these members.
+
+    Arguments:
+        name: as in `--to`.
+        summary: one line for `--help`.
+        quantizations: what `--quantize` may be; the first is the default. Empty where weights stay as they are.
+    """
+
+    name: str
+    summary: str
+    quantizations: tuple[str, ...]
+
+    def check(self, source: Source, snapshot: Snapshot) -> list[str]:
+        """What the user should know, one sentence an entry; a `ValueError` if the target cannot express it.
+
+        Runs before anything is written, and must be cheap.
+        """
+        ...
+
+    def write(self, source: Source, snapshot: Snapshot, folder: Path, quantize: str | None) -> None:
+        """Write all files but the model card into an empty folder, holding one tensor in memory at a time."""
+        ...
+
+    def serving(self, source: Source, snapshot: Snapshot, folder: str) -> str:
+        """The model card's section on how to serve it, in Markdown, with exact commands; `folder` is its name."""
+        ...
+
+    def engine(self) -> str:
+        """Name and version of the engine that `run` uses; raises `EngineMissing`."""
+        ...
+
+    def run(self, folder: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Answer]:
+        """Continue each prompt greedily by exactly `new_tokens` tokens (ends of text do not stop it) in the engine."""
+        ...

@@ -1,0 +1,122 @@
+"""The model card: what the export is, what was measured of it, and how to serve it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from longwave.exporters.base import Exporter
+from longwave.exporters.source import Source
+from longwave.exporters.verify import Agreement
+from longwave.io import read_json, versions
+from longwave.methods import METHODS
+from longwave.trajectory import Snapshot
+
+
+def model_card(
+    source: Source,
+    snapshot: Snapshot,
+    exporter: Exporter,
+    name: str,
+    *,
+    notes: list[str],
+    log_n: str,
+    agreement: Agreement | None = None,
+    results: list[Path] | None = None,
+) -> str:
+    """README.md of an export, in Markdown with the hub's front matter.
+
+    Arguments:
+        name: of the export's folder, for the commands.
+        notes: what `Exporter.check` said.
+        log_n: `constant` or `drop`.
+        agreement: of `verify`.
+        results: perplexity.json records to show.
+    """
+    front: dict[str, Any] = {"tags": ["longwave", "long-context", source.method]}
+    if exporter.name == "hf":
+        front |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    length, original = snapshot.max_length, snapshot.original_length
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=True)}---",
+        f"# {name}",
+        f"{_base(source)}, extended from {original:,} to {length:,} tokens with "
+        f"longwave and frozen at one length factor.",
+        _facts(source, snapshot, log_n),
+        "## Serve it",
+        exporter.serving(source, snapshot, name),
+    ]
+    if notes:
+        sections += ["## Mind", "\n".join(f"- {note}" for note in notes)]
+    if agreement is not None:
+        sections += ["## Verified", f"Against longwave at the same length factor: {agreement}."]
+    for record in results or ():
+        sections += ["## Perplexity", _perplexity(record)]
+    if source.training:
+        sections += ["## Training", _training(source.training)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _base(source: Source) -> str:
+    named = source.training.get("model") or source.path
+    return f"`{Path(str(named)).name}` ({source.model_type})"
+
+
+def _facts(source: Source, snapshot: Snapshot, log_n: str) -> str:
+    scaling = f"{snapshot.attention_scaling:.6g}"
+    if source.log_n and log_n == "constant":
+        constant = snapshot.constant_log_n(source.log_n)
+        scaling += f", of which {constant:.6g} stands for per-query log-n (its value for the last query)"
+    elif source.log_n:
+        scaling += "; the model's per-query log-n was left out"
+    rows = [
+        ("method", f"`{source.method}`: {METHODS[source.method].summary} ({METHODS[source.method].source})"),
+        ("length factor t", f"{snapshot.factor:g}"),
+        ("context", f"{snapshot.max_length:,} tokens, trained for {snapshot.original_length:,}"),
+        ("stretch θ(1)/θ(t)", f"{float(snapshot.stretch.min()):.4g} to {float(snapshot.stretch.max()):.4g}"),
+        ("attention scaling", scaling),
+        ("made with", ", ".join(f"{key} {value}" for key, value in versions().items() if key in MADE_WITH)),
+    ]
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    return (
+        f"| | |\n|---|---|\n{table}\n\nOne t serves every prompt: texts within the trained length run at these "
+        "frequencies, too. In longwave itself t follows the length, and short prompts keep the model's own."
+    )
+
+
+MADE_WITH = ("longwave", "transformers", "torch")
+
+
+def _perplexity(path: Path) -> str:
+    """The table of a record of `longwave perplexity`."""
+    record = read_json(path)
+    if not isinstance(record, dict) or not str(record.get("schema", "")).startswith("longwave.perplexity/"):
+        raise ValueError(f"{path} is no record of `longwave perplexity`. Give its perplexity.json.")
+    lengths = [entry["length"] for entry in record["rows"][0]["lengths"]]
+    lines = ["| | " + " | ".join(f"{length:,}" for length in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
+    for row in record["rows"]:
+        by_length = {entry["length"]: entry["ppl"] for entry in row["lengths"]}
+        cells = [f"{by_length[length]:.4g}" if length in by_length else "" for length in lengths]
+        lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
+    data = ", ".join(f"`{Path(name).name}` ({digest[:12]})" for name, digest in (record["data"] or {}).items())
+    return (
+        "\n".join(lines) + f"\n\nProtocol `{record['settings']['protocol']}` on {data}; by length in tokens, "
+        "measured in longwave, where t follows the length."
+    )
+
+
+def _training(training: dict[str, Any]) -> str:
+    config, result = training.get("config", {}), training.get("result") or {}
+    data = ", ".join(f"`{Path(name).name}` ({digest[:12]})" for name, digest in training.get("data", {}).items())
+    told = [
+        ("command", f"`{training['command']}`" if "command" in training else None),
+        ("data", data or None),
+        ("steps", config.get("steps")),
+        ("tokens", f"{result['tokens']:,}" if "tokens" in result else None),
+        ("window", config.get("train_length")),
+        ("largest factor", config.get("max_factor")),
+        ("seed", training.get("seed")),
+    ]
+    return "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in told if value is not None)

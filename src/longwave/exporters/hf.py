@@ -1,0 +1,238 @@
+"""The Hugging Face folder: a plain checkpoint whose config carries the frequencies.
+
+`rope_type: longrope` with the same factors for short and long sequences, and as original length the full one, is
+one fixed set of frequencies for transformers, vLLM and SGLang alike: θ_i = 1/(λ_i·b^(2i/d)). Its defaults differ
+between the engines, so nothing is left to them: transformers reads `attention_factor`, vLLM and SGLang
+`short_mscale` and `long_mscale`, each with a rule of its own where the key is missing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from longwave.architectures import find_sites
+from longwave.exporters.base import Answer
+from longwave.exporters.source import Source, build_skeleton, read_config
+from longwave.exporters.weights import copy_weights
+from longwave.io import read_json, write_json
+from longwave.rotary import frequency_name
+from longwave.trajectory import Snapshot
+
+KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
+# What belongs to a checkpoint beside its weights; code that would need trust_remote_code does not.
+BESIDE = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*")
+NOT_BESIDE = ("config.json", "*.index.json", "longwave.json", "training.json", "metrics.json*", "*results*.json")
+RUNNER = Path(__file__).with_name("run_transformers.py")
+
+
+class HF:
+    """Loads in vanilla transformers with the logits of `longwave.attach.frozen`, bit for bit."""
+
+    name = "hf"
+    summary = "a Hugging Face folder for transformers, vLLM and SGLang"
+    quantizations: tuple[str, ...] = ()
+
+    def check(self, source: Source, snapshot: Snapshot) -> list[str]:
+        """Try the config on a model without weights: some families read no `longrope`, or read it otherwise."""
+        reason = _misread(source, snapshot)
+        if reason:
+            raise ValueError(f"{source.model_type} cannot express these frequencies in a transformers config: {reason}")
+        notes = []
+        if snapshot.attention_scaling != 1 and not rotates_whole_heads(source):
+            notes.append(
+                f"{source.model_type} rotates a part of each head, and only that part of a logit takes the attention "
+                f"scaling of {snapshot.attention_scaling:.4f}; --log-n drop leaves log-n out of it."
+            )
+        if source.rotary.layer_type is not None:
+            notes.append(
+                f"{source.model_type} has one rope for each layer type: transformers reads that, vLLM and SGLang may "
+                "not."
+            )
+        if is_interleaved(source):
+            notes.append(
+                f"{source.model_type} rotates neighbouring dimensions (interleaved): vLLM and SGLang refuse longrope "
+                "for such models, transformers runs it."
+            )
+        return notes
+
+    def write(self, source: Source, snapshot: Snapshot, folder: Path, quantize: str | None) -> None:
+        copy_weights(source.model, folder, source.dropped)
+        copy_beside(source, snapshot, folder)
+        write_json(folder / "config.json", hf_config(source, snapshot))
+
+    def serving(self, source: Source, snapshot: Snapshot, folder: str) -> str:
+        length = snapshot.max_length
+        return f"""```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("{folder}")
+```
+
+```bash
+vllm serve {folder} --max-model-len {length}
+python -m sglang.launch_server --model-path {folder} --context-length {length}
+```
+
+No flag for RoPE is needed: the factors are in config.json."""
+
+    def engine(self) -> str:
+        return f"transformers {version('transformers')}"
+
+    def run(self, folder: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Answer]:
+        """In a process of its own, which imports transformers and no longwave."""
+        return run_transformers(folder, prompts, new_tokens)
+
+
+def run_transformers(
+    folder: Path, prompts: Sequence[Sequence[int]], new_tokens: int, python: str = sys.executable
+) -> list[Answer]:
+    """Greedy continuations by the transformers of any Python."""
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, answered = Path(scratch) / "prompts.json", Path(scratch) / "answers.npz"
+        write_json(asked, [list(prompt) for prompt in prompts])
+        done = subprocess.run(
+            [python, str(RUNNER), str(folder), str(asked), str(answered), str(new_tokens)],
+            capture_output=True,
+            text=True,
+            cwd=scratch,
+        )
+        if done.returncode:
+            last = (done.stderr.strip() or "no message").splitlines()[-1]
+            raise ValueError(f"transformers could not run {folder}: {last}")
+        with np.load(answered) as found:
+            return [
+                Answer(found[f"tokens{index}"].tolist(), found[f"log_probs{index}"]) for index in range(len(prompts))
+            ]
+
+
+def hf_config(source: Source, snapshot: Snapshot) -> dict[str, Any]:
+    """config.json with the snapshot's frequencies, in the one form that every engine reads the same way."""
+    config: dict[str, Any] = {**source.config}
+    config.pop("auto_map", None)
+    text = _text_part(source, config)
+    length = snapshot.max_length
+    old = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    layer_type = source.rotary.layer_type
+    own = old.get(layer_type) if layer_type is not None else None
+    kept = own if isinstance(own, dict) else old
+    theta = source.rotary.trajectory.rope.base
+    scaling = snapshot.attention_scaling * base_scaling(source)
+    factors = snapshot.factors.tolist()
+    rope = {
+        **{key: kept[key] for key in KEPT if key in kept},
+        "rope_type": "longrope",
+        "rope_theta": theta,
+        "short_factor": factors,
+        "long_factor": factors,
+        "factor": 1.0,
+        "original_max_position_embeddings": length,
+        "attention_factor": scaling,
+        "short_mscale": scaling,
+        "long_mscale": scaling,
+    }
+    text.pop("rope_scaling", None)
+    if layer_type is not None:
+        text["rope_parameters"] = {**_per_layer_type(source, old), layer_type: rope}
+    else:
+        text["rope_parameters"] = rope
+        text["rope_scaling"], text["rope_theta"] = rope, theta  # where transformers 4 and engines of its time look
+    text["max_position_embeddings"] = length
+    if "head_dim" in text and text["head_dim"] is None:  # longrope takes the key at its word (Mixtral)
+        text["head_dim"] = source.text_config.hidden_size // source.text_config.num_attention_heads
+    if "original_max_position_embeddings" in text:
+        text["original_max_position_embeddings"] = length
+    config["longwave"] = {  # for `longwave.load`; engines pass over it
+        "method": source.method,
+        "factor": snapshot.factor,
+        "original_length": snapshot.original_length,
+        "log_n": source.log_n,
+    }
+    return config
+
+
+def copy_beside(source: Source, snapshot: Snapshot, folder: Path) -> None:
+    """Tokenizer, generation config, chat template, licence; the tokenizer learns the new length."""
+    for place in dict.fromkeys((source.model, source.tokenizer)):
+        for pattern in BESIDE:
+            for path in sorted(place.glob(pattern)):
+                if path.is_file() and not any(path.match(name) for name in NOT_BESIDE):
+                    shutil.copyfile(path, folder / path.name)
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        write_json(settings, {**read_json(settings), "model_max_length": snapshot.max_length})
+
+
+def base_scaling(source: Source) -> float:
+    """The attention scaling that the model was trained with, beside the trajectory's."""
+    return float(getattr(source.rotary.base, frequency_name(source.rotary.layer_type, "attention_scaling"), 1.0))
+
+
+def is_interleaved(source: Source) -> bool:
+    """Whether pairs are dimensions (2i, 2i+1), as its `rotate_half` says, instead of (i, i + d/2)."""
+    module = sys.modules[type(source.rotary.base).__module__]
+    rotate = getattr(module, "rotate_half", None)
+    return rotate is None or bool(re.search(r"\[\.\.\., *(0|1)?::2\]", inspect.getsource(rotate)))
+
+
+def rotates_whole_heads(source: Source) -> bool:
+    """Whether cos and sin reach every dimension of a head."""
+    config = source.text_config
+    try:
+        if getattr(config, "qk_nope_head_dim", 0):
+            return False
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    except RuntimeError:  # heads differ from layer to layer
+        return False
+    return source.rotary.trajectory.rope.rotary_dim == int(width)
+
+
+def _text_part(source: Source, config: dict[str, Any]) -> dict[str, Any]:
+    """The part of the config, copied, that describes the text model: all of it, or a section of a multimodal one."""
+    whole, text = source.skeleton.config, source.text_config
+    if text is whole:
+        return config
+    name = next(name for name in whole.sub_configs if getattr(whole, name, None) is text)
+    config[name] = {**config.get(name, {})}
+    part: dict[str, Any] = config[name]
+    return part
+
+
+def _per_layer_type(source: Source, old: dict[str, Any]) -> dict[str, Any]:
+    """The ropes of the other layer types as they were, written out where the config left them to defaults."""
+    ropes = source.text_config.rope_parameters
+    return {name: dict(rope) for name, rope in ropes.items() if isinstance(rope, dict)} | {
+        name: rope for name, rope in old.items() if isinstance(rope, dict)
+    }
+
+
+def _misread(source: Source, snapshot: Snapshot) -> str | None:
+    """What a plain model built from the new config has that it should not; None if all is as meant."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_json(Path(scratch) / "config.json", hf_config(source, snapshot))
+        try:
+            model = build_skeleton(read_config(Path(scratch)), Path(scratch))
+            sites = find_sites(model)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    rope = source.rotary.trajectory.rope
+    wanted, scaling = 1.0 / (snapshot.factors * rope.powers), snapshot.attention_scaling * base_scaling(source)
+    for site in sites:
+        found = getattr(site.module, frequency_name(site.layer_type))
+        if not torch.equal(found, wanted):
+            return "its rotary module computes others from the factors."
+        if getattr(site.module, frequency_name(site.layer_type, "attention_scaling"), 1.0) != scaling:
+            return f"its rotary module takes no attention scaling of {scaling:.4f}."
+    return None

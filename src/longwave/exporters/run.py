@@ -1,0 +1,183 @@
+"""Export: checked first, written aside, verified, and put in place as a whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from longwave.exporters import get_exporter
+from longwave.exporters.card import model_card
+from longwave.exporters.source import Source, open_source
+from longwave.exporters.verify import Agreement, passages, verify
+from longwave.io import check_output, write_json, write_text
+from longwave.trajectory import Snapshot
+
+CARD, RECORD = "README.md", "longwave-export.json"
+LOG_N = ("constant", "drop")
+VERIFIED = 4096  # tokens of the longest prompt of a verification, unless asked otherwise
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """What was written.
+
+    Arguments:
+        folder: where.
+        snapshot: the frequencies it runs at.
+        notes: what its user should know.
+        agreement: of the verification, if asked for.
+    """
+
+    folder: Path
+    snapshot: Snapshot
+    notes: list[str] = field(default_factory=list)
+    agreement: Agreement | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and longwave-export.json."""
+        return {
+            "folder": str(self.folder),
+            "files": {path.name: path.stat().st_size for path in sorted(self.folder.iterdir()) if path.name != RECORD},
+            "factor": self.snapshot.factor,
+            "length": self.snapshot.max_length,
+            "original_length": self.snapshot.original_length,
+            "factors": self.snapshot.factors.tolist(),
+            "attention_scaling": self.snapshot.attention_scaling,
+            "notes": self.notes,
+            "agreement": None if self.agreement is None else self.agreement.to_json(),
+        }
+
+
+def export(
+    model: Path | str,
+    output: Path | str,
+    *,
+    to: str = "hf",
+    factor: float | None = None,
+    length: int | None = None,
+    method: str | None = None,
+    quantize: str | None = None,
+    log_n: str = "constant",
+    verified: bool = False,
+    verify_tokens: int = VERIFIED,
+    results: Sequence[Path | str] = (),
+    overwrite: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Freeze a model at one t and write it for an engine that knows nothing of longwave.
+
+    Weights are streamed from file to file. Everything that can be refused is refused before anything is written;
+    `output` appears only when it is complete.
+
+    Arguments:
+        model: a folder of `longwave.save`, an official CLEX checkpoint, or a Hugging Face model with `method`.
+        output: a folder, absent or empty unless `overwrite`.
+        to: target, see `longwave.exporters.EXPORTERS`.
+        factor, length: t, or the tokens that t is to suit; default the largest t of the model.
+        method: for a plain model: `METHOD[@SCHEDULE]`, e.g. `yarn`.
+        quantize: one of the target's quantizations.
+        log_n: what becomes of per-query log-n: `constant`, its value for the query at t·L, or `drop`.
+        verified: run the result in its engine and compare it with longwave; the model is loaded for that.
+        verify_tokens: the longest prompt of the verification, in tokens.
+        results: perplexity.json records for the model card.
+        tell: is told each step, for a display.
+
+    Raises:
+        ValueError: naming the option or file that is wrong, what is allowed, and what to do.
+    """
+    exporter = get_exporter(to)
+    if quantize is not None and quantize not in exporter.quantizations:
+        known = ", ".join(exporter.quantizations) or "none: its weights stay as they are"
+        raise ValueError(f"{to} has no quantization {quantize!r}. Available: {known}.")
+    if log_n not in LOG_N:
+        raise ValueError(f"unknown log_n {log_n!r}. Available: {', '.join(LOG_N)}.")
+    output = check_output(output, overwrite=overwrite)
+    if verified:
+        exporter.engine()  # missing: say so before the work
+    tell("reading")
+    source = open_source(model, method=method, factor=factor, length=length)
+    t = source.factor(factor, length)
+    snapshot = source.snapshot(t, log_n=log_n == "constant")
+    notes = exporter.check(source, snapshot)
+    _check_room(source, output)
+    with _aside(output) as partial:
+        tell("writing")
+        exporter.write(source, snapshot, partial, quantize)
+        agreement = None
+        if verified:
+            tell("verifying")
+            agreement = _verified(exporter, source, snapshot, partial, verify_tokens, method, log_n)
+        card = model_card(
+            source, snapshot, exporter, output.resolve().name,
+            notes=notes, log_n=log_n, agreement=agreement, results=[Path(path) for path in results],
+        )  # fmt: skip
+        write_text(partial / CARD, card)
+        done = Exported(output, snapshot, notes, agreement)
+        write_json(partial / RECORD, {**Exported(partial, snapshot, notes, agreement).to_json(), "folder": None})
+    return done
+
+
+def _verified(
+    exporter: Any, source: Source, snapshot: Snapshot, folder: Path, tokens: int, method: str | None, log_n: str
+) -> Agreement:
+    import torch
+
+    from longwave.adapter import load
+    from longwave.attach import extend
+    from longwave.logn import disable_log_n
+
+    model = load(source.path, dtype=torch.float32 if exporter.name != "hf" else "auto").eval()
+    if method is not None:
+        extend(model, method, max_factor=source.rotary.trajectory.max_factor)
+    if log_n == "drop":
+        disable_log_n(model)
+    longest = min(snapshot.max_length, tokens)
+    prompts = passages(source.tokenizer, longest, min(snapshot.original_length // 2, longest))
+    return verify(exporter, folder, model, snapshot.factor, prompts)
+
+
+def _check_room(source: Source, output: Path) -> None:
+    needed = sum(path.stat().st_size for path in source.shards)
+    place = next(parent for parent in (output.absolute(), *output.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ValueError(
+            f"{place} has {free / 1e9:.1f} GB free, the weights need {needed / 1e9:.1f} GB. Make room or choose "
+            "another --output."
+        )
+
+
+@contextmanager
+def _aside(output: Path) -> Iterator[Path]:
+    """A folder beside `output` that takes its place when the block ends well, and is gone when it does not."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    os.chmod(partial, 0o755)  # mkdtemp makes 0700; exports are meant to be shared
+    try:
+        yield partial
+        _put(partial, output)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(f"the disk of {output} is full: nothing was written. Make room and try again.") from None
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put(partial: Path, output: Path) -> None:
+    if output.is_dir() and any(output.iterdir()):
+        old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old.", dir=output.parent))
+        os.replace(output, old / "was")
+        os.replace(partial, output)
+        shutil.rmtree(old)
+        return
+    if output.is_dir():
+        output.rmdir()
+    os.replace(partial, output)

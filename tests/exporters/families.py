@@ -34,6 +34,7 @@ class Export:
         control: the same with the factors in config.json set to 1.
         greedy: whether the most likely token is the same at every place of every prompt.
         log_n: whether the model ran with log-n.
+        extended: whether it got as far as that; docs/architectures.md is about those that do not.
         reason: why there is no export.
     """
 
@@ -42,6 +43,7 @@ class Export:
     control: float | None = None
     greedy: bool = False
     log_n: bool = False
+    extended: bool = True
     reason: str = ""
 
 
@@ -54,6 +56,10 @@ def examine_exports(types: Iterable[str], scratch: Path, python: str = sys.execu
     for model_type in types:
         try:
             model, with_log_n[model_type] = _learned(model_type)
+        except Exception as error:  # whatever transformers raises for a config it cannot run
+            found[model_type] = Export(model_type, extended=False, reason=_one_line(error))
+            continue
+        try:
             own = scratch / "saved" / model_type
             longwave.save(model, own)
             for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -62,7 +68,7 @@ def examine_exports(types: Iterable[str], scratch: Path, python: str = sys.execu
             with frozen(model, FACTOR), torch.no_grad():
                 expected[model_type] = [_logits(model, prompt) for prompt in PROMPTS]
         except Exception as error:  # the reason is a cell of the table
-            found[model_type] = Export(model_type, reason=" ".join(str(error).split())[:300])
+            found[model_type] = Export(model_type, reason=_one_line(error))
             continue
         folders[model_type] = str(done.folder)
         folders[f"{model_type}-control"] = str(_without_factors(done.folder, scratch / "control" / model_type))
@@ -133,6 +139,10 @@ def _ask(folders: dict[str, str], scratch: Path, python: str) -> dict[str, np.nd
     subprocess.run([python, str(VANILLA), str(asked), str(answered), str(prompts)], check=True, cwd=scratch)
     with np.load(answered) as file:
         return dict(file)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def _distance(a: list[np.ndarray], b: list[np.ndarray]) -> float:

@@ -15,7 +15,7 @@ from examples import LENGTHS, metrics, perplexity, retrieval
 
 from longwave.evaluation.results import Record
 from longwave.methods import METHODS
-from longwave.report.groups import grouped
+from longwave.report.groups import grouped, told_apart
 from longwave.report.html import page
 from longwave.report.markup import Markup, element
 from longwave.report.sources import NEEDLE, Source, Training, check_metrics, is_ours, read_source
@@ -188,19 +188,36 @@ def test_summary_says_what_the_records_hold() -> None:
         made["rows"][2]["lengths"][2]["nll"][window] += 20 * (-1) ** window
     (group,) = grouped(sources(made))
     assert group.summary() == [
-        "At 1× all rows are equal, 5.00.",
-        "Lowest at 2×: yarn with 5.50; told apart from every other row by paired 95 % intervals.",
-        "Lowest at 4×: yarn with 7.00; not told apart from ntk by paired 95 % intervals.",
+        "All rows are equal at 1×: 5.00.",
+        "Lowest is yarn at 2×, told apart from every other row by paired 95 % intervals.",
+        "Lowest is yarn at 4×, not told apart from ntk by paired 95 % intervals.",
         "none: 5.00 at 1× and 500 at 4×.",
         "ntk: 5.00 at 1× and 7.07 at 4×.",
         "yarn: 5.00 at 1× and 7.00 at 4×.",
     ]
     (group,) = grouped(sources(retrieval({"none": (1, 0, 0), "ntk": (1, 0.75, 0)})))
     assert group.summary()[:3] == [
-        "At 1× all rows are equal, 100 %.",
-        "Highest at 2×: ntk with 75 %; 95 % interval 47 – 91 %.",
-        "At 4× all rows are equal, 0 %.",
+        "All rows are equal at 1×: 100 %.",
+        "Highest is ntk at 2×.",
+        "All rows are equal at 4×: 0 %.",
     ]
+
+
+def test_what_holds_at_several_lengths_is_said_once() -> None:
+    (group,) = grouped(sources(retrieval({"none": (0.5, 0.25, 0), "ntk": (1, 0.75, 0)})))
+    assert group.summary()[:2] == ["Highest is ntk at 1× and 2×.", "All rows are equal at 4×: 0 %."]
+
+
+def test_names_of_rows_stand_above_a_figure_that_scrolls() -> None:
+    text = page(sources(perplexity({"ntk": (5, 6, 7), "yarn": (5, 6, 7)})))
+    assert '<span class="k1">ntk</span><span class="k2">yarn</span>' in text
+
+
+def test_records_of_one_kind_have_titles_of_their_own(tmp_path: Path) -> None:
+    first, second = sources(perplexity({"ntk": (5, 6, 7)}), perplexity({"ntk": (5, 6, 7)}))
+    second.record["settings"] = {**second.record["settings"], "windows": 7}
+    titles = [group.title for group in told_apart(grouped([first, second]))]
+    assert len(set(titles)) == 2 and all(titles)
 
 
 def test_rows_of_other_lengths_leave_a_gap(tmp_path: Path) -> None:
@@ -215,7 +232,7 @@ def test_one_window_has_no_interval_and_no_comparison() -> None:
     for entry in (entry for row in made["rows"] for entry in row["lengths"]):
         entry |= {"interval": None, "windows": 1} | {key: entry[key][:1] for key in ("ends", "nll", "tokens")}
     text = page(sources(made))
-    assert "its windows do not allow a paired comparison" in text
+    assert "the windows do not allow a paired comparison" in text
     assert "<small>" not in text
 
 

@@ -31,6 +31,12 @@ from longwave.rotary import frequency_name
 from longwave.trajectory import Snapshot
 
 KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
+# What a scaling that the model was trained with is made of: it is in the factors and the attention scaling now.
+REPLACED = (
+    "rope_type", "type", "factor", "short_factor", "long_factor", "attention_factor", "beta_fast", "beta_slow",
+    "mscale", "truncate", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    "short_mscale", "long_mscale",
+)  # fmt: skip
 # What belongs to a checkpoint beside its weights; code that would need trust_remote_code does not.
 BESIDE = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*")
 NOT_BESIDE = ("config.json", "*.index.json", "longwave.json", "training.json", "metrics.json*", "*results*.json")
@@ -46,7 +52,7 @@ class HF:
 
     def check(self, source: Source, snapshot: Snapshot) -> list[str]:
         """Try the config on a model without weights: some families read no `longrope`, or read it otherwise."""
-        reason = _misread(source, snapshot)
+        reason = _unknown_key(source) or _misread(source, snapshot)
         if reason:
             raise ValueError(f"{source.model_type} cannot express these frequencies in a transformers config: {reason}")
         notes = []
@@ -124,10 +130,8 @@ def hf_config(source: Source, snapshot: Snapshot) -> dict[str, Any]:
     config.pop("auto_map", None)
     text = _text_part(source, config)
     length = snapshot.max_length
-    old = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    old, kept = _ropes(source, text)
     layer_type = source.rotary.layer_type
-    own = old.get(layer_type) if layer_type is not None else None
-    kept = own if isinstance(own, dict) else old
     theta = source.rotary.trajectory.rope.base
     scaling = snapshot.attention_scaling * base_scaling(source)
     factors = snapshot.factors.tolist()
@@ -208,6 +212,22 @@ def _text_part(source: Source, config: dict[str, Any]) -> dict[str, Any]:
     config[name] = {**config.get(name, {})}
     part: dict[str, Any] = config[name]
     return part
+
+
+def _ropes(source: Source, text: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`rope_parameters` as the config has them, and those of the layers that are extended."""
+    old = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    own = old.get(source.rotary.layer_type) if source.rotary.layer_type is not None else None
+    return old, own if isinstance(own, dict) else old
+
+
+def _unknown_key(source: Source) -> str | None:
+    """Keys that other code than the rotary module reads, and may read otherwise beside `longrope`."""
+    _, own = _ropes(source, _text_part(source, {**source.config}))
+    unknown = [
+        key for key, value in own.items() if key not in KEPT + REPLACED and value and not isinstance(value, dict)
+    ]
+    return f"its attention depends on {unknown[0]} of rope_parameters, too." if unknown else None
 
 
 def _per_layer_type(source: Source, old: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ class Group:
         sources: the records.
         rows: runs of each row by its name in the report, unique within the group.
         curves: the rows' values with intervals, in the order of `rows`.
+        suffix: what its title ends in.
     """
 
     sources: Sequence[Source]
     rows: Mapping[str, Sequence[Mapping[str, Any]]]
     curves: Sequence[Curve]
+    suffix: str = ""
 
     @property
     def schema(self) -> str:
@@ -51,7 +53,7 @@ class Group:
         parts = [KINDS[self.schema], settings.get("protocol") or settings.get("template")]
         names = [Path(path).name for path in record.get("data") or ()]
         parts.append(", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else ""))
-        return " · ".join(str(part) for part in parts if part)
+        return " · ".join(str(part) for part in (*parts, self.suffix) if part)
 
     def values(self, length: int) -> dict[str, Interval]:
         """The value of each row that was measured at `length`."""
@@ -84,7 +86,11 @@ class Group:
     def summary(self) -> list[str]:
         """Sentences with nothing in them but what the records hold."""
         first, last = self.lengths[0], self.lengths[-1]
-        found = [self._best_sentence(length) for length in self.lengths if self.best(length)]
+        same: dict[tuple[str, str], list[int]] = {}  # what is said alike of several lengths is said once
+        for length in self.lengths:
+            if self.best(length):
+                same.setdefault(self._verdict(length), []).append(length)
+        found = [f"{who} at {self._ratios(lengths)}{how}." for (who, how), lengths in same.items()]
         for curve in self.curves:
             at = dict(zip(curve.lengths, curve.values, strict=True))
             shown = [length for length in dict.fromkeys((first, last)) if length in at] or [curve.lengths[-1]]
@@ -92,20 +98,24 @@ class Group:
             found.append(f"{curve.label}: {values}{f', mean of {curve.runs} runs' if curve.runs > 1 else ''}.")
         return found
 
-    def _best_sentence(self, length: int) -> str:
+    def _verdict(self, length: int) -> tuple[str, str]:
+        """Who is best at `length`, and how surely, as the two parts of a sentence."""
         best, values = self.best(length), self.values(length)
-        word = "Lowest" if self.schema == PERPLEXITY else "Highest"
         if len(best) == len(values):
-            return f"At {self.ratio(length)} all rows are equal, {self.text(values[best[0]])}."
-        start = f"{word} at {self.ratio(length)}: {' and '.join(best)} with {self.text(values[best[0]])}"
+            return "All rows are equal", f": {self.text(values[best[0]])}"
+        who = f"{'Lowest' if self.schema == PERPLEXITY else 'Highest'} is {' and '.join(best)}"
         if self.schema != PERPLEXITY:
-            return f"{start}; 95 % interval {self.bounds(values[best[0]])}."
+            return who, ""
         level = self.level(length, best[0])
         if level is None:
-            return f"{start}; its windows do not allow a paired comparison."
+            return who, "; the windows do not allow a paired comparison"
         level = [label for label in level if label not in best]
         said = f"not told apart from {', '.join(level)}" if level else "told apart from every other row"
-        return f"{start}; {said} by paired 95 % intervals."
+        return who, f", {said} by paired 95 % intervals"
+
+    def _ratios(self, lengths: Sequence[int]) -> str:
+        *first, last = [self.ratio(length) for length in lengths]
+        return f"{', '.join(first)} and {last}" if first else last
 
     def ratio(self, length: int) -> str:
         return ratio_text(length, self.original_length).replace("x", "×")
@@ -125,6 +135,20 @@ def grouped(sources: Iterable[Source]) -> list[Group]:
         found.setdefault(_key(source.record), []).append(source)
     groups = [_group(members) for members in found.values()]
     return sorted(groups, key=lambda group: list(KINDS).index(group.schema))
+
+
+def told_apart(groups: Sequence[Group]) -> list[Group]:
+    """The groups, those of one title with the names of their files in it, with their folders where that is needed."""
+    found = list(groups)
+    for name in (lambda path: path.stem, str):
+        titles = [group.title for group in found]
+        found = [
+            replace(group, suffix=", ".join(dict.fromkeys(name(source.path) for source in group.sources)))
+            if titles.count(group.title) > 1
+            else group
+            for group in found
+        ]
+    return found
 
 
 def _key(record: Record) -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 
 from longwave.evaluation.results import TASKS
-from longwave.report.groups import grouped
+from longwave.report.groups import grouped, told_apart
 from longwave.report.markup import Markup, element, join
 from longwave.report.sections import Pen, Section, measured, scored, trained
 from longwave.report.sources import Source, Training
@@ -41,7 +41,7 @@ def page(
     """
     pen = Pen()
     by_length = [source for source in sources if source.record["schema"] != TASKS]
-    sections = [measured(group, pen) for group in grouped(by_length)]
+    sections = [measured(group, pen) for group in told_apart(grouped(by_length))]
     sections += [scored(source) for source in sources if source not in by_length]
     sections += [trained(training, pen) for training in trainings]
     if trajectories:

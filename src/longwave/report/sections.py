@@ -11,7 +11,7 @@ import longwave.report.figures as draw
 from longwave.evaluation.results import PERPLEXITY
 from longwave.report.groups import Group
 from longwave.report.markup import Markup, element, join, scroll, table
-from longwave.report.plots import passkey_figure, perplexity_figure
+from longwave.report.plots import COLOURS, passkey_figure, perplexity_figure
 from longwave.report.provenance import made, made_training
 from longwave.report.sources import Source, Training
 from longwave.report.svg import inline
@@ -39,11 +39,13 @@ class Pen:
     def __init__(self) -> None:
         self.count = 0
 
-    def figure(self, figure: Any, description: str, caption: str) -> Markup:
-        """`description` for those who do not see it, `caption` for all."""
+    def figure(self, figure: Any, description: str, caption: str, rows: Sequence[str] = ()) -> Markup:
+        """`description` for those who do not see it, `caption` for all, `rows` where their labels are scrolled away."""
         self.count += 1
         box = scroll(inline(figure, f"f{self.count}", description), label=f"Figure {self.count}")
-        return element("figure", box, element("figcaption", f"Figure {self.count}. {caption}"))
+        names = [element("span", row, class_=f"k{index % len(COLOURS) + 1}") for index, row in enumerate(rows)]
+        key = element("p", *names, class_="key", aria_hidden="true") if rows else None
+        return element("figure", key, box, element("figcaption", f"Figure {self.count}. {caption}"))
 
 
 def measured(group: Group, pen: Pen) -> Section:
@@ -60,7 +62,9 @@ def measured(group: Group, pen: Pen) -> Section:
     caption = f"{what} against context length, with 95 % intervals. {better}."
     parts = [
         element("p", f"Trained length: {original:,} tokens. {_settings(group)}", class_="soft"),
-        pen.figure(figure, f"{what} at {lengths} for {labels}; the table below has the values.", caption),
+        pen.figure(
+            figure, f"{what} at {lengths} for {labels}; the table below has the values.", caption, list(group.rows)
+        ),
         _table(group, f"{what}, 95 % interval below; the best of each length in bold."),
         *(_positions(group, pen) if perplexity else [_depths(group, pen)]),
         *(made(source) for source in group.sources),
@@ -112,7 +116,9 @@ def _positions(group: Group, pen: Pen) -> list[Markup]:
             several = any(len(group.rows[label]) > 1 for label in bins)
             caption = f"Loss by position in windows of {length:,} tokens{', first run of each row' * several}."
             figure = draw.by_position(bins, group.original_length)
-            found.append(pen.figure(figure, f"Loss by position at {length:,} tokens for {', '.join(bins)}.", caption))
+            found.append(
+                pen.figure(figure, f"Loss by position at {length:,} tokens for {', '.join(bins)}.", caption, list(bins))
+            )
     if len(found) > 1:
         found[1:] = [element("details", element("summary", "Loss by position at shorter lengths"), *found[1:])]
     return found

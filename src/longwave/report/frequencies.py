@@ -93,8 +93,8 @@ def stretches(trajectories: Trajectories) -> Figure:
         tidy(axes)
         axes.set_xlabel("pair i")
         axes.set_ylabel("stretch λ")
-        handles, labels = axes.get_legend_handles_labels()
-        axes.legend(handles[::-1], labels[::-1], loc="upper left", frameon=False, fontsize=8, labelspacing=0.25)
+    longest = max(found, key=lambda axes: len(axes.lines))  # one legend for all: inside a panel it would hide lines
+    figure.legend(*longest.get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False, fontsize=9)
     _share_y(found)
     return figure
 

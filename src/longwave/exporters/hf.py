@@ -133,7 +133,7 @@ def hf_config(source: Source, snapshot: Snapshot) -> dict[str, Any]:
     old, kept = _ropes(source, text)
     layer_type = source.rotary.layer_type
     theta = source.rotary.trajectory.rope.base
-    scaling = snapshot.attention_scaling * base_scaling(source)
+    scaling = snapshot.attention_scaling
     factors = snapshot.factors.tolist()
     rope = {
         **{key: kept[key] for key in KEPT if key in kept},
@@ -158,12 +158,12 @@ def hf_config(source: Source, snapshot: Snapshot) -> dict[str, Any]:
         text["head_dim"] = source.text_config.hidden_size // source.text_config.num_attention_heads
     if "original_max_position_embeddings" in text:
         text["original_max_position_embeddings"] = length
-    config["longwave"] = {  # for `longwave.load`; engines pass over it
-        "method": source.method,
-        "factor": snapshot.factor,
-        "original_length": snapshot.original_length,
-        "log_n": source.log_n,
-    }
+    record = {"method": source.method, "factor": snapshot.factor, "original_length": snapshot.original_length}
+    record["log_n"] = source.log_n
+    pretrained = source.rotary.trajectory.rope.factors
+    if not bool((pretrained == 1).all()):
+        record["short_factor"] = pretrained.tolist()
+    config["longwave"] = record  # for `longwave.load`; engines pass over it
     return config
 
 
@@ -177,11 +177,6 @@ def copy_beside(source: Source, snapshot: Snapshot, folder: Path) -> None:
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
         write_json(settings, {**read_json(settings), "model_max_length": snapshot.max_length})
-
-
-def base_scaling(source: Source) -> float:
-    """The attention scaling that the model was trained with, beside the trajectory's."""
-    return float(getattr(source.rotary.base, frequency_name(source.rotary.layer_type, "attention_scaling"), 1.0))
 
 
 def is_interleaved(source: Source) -> bool:
@@ -248,7 +243,7 @@ def _misread(source: Source, snapshot: Snapshot) -> str | None:
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             return f"{type(error).__name__}: {str(error).splitlines()[0]}"
     rope = source.rotary.trajectory.rope
-    wanted, scaling = 1.0 / (snapshot.factors * rope.powers), snapshot.attention_scaling * base_scaling(source)
+    wanted, scaling = 1.0 / (snapshot.factors * rope.powers), snapshot.attention_scaling
     for site in sites:
         found = getattr(site.module, frequency_name(site.layer_type))
         if not torch.equal(found, wanted):

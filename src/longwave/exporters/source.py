@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from longwave.io import read_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy
 from longwave.logn import log_n_of
 from longwave.methods import parse_method
-from longwave.rotary import ScaledRotary
+from longwave.rotary import ScaledRotary, frequency_name
 from longwave.trajectory import Snapshot
 
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -102,9 +102,12 @@ class Source:
         return limit if factor is None else factor
 
     def snapshot(self, factor: float, *, log_n: bool = True) -> Snapshot:
-        """The extension at t, per-query log-n as a constant or left out."""
+        """The extension at t on top of the attention scaling of the model; per-query log-n as a constant or left out."""
         frozen = snapshot(self.skeleton, factor)
-        return frozen.with_log_n(self.log_n) if log_n else frozen
+        if log_n:
+            frozen = frozen.with_log_n(self.log_n)
+        own = getattr(self.rotary.base, frequency_name(self.rotary.layer_type, "attention_scaling"), 1.0)
+        return replace(frozen, attention_scaling=frozen.attention_scaling * float(own))
 
 
 def open_source(

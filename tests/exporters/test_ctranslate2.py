@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 import longwave
 from longwave.attach import frozen, rotaries
+from longwave.cli.main import main
 from longwave.exporters.base import EngineMissing
 from longwave.exporters.ctranslate2 import FAMILIES, CTranslate2, lengths_for
 from longwave.exporters.source import Source, open_source
@@ -85,13 +87,15 @@ def compare(wanted: list[tuple[list[int], np.ndarray]], folder: Path) -> tuple[b
         equal = [ours == theirs for ours, theirs in zip(tokens, answer.tokens, strict=True)]
         upto = NEW if all(equal) else equal.index(False) + 1
         same &= all(equal)
-        largest = max(largest, float(np.abs(answer.log_probs[:upto, :VOCABULARY] - log_probs[:upto]).max()))
+        largest = max(largest, float(np.abs(answer.log_probs[:upto] - log_probs[:upto]).max()))
     return same, largest
 
 
 @needs_engine
 @pytest.mark.parametrize("method", ["yarn", "clex"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=() if family == "llama" else pytest.mark.slow) for family in FAMILIES]
+)
 def test_greedy_tokens_and_log_probabilities(family, method, tmp_path, tokenizer):
     model = tiny(family)
     log_n = {"log_n": False} if family == "falcon" else {}  # its attention cannot have it
@@ -106,6 +110,7 @@ def test_greedy_tokens_and_log_probabilities(family, method, tmp_path, tokenizer
 
 
 @needs_engine
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "fields"),
     [
@@ -133,6 +138,7 @@ def test_what_the_loaders_of_the_library_leave_out(family, fields, tmp_path, tok
 
 
 @needs_engine
+@pytest.mark.slow
 def test_weights_are_quantized_and_factors_are_not(tmp_path, tokenizer):
     model = tiny("llama")
     source = saved(model, "clex", tmp_path, tokenizer)
@@ -163,6 +169,17 @@ def _only(tokenizer, tokens):
 
 
 @needs_engine
+def test_the_command(trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["export", str(trained), "--to", "ctranslate2", "-o", str(out), "--verify", "--json"]) == 0
+    agreement = json.loads(capsys.readouterr().out)["agreement"]
+    assert agreement["equal"] == agreement["total"] and agreement["max_difference"] < 1e-4
+    assert "ctranslate2.Generator(" in (out / "README.md").read_text("utf-8")
+    assert main(["export", str(trained), "--to", "ctranslate2", "-o", str(tmp_path / "q"), "--quantize", "q8_0"]) == 1
+    assert "has no quantization 'q8_0'. Available: keep, float32" in capsys.readouterr().err
+
+
+@needs_engine
 def test_files(tmp_path, trained):
     source = open_source(trained)
     out = exported(source, tmp_path / "out")
@@ -180,14 +197,26 @@ def test_files(tmp_path, trained):
         ("stablelm", {}, "CTranslate2 cannot run stablelm"),
         ("mistral", {"sliding_window": 200}, "does not reproduce at 256 tokens"),
         ("qwen2", {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 16}, "sliding window"),
+        ("falcon", {"new_decoder_architecture": True}, "runs falcon only with new_decoder_architecture False"),
+        ("gemma", {"attention_bias": True}, "runs gemma only with attention_bias False"),
+        ("gemma", {"use_bidirectional_attention": True}, "only with use_bidirectional_attention False"),
+        ("gpt_neox", {"attention_bias": False}, "only with attention_bias True"),
         ("llama", {"hidden_act": "gelu"}, "CTranslate2 runs llama with silu, swish, not with gelu"),
     ],
 )
 def test_refusals(family, fields, message, tmp_path, tokenizer):
     model = tiny(family, **fields)
-    source = saved(model, "yarn", tmp_path, tokenizer)
+    source = saved(model, "yarn", tmp_path, tokenizer, log_n=False)
     with pytest.raises(ValueError, match=message):
         EXPORTER.check(source, source.snapshot(FACTOR))
+
+
+@needs_engine
+def test_weights_that_the_loader_leaves_out_are_noticed(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("longwave.exporters.ctranslate2.GRANTED", {})
+    source = saved(tiny("gemma", attention_bias=True), "yarn", tmp_path, tokenizer)
+    with pytest.raises(ValueError, match="left out weights"):
+        exported(source, tmp_path / "out")
 
 
 @needs_engine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from longwave.adapter import load
 from longwave.attach import restore
 from longwave.exporters.base import Answer, EngineMissing
+from longwave.exporters.hf import base_scaling, copy_beside, rotates_whole_heads
 from longwave.exporters.source import Source
 from longwave.io import read_json
 from longwave.trajectory import Snapshot
@@ -31,8 +32,12 @@ FAMILIES = {
     "qwen2": SILU,
     "qwen3": SILU,
 }
-TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "*.model")
-ALSO = ("generation_config.json", "chat_template*")
+# What the loaders take for granted, and leave out in silence where it is otherwise.
+GRANTED = {
+    "falcon": {"new_decoder_architecture": False},
+    "gemma": {"attention_bias": False, "use_bidirectional_attention": False},
+    "gpt_neox": {"attention_bias": True},
+}
 FACTORS = ("rotary_scaling_short_factor", "rotary_scaling_long_factor")
 
 
@@ -66,6 +71,9 @@ class CTranslate2:
         if activation not in FAMILIES[family]:
             allowed = ", ".join(FAMILIES[family])
             raise ValueError(f"CTranslate2 runs {family} with {allowed}, not with {activation}. Export to hf.")
+        for name, value in GRANTED.get(family, {}).items():
+            if bool(getattr(config, name, value)) != value:
+                raise ValueError(f"CTranslate2 runs {family} only with {name} {value}. Export to hf.")
         windowed = {"full_attention", *(getattr(config, "layer_types", None) or ())} != {"full_attention"}
         if family in ("mistral", "phi3"):  # the others say it by layer
             windowed |= (config.sliding_window or snapshot.max_length) < snapshot.max_length
@@ -75,7 +83,13 @@ class CTranslate2:
                 f"{snapshot.max_length} tokens. Export to hf."
             )
         lengths_for(_scaling(source, snapshot))
-        return ["The converter of CTranslate2 holds all weights in memory at once."]
+        notes = ["the converter of CTranslate2 holds all weights in memory at once."]
+        if snapshot.attention_scaling != 1 and not rotates_whole_heads(source):
+            notes.append(
+                f"{family} rotates a part of each head, and only that part of a logit takes the attention scaling of "
+                f"{snapshot.attention_scaling:.4f}; --log-n drop leaves log-n out of it."
+            )
+        return notes
 
     def write(self, source: Source, snapshot: Snapshot, folder: Path, quantize: str | None) -> None:
         """Convert the weights, put the factors in, copy the tokenizer.
@@ -90,6 +104,7 @@ class CTranslate2:
         tokenizer = AutoTokenizer.from_pretrained(source.tokenizer)
         rope = source.rotary.trajectory.rope
         assert rope.base is not None
+        weights = sum(tensor.numel() for tensor in model.state_dict().values())
         _as_the_loader_expects(model, rope.base, snapshot)
         try:
             spec = _MODEL_LOADERS[type(model.config).__name__](model, tokenizer)
@@ -104,15 +119,15 @@ class CTranslate2:
         for layer in spec.decoder.layer:
             set_rope(layer.self_attention, factors, rope.base, _head_dim(model.config), original, longest)
         spec.validate()
+        converted = sum(math.prod(variable.shape) for variable in spec.variables().values() if not variable.is_scalar())
+        if converted - 2 * len(factors) * len(spec.decoder.layer) != weights:
+            raise ValueError(f"the converter of CTranslate2 left out weights of {source.path}. Export to hf.")
         spec.optimize(None if quantize in (None, "keep") else quantize)
         for layer in spec.decoder.layer:  # `optimize` has rounded them with the weights
             for name in FACTORS:
                 setattr(layer.self_attention, name, NumpyVariable(factors))
+        copy_beside(source, snapshot, folder)
         spec.save(str(folder))
-        for pattern in (*TOKENIZER, *ALSO):
-            for where in (source.model, source.tokenizer):
-                for path in where.glob(pattern):
-                    shutil.copyfile(path, folder / path.name)
 
     def serving(self, source: Source, snapshot: Snapshot, folder: str) -> str:
         return f"""`pip install ctranslate2 transformers`, then
@@ -151,7 +166,9 @@ bits, which only GPUs have, may round its frequencies: compare `compute_type="fl
                 [[vocabulary[token] for token in prompt]], max_length=new_tokens, end_token=[], sampling_topk=1,
                 include_prompt_in_result=False, return_logits_vocab=True,
             )  # fmt: skip
-            logits = np.stack([np.array(step).reshape(-1) for step in result.logits[0]]).astype(np.float64)
+            logits = np.stack([np.array(step).reshape(-1)[: len(vocabulary)] for step in result.logits[0]]).astype(
+                np.float64
+            )
             log_probs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
             answers.append(Answer(list(result.sequences_ids[0]), log_probs.astype(np.float32)))
         return answers
@@ -198,8 +215,7 @@ def set_rope(attention: Any, factors: np.ndarray, base: float, head_dim: int, or
 
 
 def _scaling(source: Source, snapshot: Snapshot) -> float:
-    """Of cos and sin: what t adds, on top of what a model that was pre-trained with yarn or longrope has."""
-    return float(getattr(source.rotary.base, "attention_scaling", 1.0)) * snapshot.attention_scaling
+    return snapshot.attention_scaling * base_scaling(source)
 
 
 def _as_the_loader_expects(model: Any, base: float, snapshot: Snapshot) -> None:

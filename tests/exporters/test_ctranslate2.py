@@ -21,7 +21,7 @@ from longwave.cli.main import main
 from longwave.exporters.base import EngineMissing
 from longwave.exporters.ctranslate2 import FAMILIES, CTranslate2, lengths_for
 from longwave.exporters.source import Source, open_source
-from longwave.io import read_json
+from longwave.io import read_json, write_json
 
 needs_engine = pytest.mark.skipif(
     find_spec("ctranslate2") is None, reason="needs ctranslate2 (pip install ctranslate2)"
@@ -166,6 +166,17 @@ def test_ids_that_the_tokenizer_skips_keep_their_place(tmp_path, tokenizer, llam
 def _only(tokenizer, tokens):
     kept = {token: index for token, index in tokenizer.get_vocab().items() if token in tokens}
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(kept, unk_token="Ā")), eos_token="Ā")
+
+
+@needs_engine
+def test_the_end_of_text_does_not_stop_it(trained, tmp_path):
+    out = exported(open_source(trained), tmp_path / "out")
+    [before] = EXPORTER.run(out, prompts()[:1], NEW)
+    config = read_json(out / "config.json")
+    eos = read_json(out / "vocabulary.json")[before.tokens[1]]
+    write_json(out / "config.json", {**config, "eos_token": eos})
+    [after] = EXPORTER.run(out, prompts()[:1], NEW)
+    assert after.tokens == before.tokens and len(after.tokens) == NEW
 
 
 @needs_engine

@@ -40,7 +40,8 @@ def test_defect_imported_but_undeclared():
         for name, path in imported_packages().items()
         if name not in sys.stdlib_module_names | {"longwave"}
     }
-    known = declared | {requirement_name(r) for r in PROJECT["optional-dependencies"]["eval"]}
+    extras = (group for name, group in PROJECT["optional-dependencies"].items() if name != "dev")
+    known = declared | {requirement_name(requirement) for group in extras for requirement in group}
     missing = {n: p.name for n, p in foreign.items() if n not in known and implied.get(n) not in known}
     assert not missing
     unused = declared - set(foreign) - {"accelerate"}  # accelerate: the Trainer refuses to start without it

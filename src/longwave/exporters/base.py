@@ -31,6 +31,16 @@ class Answer:
     log_probs: np.ndarray | None
 
 
+def partial_heads(source: Source, snapshot: Snapshot) -> list[str]:
+    """What a scaling of cos and sin means for a model that rotates heads in part."""
+    if snapshot.attention_scaling == 1 or source.rotates_whole_heads:
+        return []
+    return [
+        f"{source.model_type} rotates a part of each head, and only that part of a logit takes the attention scaling "
+        f"of {snapshot.attention_scaling:.4f}; --log-n drop leaves log-n out of it."
+    ]
+
+
 class Exporter(Protocol):
     """One target: a file of its own with a class that has these members.
 

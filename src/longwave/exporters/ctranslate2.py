@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from longwave.adapter import load
 from longwave.attach import restore
-from longwave.exporters.base import Answer, EngineMissing
-from longwave.exporters.hf import base_scaling, copy_beside, rotates_whole_heads
+from longwave.exporters.base import Answer, EngineMissing, partial_heads
+from longwave.exporters.hf import copy_beside
 from longwave.exporters.source import Source
 from longwave.io import read_json
 from longwave.trajectory import Snapshot
@@ -82,14 +82,9 @@ class CTranslate2:
                 f"{source.path} attends within a sliding window, which CTranslate2 does not reproduce at "
                 f"{snapshot.max_length} tokens. Export to hf."
             )
-        lengths_for(_scaling(source, snapshot))
+        lengths_for(snapshot.attention_scaling)
         notes = ["the converter of CTranslate2 holds all weights in memory at once."]
-        if snapshot.attention_scaling != 1 and not rotates_whole_heads(source):
-            notes.append(
-                f"{family} rotates a part of each head, and only that part of a logit takes the attention scaling of "
-                f"{snapshot.attention_scaling:.4f}; --log-n drop leaves log-n out of it."
-            )
-        return notes
+        return [*notes, *partial_heads(source, snapshot)]
 
     def write(self, source: Source, snapshot: Snapshot, folder: Path, quantize: str | None) -> None:
         """Convert the weights, put the factors in, copy the tokenizer.
@@ -114,7 +109,7 @@ class CTranslate2:
         spec.config.layer_norm_epsilon = _epsilon(model.config)
         for name in ("bos_token", "eos_token", "unk_token"):  # the engine reads no null
             setattr(spec.config, name, getattr(tokenizer, name) or "")
-        original, longest = lengths_for(_scaling(source, snapshot))
+        original, longest = lengths_for(snapshot.attention_scaling)
         factors = snapshot.factors.float().numpy()
         for layer in spec.decoder.layer:
             set_rope(layer.self_attention, factors, rope.base, _head_dim(model.config), original, longest)
@@ -212,10 +207,6 @@ def set_rope(attention: Any, factors: np.ndarray, base: float, head_dim: int, or
     }
     # Not every loader builds its attention with these: `setattr` would refuse them, the engine reads them anyway.
     vars(attention).update(attributes | dict.fromkeys(FACTORS, factors))
-
-
-def _scaling(source: Source, snapshot: Snapshot) -> float:
-    return snapshot.attention_scaling * base_scaling(source)
 
 
 def _as_the_loader_expects(model: Any, base: float, snapshot: Snapshot) -> None:

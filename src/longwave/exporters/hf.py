@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from longwave.architectures import find_sites
-from longwave.exporters.base import Answer
+from longwave.exporters.base import Answer, partial_heads
 from longwave.exporters.source import Source, build_skeleton, read_config
 from longwave.exporters.weights import copy_weights
 from longwave.io import read_json, write_json
@@ -55,12 +55,7 @@ class HF:
         reason = _unknown_key(source) or _misread(source, snapshot)
         if reason:
             raise ValueError(f"{source.model_type} cannot express these frequencies in a transformers config: {reason}")
-        notes = []
-        if snapshot.attention_scaling != 1 and not rotates_whole_heads(source):
-            notes.append(
-                f"{source.model_type} rotates a part of each head, and only that part of a logit takes the attention "
-                f"scaling of {snapshot.attention_scaling:.4f}; --log-n drop leaves log-n out of it."
-            )
+        notes = partial_heads(source, snapshot)
         if source.rotary.layer_type is not None:
             notes.append(
                 f"{source.model_type} has one rope for each layer type: transformers reads that, vLLM and SGLang may "
@@ -184,18 +179,6 @@ def is_interleaved(source: Source) -> bool:
     module = sys.modules[type(source.rotary.base).__module__]
     rotate = getattr(module, "rotate_half", None)
     return rotate is None or bool(re.search(r"\[\.\.\., *(0|1)?::2\]", inspect.getsource(rotate)))
-
-
-def rotates_whole_heads(source: Source) -> bool:
-    """Whether cos and sin reach every dimension of a head."""
-    config = source.text_config
-    try:
-        if getattr(config, "qk_nope_head_dim", 0):
-            return False
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    except RuntimeError:  # heads differ from layer to layer
-        return False
-    return source.rotary.trajectory.rope.rotary_dim == int(width)
 
 
 def _text_part(source: Source, config: dict[str, Any]) -> dict[str, Any]:

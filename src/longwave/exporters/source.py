@@ -76,6 +76,18 @@ class Source:
         return log_n_of(host_of(self.skeleton))
 
     @property
+    def rotates_whole_heads(self) -> bool:
+        """Whether cos and sin reach every dimension of a head."""
+        config = self.text_config
+        try:
+            if getattr(config, "qk_nope_head_dim", 0):
+                return False
+            width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        except RuntimeError:  # heads differ from layer to layer
+            return False
+        return self.rotary.trajectory.rope.rotary_dim == int(width)
+
+    @property
     def shards(self) -> list[Path]:
         """The safetensors files of the weights."""
         return weight_files(self.model)
@@ -102,7 +114,7 @@ class Source:
         return limit if factor is None else factor
 
     def snapshot(self, factor: float, *, log_n: bool = True) -> Snapshot:
-        """The extension at t on top of the attention scaling of the model; per-query log-n as a constant or left out."""
+        """The extension at t, with the model's own attention scaling; per-query log-n as a constant or left out."""
         frozen = snapshot(self.skeleton, factor)
         if log_n:
             frozen = frozen.with_log_n(self.log_n)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import difflib
 
 from longwave.exporters.base import Answer, EngineMissing, Exporter
+from longwave.exporters.gguf import GGUF
 from longwave.exporters.hf import HF
 
 __all__ = ["EXPORTERS", "Answer", "EngineMissing", "Exporter", "get_exporter"]
 
-EXPORTERS: dict[str, Exporter] = {exporter.name: exporter for exporter in (HF(),)}
+EXPORTERS: dict[str, Exporter] = {exporter.name: exporter for exporter in (HF(), GGUF())}
 
 
 def get_exporter(name: str) -> Exporter:

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Tokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 import longwave
 from longwave.attach import frozen, rotaries
@@ -238,13 +245,15 @@ def spec_of(name: str) -> str:
 
 
 @engine
-@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "demo", "llama"])
+@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "demo", "llama", "the real gpt-2"])
 def test_the_same_text_has_the_same_tokens(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if name == "llama":
         folder = request.getfixturevalue("shared") / "data" / "models" / "stories260K" / "hf"
         tokenizer = AutoTokenizer.from_pretrained(folder)
     elif name == "demo":
         tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    elif name == "the real gpt-2":
+        tokenizer = GPT2Tokenizer.from_pretrained(request.getfixturevalue("shared") / "data/models/gpt2_tokenizer")
     elif name == "gpt-2":
         tokenizer = train(pre_tokenizers.ByteLevel(add_prefix_space=False))
     elif name == "smollm":
@@ -252,9 +261,10 @@ def test_the_same_text_has_the_same_tokens(name: str, tmp_path: Path, request: p
         tokenizer = train(pre_tokenizers.Sequence(steps))
     else:
         tokenizer = train(split(spec_of(name)), ignore_merges=name == "llama-bpe")
-    source = make_source(make_model("llama"), tmp_path / "model", "ntk", tokenizer)
+    model = make_model("llama", vocab_size=max(512, len(tokenizer)))
+    source = make_source(model, tmp_path / "model", "ntk", tokenizer)
     folder = export(source, tmp_path / "out")
-    expected = {"demo": "smollm", "llama": "default"}.get(name, name)
+    expected = {"demo": "smollm", "llama": "default", "the real gpt-2": "gpt-2"}.get(name, name)
     assert read(folder).fields["tokenizer.ggml.pre"].contents() == expected
     with llamacpp.served(next(folder.iterdir()), 64) as address:
         for text in TEXTS:
@@ -270,6 +280,17 @@ def test_a_damaged_file_ends_the_engine_alone(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-4000])
     with pytest.raises(ValueError, match=r"llama\.cpp does not load .*model-F32\.gguf"), llamacpp.served(file, 64):
         pass
+
+
+@engine
+def test_a_server_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
+    source = make_source(make_model("llama"), tmp_path / "model", "ntk")
+    with llamacpp.served(next(export(source, tmp_path / "out").iterdir()), 64) as address:
+        with pytest.raises(ValueError, match=r"llama\.cpp refuses /completion"):
+            llamacpp.ask(address, "/completion", prompt=[1] * 400, n_predict=1)  # more than the context holds
+        assert llamacpp.ask(address, "/completion", prompt=[1, 2], n_predict=1)["tokens_evaluated"] == 2
+    with pytest.raises(ValueError, match="does not answer"):
+        llamacpp.ask(address, "/completion", prompt=[1])
 
 
 def refusal(source: Source) -> str:

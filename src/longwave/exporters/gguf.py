@@ -70,18 +70,16 @@ class GGUF:
             writer.close()
 
     def serving(self, source: Source, snapshot: Snapshot, folder: str) -> str:
-        length = snapshot.max_length
+        length, file = snapshot.max_length, f"{folder}/model-*.gguf"
         return f"""### llama.cpp
 
-The frequencies are part of the file: no `--rope-*` option is needed, and none should be given.
-
 ```
-llama-server -m {folder}/model-F16.gguf -c {length} --port 8080
-llama-cli -m {folder}/model-F16.gguf -c {length} -f prompt.txt
+llama-server -m {file} -c {length} --port 8080
+llama-cli -m {file} -c {length} -f prompt.txt
 ```
 
-Put the file's own name there if it was written with another `--quantize`. llama.cpp reads up to {length} tokens,
-at the same frequencies for every length.
+The file carries the frequencies: no `--rope-*` or `--yarn-*` option is needed, and none should be given. They are the
+same for every length up to {length} tokens.
 """
 
     def engine(self) -> str:

@@ -86,7 +86,10 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"cannot read the tokenizer of {folder}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+            reason = "tokenizer.model alone needs two more packages. pip install sentencepiece protobuf"
+        raise ValueError(f"cannot read the tokenizer of {folder}: {reason}") from None
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise _refused(folder, "has no tokenizer.json form, which GGUF export reads")
@@ -111,6 +114,10 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     notes = [f"llama.cpp keeps spaces beside {greedy[0]!r}, which the model's tokenizer swallows."] if greedy else []
     if model.get("byte_fallback"):
         scores, space = _scores(model, tokens, types, folder), _leading_space(spec, folder)
+        if space and spec["pre_tokenizer"]:  # Metaspace, unlike SentencePiece
+            notes.append("llama.cpp adds a leading space to text that has one, and after special tokens, too.")
+        if own["unk"] is not None:
+            types[own["unk"]] = UNKNOWN
         return Vocabulary("llama", "default", scores=scores, space=space, notes=tuple(notes), **common)
     merges = [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in model["merges"]]
     kind = (spec.get("normalizer") or {}).get("type")
@@ -134,8 +141,6 @@ def _tokens(spec: dict[str, Any], rows: int, folder: Path) -> tuple[list[str], l
     for added in spec["added_tokens"]:
         named[added["id"]] = added["content"]
         types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
-    unknown = spec["model"].get("unk_token")
-    types |= {number: UNKNOWN for number, token in named.items() if token == unknown}
     if max(named) >= rows:
         raise ValueError(f"the tokenizer of {folder} has token {max(named)}, the model only {rows} rows of embedding.")
     return [named.get(i, f"[PAD{i}]") for i in range(rows)], [types.get(i, UNUSED) for i in range(rows)]

@@ -15,12 +15,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 PACKAGE = "xllamacpp"
-START, REQUEST = 300, 3600  # seconds until the model is loaded, until an answer is there
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # proxies do not lead back here
+TIMEOUT = 3600  # seconds until an answer is there
 
 
 def installed() -> str | None:
@@ -75,18 +77,20 @@ def ask(address: str, path: str, **fields: Any) -> dict[str, Any]:
     """POST JSON to a server, its answer as JSON; a refusal is a `ValueError` with the server's words."""
     request = urllib.request.Request(address + path, json.dumps(fields).encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=REQUEST) as answer:
+        with DIRECT.open(request, timeout=TIMEOUT) as answer:
             result: dict[str, Any] = json.load(answer)
             return result
     except urllib.error.HTTPError as error:
         raise ValueError(f"llama.cpp refuses {path}: {error.read().decode(errors='replace')[:300]}") from None
-    except urllib.error.URLError as error:
-        raise ValueError(f"llama.cpp does not answer at {address} ({error.reason}): its process has ended.") from None
+    except (OSError, HTTPException) as error:
+        raise ValueError(f"llama.cpp does not answer at {address} ({error}): its process has ended.") from None
 
 
 def _serve(model: str, context: int, exact: bool) -> None:
     import xllamacpp
 
+    said = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # nobody reads what the library prints there
     parameters = xllamacpp.CommonParams()
     parameters.model.path = model
     parameters.n_ctx = context
@@ -101,7 +105,7 @@ def _serve(model: str, context: int, exact: bool) -> None:
         parameters.cache_ram_mib = 0
         parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(parameters)
-    print("address", server.listening_address, flush=True)
+    print("address", server.listening_address, file=said, flush=True)
     sys.stdin.read()
 
 

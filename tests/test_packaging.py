@@ -40,7 +40,8 @@ def test_defect_imported_but_undeclared():
         for name, path in imported_packages().items()
         if name not in sys.stdlib_module_names | {"longwave"}
     }
-    known = declared | {requirement_name(r) for r in PROJECT["optional-dependencies"]["eval"]}
+    extras = PROJECT["optional-dependencies"]
+    known = declared | {requirement_name(r) for name in ("eval", "gguf", "llamacpp") for r in extras[name]}
     missing = {n: p.name for n, p in foreign.items() if n not in known and implied.get(n) not in known}
     assert not missing
     unused = declared - set(foreign) - {"accelerate"}  # accelerate: the Trainer refuses to start without it

@@ -245,7 +245,13 @@ def spec_of(name: str) -> str:
 
 
 @engine
-@pytest.mark.parametrize("name", ["gpt-2", "smollm", "llama-bpe", "qwen2", "demo", "llama", "the real gpt-2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt-2", "smollm", "llama-bpe", "qwen2", "demo", "llama",
+        pytest.param("the real gpt-2", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_the_same_text_has_the_same_tokens(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if name == "llama":
         folder = request.getfixturevalue("shared") / "data" / "models" / "stories260K" / "hf"

@@ -23,7 +23,8 @@ from transformers import (
 
 import longwave
 from longwave.attach import frozen, rotaries
-from longwave.exporters import llamacpp
+from longwave.exporters import gguf as exporter
+from longwave.exporters import gguf_tensors, llamacpp
 from longwave.exporters.base import EngineMissing
 from longwave.exporters.gguf import GGUF
 from longwave.exporters.gguf_layout import geometric
@@ -206,6 +207,25 @@ def test_shards_and_types_of_the_source(tmp_path: Path, tokenizer: PreTrainedTok
     assert found[0] == found[1]
     embedding = model.get_input_embeddings().weight.view(torch.uint16).numpy().tobytes()
     assert found[0]["token_embd.weight"] == embedding
+
+
+@pytest.mark.parametrize("quantize", ["f16", "q8_0"])
+def test_the_size_of_a_block_changes_nothing(quantize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_source(make_model("llama", head_dim=32), tmp_path / "model", "clex")
+    whole = next(export(source, tmp_path / "whole", quantize).iterdir()).read_bytes()
+    monkeypatch.setattr(gguf_tensors, "BLOCK", 5000)  # q has 8192 numbers, a head of it 2048
+    assert next(export(source, tmp_path / "parts", quantize).iterdir()).read_bytes() == whole
+
+
+@engine
+def test_a_large_vocabulary_shows_tokens_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama", head_dim=16)
+    folder = export(make_source(model, tmp_path / "model", "clex"), tmp_path / "out")
+    full = GGUF().run(folder, [[5, 6, 7]], 8)[0]
+    monkeypatch.setattr(exporter, "SHOWN", 511)
+    short = GGUF().run(folder, [[5, 6, 7]], 8)[0]
+    assert full.log_probs is not None and short.log_probs is None and short.tokens == full.tokens
+    np.testing.assert_allclose(np.exp(full.log_probs).sum(-1), 1, atol=1e-4)
 
 
 TEXTS = (

@@ -79,8 +79,7 @@ llama-cli -m {file} -c {length} -f prompt.txt
 ```
 
 The file carries the frequencies: no `--rope-*` or `--yarn-*` option is needed, and none should be given. They are the
-same for every length up to {length} tokens.
-"""
+same for every length up to {length} tokens."""
 
     def engine(self) -> str:
         found = llamacpp.installed()

@@ -32,12 +32,19 @@ class Layout:
     whole: bool = True
 
 
-_LLAMA = Layout("llama", True, ("rope_freqs.weight",))
+FREQS = ("rope_freqs.weight",)
+_LLAMA = Layout("llama", True, FREQS)
+_PAIRED = Layout("llama", False, FREQS)  # transformers has its rows interleaved already
 LAYOUTS = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,  # its own architecture differs in biases alone, which `llama` has too, and ignores factors
-    "granite": Layout("granite", True, ("rope_freqs.weight",)),
+    "ministral": _LLAMA,
+    "seed_oss": _LLAMA,
+    "helium": _PAIRED,
+    "ernie4_5": _PAIRED,
+    "exaone4": Layout("exaone4", False, FREQS),
+    "granite": Layout("granite", True, FREQS),
     "phi3": Layout("phi3", False, ("rope_factors_long.weight", "rope_factors_short.weight"), whole=False),
     "qwen3": Layout("qwen3", False, ()),
 }
@@ -79,6 +86,8 @@ def layout_of(source: Source) -> Layout:
         raise ValueError(
             "llama.cpp's phi3 needs hidden_size = heads x head_dim, which the model does not have. Use --to hf."
         )
+    if kind == "exaone4" and config.sliding_window is not None:
+        raise ValueError("GGUF export knows exaone4 without a sliding window only, and the model has one. Use --to hf.")
     if kind == "qwen3" and config.attention_bias:
         raise ValueError("llama.cpp's qwen3 has no attention biases, and the model has some. Use --to hf.")
     return layout

@@ -9,11 +9,12 @@ import difflib
 
 from longwave.exporters.base import Answer, EngineMissing, Exporter
 from longwave.exporters.ctranslate2 import CTranslate2
+from longwave.exporters.gguf import GGUF
 from longwave.exporters.hf import HF
 
 __all__ = ["EXPORTERS", "Answer", "EngineMissing", "Exporter", "get_exporter"]
 
-EXPORTERS: dict[str, Exporter] = {exporter.name: exporter for exporter in (HF(), CTranslate2())}
+EXPORTERS: dict[str, Exporter] = {exporter.name: exporter for exporter in (HF(), GGUF(), CTranslate2())}
 
 
 def get_exporter(name: str) -> Exporter:

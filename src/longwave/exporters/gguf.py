@@ -1,0 +1,134 @@
+"""GGUF, for llama.cpp and what is built on it: one file with the factors beside the weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longwave.exporters import llamacpp
+from longwave.exporters.base import Answer, EngineMissing
+from longwave.exporters.gguf_layout import add_metadata, check_window, frequencies, layout_of
+from longwave.exporters.gguf_tensors import Stream, find_tensors
+from longwave.exporters.gguf_tokenizer import NORMAL, read_vocabulary
+from longwave.exporters.source import Source
+from longwave.trajectory import Snapshot
+
+SHOWN = 8192  # the largest vocabulary that the engine is asked all log-probabilities of
+
+
+class GGUF:
+    """Frequency factors as the tensor that llama.cpp knows from Llama 3.1, which conversion scripts leave out."""
+
+    name = "gguf"
+    summary = "one file for llama.cpp, Ollama and LM Studio"
+    quantizations: tuple[str, ...] = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+
+    def check(self, source: Source, snapshot: Snapshot) -> list[str]:
+        _gguf()
+        layout = layout_of(source)
+        check_window(source, snapshot)
+        frequencies(source, snapshot, layout)
+        find_tensors(source, layout)
+        return list(read_vocabulary(source.tokenizer, source.text_config.vocab_size).notes)
+
+    def write(self, source: Source, snapshot: Snapshot, folder: Path, quantize: str | None) -> None:
+        gguf = _gguf()
+        name = (quantize or self.quantizations[0]).lower()
+        if name not in self.quantizations:
+            raise ValueError(f"GGUF export has no quantization {name!r}. Available: {', '.join(self.quantizations)}.")
+        kind = gguf.GGMLQuantizationType[name.upper()]
+        layout = layout_of(source)
+        values = frequencies(source, snapshot, layout)
+        tensors = find_tensors(source, layout)
+        writer = gguf.GGUFWriter(folder / f"model-{name.upper()}.gguf", layout.arch)
+        try:
+            add_metadata(writer, source, snapshot, values)
+            full = gguf.LlamaFileType.ALL_F32 if name == "f32" else gguf.LlamaFileType[f"MOSTLY_{name.upper()}"]
+            writer.add_file_type(full)
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+            read_vocabulary(source.tokenizer, source.text_config.vocab_size).add_to(writer)
+            factors = {} if values.factors is None else dict.fromkeys(layout.factors, values.factors.float().numpy())
+            for tensor, data in factors.items():
+                writer.add_tensor_info(tensor, data.shape, data.dtype, data.nbytes)
+            stream = Stream(writer, kind)
+            for entry in tensors:
+                stream.declare(entry)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for data in factors.values():
+                writer.write_tensor_data(data)
+            for entry in tensors:
+                stream.write(entry)
+            writer.flush()
+            os.fsync(writer.fout[0].fileno())
+        finally:
+            writer.close()
+
+    def serving(self, source: Source, snapshot: Snapshot, folder: str) -> str:
+        length, file = snapshot.max_length, f"{folder}/model-*.gguf"
+        return f"""### llama.cpp
+
+```
+llama-server -m {file} -c {length} --port 8080
+llama-cli -m {file} -c {length} -f prompt.txt
+```
+
+The file carries the frequencies: no `--rope-*` or `--yarn-*` option is needed, and none should be given. They are the
+same for every length up to {length} tokens."""
+
+    def engine(self) -> str:
+        found = llamacpp.installed()
+        if found is None:
+            raise EngineMissing("llama.cpp is not installed here. pip install 'longwave[llamacpp]'")
+        return f"llama.cpp (xllamacpp {found})"
+
+    def run(self, folder: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Answer]:
+        """A token at a time, from the log-probabilities that the server shows.
+
+        Its own choice would stop at an end of text, and it shows none for a token that ends inside a character: so
+        its sampler is tied to a harmless token, which comes after the log-probabilities.
+        """
+        self.engine()
+        file, size, harmless = _the_file(folder)
+        shown = size if size <= SHOWN else 1
+        answers = []
+        with llamacpp.served(file, max(map(len, prompts)) + new_tokens, exact=True) as address:
+            for prompt in prompts:
+                tokens: list[int] = []
+                rows = np.full((new_tokens, size), -np.inf, dtype=np.float32) if shown == size else None
+                for step in range(new_tokens):
+                    answer = llamacpp.ask(
+                        address, "/completion", prompt=[*prompt, *tokens], n_predict=1, n_probs=shown,
+                        temperature=0.0, cache_prompt=True, logit_bias=[[harmless, 1e9]],
+                    )  # fmt: skip
+                    top = answer["completion_probabilities"][0]["top_logprobs"]
+                    tokens.append(int(top[0]["id"]))
+                    if rows is not None:
+                        rows[step, [entry["id"] for entry in top]] = [entry["logprob"] for entry in top]
+                answers.append(Answer(tokens, rows))
+        return answers
+
+
+def _gguf() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise ValueError("GGUF export needs the package gguf. pip install 'longwave[gguf]'") from None
+    return gguf
+
+
+def _the_file(folder: Path) -> tuple[Path, int, int]:
+    """The folder's GGUF file, its number of tokens, and a token of plain text."""
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) != 1:
+        raise ValueError(f"{folder} holds {len(files)} GGUF files, expected one.")
+    fields = _gguf().GGUFReader(files[0]).fields
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    types = fields["tokenizer.ggml.token_type"].contents()
+    texts = (i for i, token in enumerate(tokens) if types[i] == NORMAL and token.isascii() and token.isalnum())
+    return files[0], len(tokens), next(texts)

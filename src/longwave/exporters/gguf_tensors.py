@@ -1,0 +1,169 @@
+"""Weights from safetensors into a GGUF file, a few megabytes at a time."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longwave.exporters.gguf_layout import Layout
+from longwave.exporters.source import Source
+
+BLOCK = 1 << 20  # numbers in memory at a time
+HEAD = "lm_head.weight"
+DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of the source, and what becomes of it.
+
+    Arguments:
+        name: in GGUF.
+        origin: its name in `path`, with `offset` as the first byte of its data.
+        dtype: there, `F32`, `F16` or `BF16`.
+        heads: rows are these heads' halves, to be interleaved; 0 to leave them in place.
+    """
+
+    name: str
+    origin: str
+    path: Path
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+    heads: int = 0
+
+    @property
+    def plain(self) -> bool:
+        """Norms and biases, which llama.cpp keeps in float32."""
+        return len(self.shape) == 1
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Rows in float32, in GGUF's order."""
+        rows, columns = self.shape[0], int(np.prod(self.shape[1:], dtype=np.int64))
+        unit = rows // self.heads if self.heads else 1
+        count = unit * max(1, BLOCK // max(1, columns * unit))
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            for start in range(0, rows, count):
+                size = min(count, rows - start)
+                raw = np.fromfile(file, DTYPES[self.dtype], size * columns)
+                values = _float32(raw, self.dtype).reshape(size, *self.shape[1:])
+                if self.heads:
+                    halves = values.reshape(size // unit, 2, unit // 2, *self.shape[1:])
+                    values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+                yield values
+
+
+def _float32(raw: np.ndarray, dtype: str) -> np.ndarray:
+    if dtype == "BF16":
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    return raw.astype(np.float32, copy=False)
+
+
+def find_tensors(source: Source, layout: Layout) -> list[Tensor]:
+    """All tensors of the plain model with their GGUF names, in the order of the files.
+
+    Raises:
+        ValueError: naming a tensor that is missing, that llama.cpp has no place for, or of another type.
+    """
+    import gguf
+
+    config = source.text_config
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == layout.arch)
+    names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    heads = {
+        "q_proj": config.num_attention_heads,
+        "k_proj": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+    }
+    found: dict[str, Tensor] = {}
+    for path in source.shards:
+        for origin, dtype, shape, offset in _entries(path):
+            if origin.endswith((*source.dropped, "rotary_emb.inv_freq")):
+                continue
+            if origin == HEAD and config.tie_word_embeddings:
+                continue  # llama.cpp takes the embedding where there is no output
+            name = names.get_name(origin, try_suffixes=(".weight", ".bias"))
+            if name is None:
+                raise ValueError(f"{path} has {origin}, which llama.cpp's {layout.arch} has no place for. Use --to hf.")
+            if dtype not in DTYPES:
+                raise ValueError(f"{path}: {origin} is {dtype}, and GGUF export reads {', '.join(DTYPES)} only.")
+            turned = heads.get(origin.split(".")[-2], 0) if layout.interleaved else 0
+            found[origin] = Tensor(name, origin, path, offset, dtype, shape, turned)
+    _check(source, found)
+    return list(found.values())
+
+
+def _check(source: Source, found: dict[str, Tensor]) -> None:
+    """Every parameter of the model is there, in the model's shape."""
+    for name, parameter in source.skeleton.named_parameters():
+        if "rotary_emb" in name or (name == HEAD and source.text_config.tie_word_embeddings):
+            continue
+        if name not in found:
+            raise ValueError(f"{source.model} holds no weights for {name}, which the model has. Save the model again.")
+        if found[name].shape != tuple(parameter.shape):
+            raise ValueError(
+                f"{found[name].path}: {name} has shape {list(found[name].shape)}, "
+                f"config.json says {list(parameter.shape)}."
+            )
+
+
+def _entries(path: Path) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
+    """Name, type, shape and first byte of each tensor of a safetensors file, in the order of the data."""
+    with open(path, "rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, Any] = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        yield name, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0]
+
+
+class Stream:
+    """Tensor data behind the header that a `gguf.GGUFWriter` wrote; declare all tensors first, then write them."""
+
+    def __init__(self, writer: Any, quantization: Any) -> None:
+        self.writer = writer
+        self.quantization = quantization
+
+    def kind(self, tensor: Tensor) -> Any:
+        """What a tensor is stored as; float16 where its rows are no whole number of blocks, as llama.cpp does."""
+        import gguf
+
+        if tensor.plain:
+            return gguf.GGMLQuantizationType.F32
+        whole = tensor.shape[-1] % gguf.GGML_QUANT_SIZES[self.quantization][0] == 0
+        return self.quantization if whole else gguf.GGMLQuantizationType.F16
+
+    def declare(self, tensor: Tensor) -> None:
+        import gguf
+
+        kind = self.kind(tensor)
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        count = int(np.prod(tensor.shape, dtype=np.int64))
+        self.writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), count // block * size, kind)
+
+    def write(self, tensor: Tensor) -> None:
+        """Convert and append one tensor.
+
+        Raises:
+            ValueError: if it is not finite, at the source or in float16.
+        """
+        import gguf
+
+        kind, file, size = self.kind(tensor), self.writer.fout[0], 0
+        self.writer.write_padding(file, file.tell())
+        for values in tensor.blocks():
+            limit = np.abs(values).max(initial=0.0)
+            if not np.isfinite(limit):
+                raise ValueError(f"{tensor.path}: {tensor.origin} holds numbers that are not finite.")
+            if kind == gguf.GGMLQuantizationType.F16 and limit >= 65520:  # what rounds to infinity
+                raise ValueError(f"{tensor.origin} reaches {limit:g}, beyond float16. Use --quantize bf16 or f32.")
+            data = gguf.quantize(values, kind)
+            data.tofile(file)
+            size += data.nbytes
+        self.writer.write_padding(file, size)

@@ -53,8 +53,8 @@ class Loaded:
     about: dict[str, Any]
 
 
-def load(path: str, dtype: str, device: str | None) -> Loaded:
-    """Read a model of any kind and its tokenizer, and put it on its device."""
+def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajectory") -> Loaded:
+    """Read a model of any kind and its tokenizer, and put it on its device; `scaling` as in `longwave.load`."""
     import torch
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -74,7 +74,7 @@ def load(path: str, dtype: str, device: str | None) -> Loaded:
         ) from None
     stored = dtype == "auto" and place.type != "cpu"
     wanted = "auto" if stored else torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    model = load_model(path, dtype=wanted)
+    model = load_model(path, dtype=wanted, scaling=scaling)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:

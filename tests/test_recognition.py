@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny import tiny_config
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.utils import logging
 
 import longwave
 from longwave.adapter import extension_of
@@ -54,10 +56,11 @@ def scaled(family: str, scaling: dict[str, Any], **changes: Any) -> PreTrainedMo
     heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     pairs = int(heads * own.get("partial_rotary_factor", 1.0)) // 2
     parameters = own | {"rope_theta": BASE} | scaling
-    if scaling["rope_type"] == "longrope" and "long_factor" not in scaling:
+    kind = scaling["rope_type"]
+    if kind == "longrope" and "long_factor" not in scaling:
         short = torch.linspace(1, 1.3, pairs).tolist()
         parameters |= {"short_factor": short, "long_factor": torch.linspace(1, 5, pairs).tolist()}
-    if hasattr(config, "original_max_position_embeddings"):  # phi3
+    if kind == "longrope" and hasattr(config, "original_max_position_embeddings"):  # phi3
         config.original_max_position_embeddings = parameters["original_max_position_embeddings"]
     values = config.to_dict() | {"rope_parameters": parameters} | changes
     torch.manual_seed(0)
@@ -212,9 +215,9 @@ def test_a_config_reaches_as_far_as_it_says() -> None:
     assert (rotary.factor_for(4 * L), rotary.max_length, rotary.schedule.spec) == (2.0, 4 * L, "static=2")
 
 
-def exported(model: PreTrainedModel, factor: float, folder: Path, **record: Any) -> Path:
+def exported(model: PreTrainedModel, t: float, folder: Path, **record: Any) -> Path:
     """What our export to transformers writes of a Llama: config and weights."""
-    frozen = longwave.snapshot(model, factor)
+    frozen = longwave.snapshot(model, t)
     s, factors, length = frozen.attention_scaling, frozen.factors.tolist(), frozen.max_length
     parameters = {
         "rope_type": "longrope", "rope_theta": BASE, "factor": 1.0, "short_factor": factors, "long_factor": factors,
@@ -222,7 +225,7 @@ def exported(model: PreTrainedModel, factor: float, folder: Path, **record: Any)
     }  # fmt: skip
     config = model.config.to_dict() | {
         "rope_parameters": parameters, "max_position_embeddings": length,
-        "longwave": {"method": "yarn", "factor": factor, "original_length": frozen.original_length, "log_n": 0.0}
+        "longwave": {"method": "yarn", "factor": t, "original_length": frozen.original_length, "log_n": 0.0}
         | record,
     }  # fmt: skip
     native = LlamaForCausalLM(LlamaConfig(**config))
@@ -264,7 +267,9 @@ def test_an_export_of_a_model_that_was_trained_with_factors(tmp_path: Path) -> N
     (rotary,) = longwave.rotaries(again)
     assert torch.equal(rotary._solve(4.0), native.model.rotary_emb.inv_freq)
     assert torch.equal(rotary.base.inv_freq, model.model.rotary_emb.base.inv_freq)
-    assert torch.equal(longwave.snapshot(again, 4.0).factors, torch.tensor(native.config.rope_parameters["long_factor"]))
+    assert torch.equal(
+        longwave.snapshot(again, 4.0).factors, torch.tensor(native.config.rope_parameters["long_factor"])
+    )
 
 
 @pytest.mark.parametrize("record", [{"factor": 1.0}, {"factor": 3.0}, {"factor": "x"}, {"short_factor": [1.0, 2.0]}])
@@ -290,6 +295,15 @@ def test_generation_with_and_without_a_cache(name: str) -> None:
     assert torch.equal(cached, model.generate(prompt, use_cache=False, **settings))
 
 
+@pytest.fixture(scope="module")
+def _quiet() -> Iterator[None]:
+    """transformers remarks on factors that are not the ratio of the lengths."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    yield
+    logging.set_verbosity(before)
+
+
 def agrees(parameters: dict[str, Any]) -> None:
     config = LlamaConfig(
         vocab_size=8, hidden_size=64, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, head_dim=64,
@@ -308,6 +322,7 @@ LENGTHS = st.integers(256, 32768)
 BASES = st.sampled_from([1e4, 5e5, 1e6, 123456.7])
 
 
+@pytest.mark.usefixtures("_quiet")
 @given(factor=FACTORS, original=LENGTHS, theta=BASES, fast=st.floats(8, 64), slow=st.floats(0.5, 4),
        truncate=st.booleans(), attention=st.none() | st.floats(0.5, 2))  # fmt: skip
 @settings(max_examples=40, deadline=None)
@@ -321,6 +336,7 @@ def test_every_yarn_config(
     agrees(parameters if attention is None else parameters | {"attention_factor": attention})
 
 
+@pytest.mark.usefixtures("_quiet")
 @given(factor=FACTORS, original=LENGTHS, theta=BASES, low=st.floats(0.5, 4), width=st.floats(1, 16))
 @settings(max_examples=40, deadline=None)
 def test_every_llama3_config(factor: float, original: int, theta: float, low: float, width: float) -> None:

@@ -184,7 +184,7 @@ def _read_export(record: Mapping[str, Any], parameters: Mapping[str, Any], rope:
 
 def _held(rope: Rope) -> list[float]:
     """λ(1) as frequencies in float32 hold it: relative to these the long factors come out bit for bit."""
-    return rope.factors.float().tolist()
+    return rope.factors.tolist()
 
 
 def _unscaled(module: nn.Module, inv_freq: Tensor | None) -> nn.Module:

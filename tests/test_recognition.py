@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_config
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import logging
 
 import longwave
 from longwave.adapter import extension_of
 from longwave.evaluation.subjects import under
+from longwave.exporters.run import export
+from longwave.exporters.source import open_source
 from longwave.generation import rotaries_of
 from longwave.recognition import follow_config
 
@@ -217,29 +219,27 @@ def test_a_config_reaches_as_far_as_it_says() -> None:
     assert (rotary.factor_for(4 * L), rotary.max_length, rotary.schedule.spec) == (2.0, 4 * L, "static=2")
 
 
-def exported(model: PreTrainedModel, t: float, folder: Path, **record: Any) -> Path:
-    """What our export to transformers writes of a Llama: config and weights."""
-    frozen = longwave.snapshot(model, t)
-    s, factors, length = frozen.attention_scaling, frozen.factors.tolist(), frozen.max_length
-    parameters = {
-        "rope_type": "longrope", "rope_theta": BASE, "factor": 1.0, "short_factor": factors, "long_factor": factors,
-        "original_max_position_embeddings": length, "attention_factor": s, "short_mscale": s, "long_mscale": s,
-    }  # fmt: skip
-    config = model.config.to_dict() | {
-        "rope_parameters": parameters, "max_position_embeddings": length,
-        "longwave": {"method": "yarn", "factor": t, "original_length": frozen.original_length, "log_n": 0.0}
-        | record,
-    }  # fmt: skip
-    native = LlamaForCausalLM(LlamaConfig(**config))
-    native.load_state_dict(model.state_dict())
-    native.save_pretrained(folder)
-    return folder
+@pytest.fixture
+def exported(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., Path]:
+    """What our export to transformers writes, with changes to its record."""
+
+    def write(model: PreTrainedModel, t: float, **record: Any) -> Path:
+        own = longwave.save(model, tmp_path / "own", tokenizer=tokenizer)
+        folder = export(own, tmp_path / "export", factor=t).folder
+        config = json.loads((folder / "config.json").read_text())
+        config["longwave"] |= record
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return write
 
 
 @pytest.mark.parametrize("factor", [1.5, 4.0, 16 / 3])
-def test_an_export_comes_back_bit_for_bit(factor: float, llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_an_export_comes_back_bit_for_bit(
+    factor: float, llama: LlamaForCausalLM, exported: Callable[..., Path], tmp_path: Path
+) -> None:
     longwave.extend(llama, "yarn", max_factor=16)
-    folder = exported(llama, factor, tmp_path / "export")
+    folder = exported(llama, factor)
     native = LlamaForCausalLM.from_pretrained(folder).eval()
     model = longwave.load(folder)
     (rotary,) = longwave.rotaries(model)
@@ -251,6 +251,10 @@ def test_an_export_comes_back_bit_for_bit(factor: float, llama: LlamaForCausalLM
     frozen, before = longwave.snapshot(model, factor), longwave.snapshot(llama, factor)
     assert torch.equal(frozen.factors, before.factors)
     assert frozen.attention_scaling == before.attention_scaling
+    assert open_source(folder).factor(None, None) == factor
+    twice = json.loads((export(folder, tmp_path / "twice").folder / "config.json").read_text())
+    once = json.loads((folder / "config.json").read_text())
+    assert twice == once | {"longwave": once["longwave"] | {"method": "longrope"}}
     again = longwave.load(longwave.save(model, tmp_path / "ours"))
     assert torch.equal(logits(again, length), logits(native, length))
     longwave.set_length(model, "fixed", 1.0)
@@ -258,12 +262,12 @@ def test_an_export_comes_back_bit_for_bit(factor: float, llama: LlamaForCausalLM
     assert torch.equal(logits(longwave.restore(model), length), logits(native, length))
 
 
-def test_an_export_of_a_model_that_was_trained_with_factors(tmp_path: Path) -> None:
+def test_an_export_of_a_model_that_was_trained_with_factors(exported: Callable[..., Path]) -> None:
     """Their λ(1) is in the record."""
     model = scaled("llama", SCALINGS["longrope"])
     short = model.config.rope_parameters["short_factor"]
     longwave.extend(model, "ntk", max_factor=4)
-    folder = exported(model, 4.0, tmp_path, short_factor=short)
+    folder = exported(model, 4.0, short_factor=short)
     again = longwave.load(folder)
     native = LlamaForCausalLM.from_pretrained(folder).eval()
     (rotary,) = longwave.rotaries(again)
@@ -275,15 +279,15 @@ def test_an_export_of_a_model_that_was_trained_with_factors(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("record", [{"factor": 1.0}, {"factor": 3.0}, {"factor": "x"}, {"short_factor": [1.0, 2.0]}])
-def test_a_record_that_is_not_the_configs(record: dict, llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_a_record_that_is_not_the_configs(record: dict, llama: LlamaForCausalLM, exported: Callable[..., Path]) -> None:
     longwave.extend(llama, "yarn", max_factor=4)
-    assert not rotaries_of(longwave.load(exported(llama, 4.0, tmp_path, **record)))
+    assert not rotaries_of(longwave.load(exported(llama, 4.0, **record)))
 
 
-def test_an_export_at_t_1_is_plain(llama: LlamaForCausalLM, tmp_path: Path) -> None:
+def test_an_export_at_t_1_is_plain(llama: LlamaForCausalLM, exported: Callable[..., Path]) -> None:
     before = logits(llama)
     longwave.extend(llama, "yarn", max_factor=4)
-    model = longwave.load(exported(llama, 1.0, tmp_path))
+    model = longwave.load(exported(llama, 1.0))
     assert not rotaries_of(model) and torch.equal(logits(model), before)
 
 

@@ -18,11 +18,14 @@ from longwave.adapter import MODEL, SETTINGS, WEIGHTS, extend_as_saved, is_train
 from longwave.architectures import host_of
 from longwave.attach import extend, rope_of, rotaries, snapshot
 from longwave.exporters.weights import check_weights, weight_files
+from longwave.generation import rotaries_of
 from longwave.io import read_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy
 from longwave.logn import log_n_of
 from longwave.methods import parse_method
+from longwave.recognition import follow_config
 from longwave.rotary import ScaledRotary
+from longwave.schedule import Static
 from longwave.trajectory import Snapshot
 
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -81,7 +84,7 @@ class Source:
         return weight_files(self.model)
 
     def factor(self, factor: float | None, length: int | None) -> float:
-        """t from what the user gave, the model's largest by default.
+        """t from what the user gave; by default that of a static schedule, or else the model's largest.
 
         Raises:
             ValueError: if both are given, or the model does not reach that far.
@@ -99,7 +102,10 @@ class Source:
             return self.rotary.factor_for(length)
         if factor is not None and not 1 <= factor <= limit:
             raise ValueError(f"factor {factor:g} is not within 1 to {limit:g}, which this model was extended to.")
-        return limit if factor is None else factor
+        if factor is not None:
+            return factor
+        schedule = self.rotary.schedule
+        return schedule.factor if isinstance(schedule, Static) else limit
 
     def snapshot(self, factor: float, *, log_n: bool = True) -> Snapshot:
         """The extension at t, per-query log-n as a constant or left out."""
@@ -114,7 +120,7 @@ def open_source(
 
     Arguments:
         path: a folder of `longwave.save`, an official CLEX checkpoint, a Hugging Face folder or hub name.
-        method: `METHOD[@SCHEDULE]` for a plain model.
+        method: `METHOD[@SCHEDULE]` for a plain model, of which RoPE scaling in its config is then a part.
         factor, length: how far it is to reach, as a multiple or in tokens; default 8 times the trained length.
 
     Raises:
@@ -144,7 +150,7 @@ def open_source(
         skeleton = build_skeleton(_config(model), model)
         if own:
             extend_as_saved(skeleton, folder)
-        else:
+        elif method is not None or not rotaries_of(follow_config(skeleton)):
             _extend_plain(skeleton, method, factor, length, str(path))
     if not is_trained(skeleton):
         raise ValueError(f"{path} has not been trained: its frequencies are those of the prior. Export that method.")

@@ -141,11 +141,15 @@ def extension_of(path: Path | str) -> tuple[str, float] | None:
 
 def _skeleton(folder: Path) -> PreTrainedModel:
     """The model with its shapes and buffers, but no weights."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its remarks on keys of the config: they come when the model is loaded
     try:
         with init_empty_weights(include_buffers=False):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"cannot read a model from {folder}: {str(error).splitlines()[0]}") from None
+    finally:
+        logging.set_verbosity(verbosity)
     return model
 
 

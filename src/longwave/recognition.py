@@ -203,10 +203,11 @@ def _agrees(model: PreTrainedModel, scaling: Scaling) -> bool:
     """Whether the model runs as transformers would run it at the config's own t."""
     for rotary in rotaries(model):
         module: Any = rotary.base if rotary.loaded is None else rotary.loaded
-        theirs, attention = module.inv_freq, module.attention_scaling
+        theirs, attention = module.inv_freq, getattr(module, "attention_scaling", 1.0)
         if rotary.loaded is None:  # it holds the frequencies of short texts
             length = math.floor(scaling.factor * scaling.original_length)
-            theirs, attention = ROPE_INIT_FUNCTIONS[module.rope_type](module.config, theirs.device, seq_len=length)
+            kind = module.config.rope_parameters["rope_type"]
+            theirs, attention = ROPE_INIT_FUNCTIONS[kind](module.config, theirs.device, seq_len=length)
         ours = rotary.trajectory.at(scaling.factor)
         ours_attention = ours.attention_scaling * getattr(rotary.base, "attention_scaling", 1.0)
         if theirs.shape != ours.inv_freq.shape or not math.isclose(attention, ours_attention, rel_tol=1e-6):

@@ -19,7 +19,7 @@ Lengths = Annotated[
         "--lengths",
         metavar="N,...",
         help="Multiples of the trained length (2x) or tokens (4096). Default: 1x, 2x, 4x, ... to the model's maximum, "
-        "16x for a Hugging Face model.",
+        "16x for a plain model.",
     ),
 ]
 Methods = Annotated[
@@ -27,7 +27,7 @@ Methods = Annotated[
     typer.Option(
         "--methods",
         metavar="METHOD[@SCHEDULE],...",
-        help="Default: the folder's own method; none,linear,ntk,yarn for a Hugging Face model.",
+        help="Default: the model's own method; none,linear,ntk,yarn for a plain one.",
     ),
 ]
 Results = Annotated[

@@ -21,7 +21,9 @@ NewTokens = Annotated[
 DEFAULT_NEW_TOKENS = 256
 Method = Annotated[
     str | None,
-    typer.Option("--method", metavar="METHOD[@SCHEDULE]", help="Extend a plain model with it; see `longwave methods`."),
+    typer.Option(
+        "--method", metavar="METHOD[@SCHEDULE]", help="Extend a Hugging Face model with it; see `longwave methods`."
+    ),
 ]
 To = Annotated[
     int | None,

@@ -87,7 +87,8 @@ def _check(folder: Path) -> None:
         missing = own[there.index(False)]
         raise ValueError(f"{missing} is missing: the folder is incomplete. Save the model again.")
     if all(there):
-        read_json(own[0]), read_json(own[2])
+        read_json(own[0])
+        read_json(own[2])
         return
     if any(folder.glob("*.gguf")):
         return

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from longwave.schedule import Ceiling, Continuous, Static, Threshold, parse_schedule
 
-SPECS = ["continuous", "ceiling", "threshold", "static=8"]
+SPECS = ["continuous", "ceiling", "threshold", "static=8", "static=5.333333333333333"]
 
 
 @pytest.mark.parametrize("spec", SPECS)

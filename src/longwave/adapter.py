@@ -12,23 +12,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from longwave.architectures import host_of
-from longwave.attach import extend, rotaries, suspended, trajectories_of
+from longwave.attach import extend, extend_again, rotaries, suspended, trajectories_of
+from longwave.generation import rotaries_of
 from longwave.io import prepare_output, read_json, write_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy
 from longwave.logn import log_n_of
 from longwave.methods import get_method
+from longwave.recognition import follow_config, may_have_scaling
 
 SETTINGS, WEIGHTS, MODEL = "longwave.json", "longwave.safetensors", "model"
 FORMAT = 2  # 1 had the bounded field start from the prior's rate at t instead of its mean
+SCALING = ("trajectory", "plain")
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")  # where to get a model, and which
 REQUIRED = ("format", "method", "options", "max_factor", "schedule", "beyond", "log_n", "original_length")
 
@@ -72,18 +76,20 @@ def save(
     return folder
 
 
-def load(path: Path | str, **arguments: Any) -> PreTrainedModel:
+def load(path: Path | str, *, scaling: str = "trajectory", **arguments: Any) -> PreTrainedModel:
     """Read a model: a folder of `save`, a CLEX checkpoint in the official format, or any Hugging Face model.
-
-    The last comes back plain, whatever RoPE scaling its config has being part of it.
 
     Arguments:
         path: a folder, or a name on the Hugging Face hub.
+        scaling: what RoPE scaling in the config of a Hugging Face model is: the `trajectory` that it is a point
+            of, so that z(1) is the rope without it, where we have the method; or part of a `plain` model.
         arguments: for `from_pretrained`, e.g. `dtype`, `device_map`.
 
     Raises:
         ValueError: naming the file that is missing, damaged, or does not belong to the model.
     """
+    if scaling not in SCALING:
+        raise ValueError(f"unknown scaling {scaling!r}. Available: {', '.join(SCALING)}.")
     if not isinstance(path, str | Path):
         raise ValueError(f"load takes a folder or a name on the Hugging Face hub, got {type(path).__name__}.")
     given = Path(path)
@@ -99,7 +105,8 @@ def load(path: Path | str, **arguments: Any) -> PreTrainedModel:
         return extend_legacy(_from_pretrained(folder, arguments | {"config": checkpoint.config}), checkpoint)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: neither {SETTINGS} nor config.json is there.")
-    return _from_pretrained(path, arguments)
+    model = _from_pretrained(path, arguments)
+    return follow_config(model) if scaling == "trajectory" else model
 
 
 def _local_folder(path: Path | str, arguments: dict[str, Any]) -> Path:
@@ -123,7 +130,36 @@ def extension_of(path: Path | str) -> tuple[str, float] | None:
     if is_legacy(folder):
         extension = read_legacy(folder).extension
         return extension["method"], extension["max_factor"]
+    path = folder / "config.json"
+    if path.is_file() and may_have_scaling(read_json(path)):
+        model = follow_config(skeleton(folder))
+        if rotaries_of(model):
+            trajectory = trajectories_of(model)[0]
+            return trajectory.name, trajectory.max_factor
     return None
+
+
+def skeleton(folder: Path, config: Any = None) -> PreTrainedModel:
+    """The plain model with its shapes and real buffers, but no weights: parameters are on the meta device.
+
+    Arguments:
+        folder: with config.json.
+        config: in its place, if it is not to be read.
+
+    Raises:
+        ValueError: if transformers cannot build it.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its remarks on keys of the config: they come when the model is loaded
+    try:
+        with init_empty_weights(include_buffers=False), torch.no_grad():
+            found = AutoConfig.from_pretrained(folder) if config is None else config
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"cannot build the model of {folder}: {str(error).splitlines()[0]}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+    return model
 
 
 def is_trained(model: nn.Module) -> bool:
@@ -156,6 +192,7 @@ def _settings(model: PreTrainedModel) -> dict[str, Any]:
         "beyond": rotary.beyond,
         "log_n": log_n_of(host_of(model)),
         "original_length": trajectory.rope.original_length,
+        "unscaled": rotary.loaded is not None,
         "trained": is_trained(model),
     }
 
@@ -169,8 +206,12 @@ def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Put the extension in a folder of `save` onto the plain model of that folder."""
     settings = _read_settings(folder / SETTINGS)
     tensors = _read_tensors(folder / WEIGHTS)
+    if unscaled := settings.get("unscaled", False):
+        follow_config(model)
+        if not rotaries_of(model):
+            raise ValueError(f"{folder / MODEL / 'config.json'} lacks the RoPE scaling that {SETTINGS} speaks of.")
     try:
-        extend(
+        (extend_again if unscaled else extend)(
             model,
             settings["method"],
             max_factor=settings["max_factor"],

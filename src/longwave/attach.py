@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -92,15 +92,45 @@ def extend(
     return model
 
 
+def extend_from(model: Model, bases: Mapping[nn.Module, nn.Module], method: str, **arguments: Any) -> Model:
+    """`extend` from other frequencies than the model's rotary modules hold; `restore` gives those modules back.
+
+    Arguments:
+        bases: for each of the model's rotary modules the one to start from, which may be itself.
+        method, arguments: of `extend`; where it fails, the model is as before.
+    """
+    sites = find_sites(model)
+    try:
+        for site in sites:
+            for parent, name in site.owners:
+                setattr(parent, name, bases[site.module])
+        extend(model, method, **arguments)
+    except BaseException:
+        for site in sites:
+            for parent, name in site.owners:
+                setattr(parent, name, site.module)
+        raise
+    loaded = {bases[site.module]: site.module for site in sites}
+    for rotary in rotaries(model):
+        if loaded[rotary.base] is not rotary.base:
+            rotary.loaded = loaded[rotary.base]
+    return model
+
+
+def extend_again(model: Model, method: str, **arguments: Any) -> Model:
+    """`extend` an extended model anew, from the same z(1); where that fails, it is left restored."""
+    bases = {rotary.base if rotary.loaded is None else rotary.loaded: rotary.base for rotary in rotaries(model)}
+    return extend_from(restore(model), bases, method, **arguments)
+
+
 def restore(model: Model) -> Model:
-    """Give the model its own rotary modules, attention and methods back; a plain model stays as it is."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if isinstance(child, ScaledRotary):
-                setattr(parent, name, child.base)
-    host = host_of(model)
-    disable_log_n(host)
-    remove_hooks(host)
+    """Give the model its own rotary modules, attention and methods back; a plain model stays as it is.
+
+    One that came with RoPE scaling in its config has that again.
+    """
+    for parent, name, rotary in _places(model):
+        setattr(parent, name, rotary.base if rotary.loaded is None else rotary.loaded)
+    _clean(model)
     return model
 
 
@@ -116,16 +146,12 @@ def extended(model: Model, method: str = "clex", **arguments: Any) -> Iterator[M
 
 @contextmanager
 def suspended(model: Model) -> Iterator[Model]:
-    """The plain model for the length of a `with` block, then the very same extension again."""
+    """The plain model, at z(1), for the length of a `with` block, then the very same extension again."""
     host = host_of(model)
-    attention = attention_of(host)
-    places = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent._modules.items()
-        if isinstance(child, ScaledRotary)
-    ]
-    restore(model)
+    attention, places = attention_of(host), _places(model)
+    for parent, name, rotary in places:
+        setattr(parent, name, rotary.base)
+    _clean(model)
     try:
         yield model
     finally:
@@ -224,6 +250,23 @@ def trajectories_of(model: nn.Module) -> list[Trajectory]:
     """
     in_use = [rotary for rotary in rotaries(model) if rotary not in _set_aside(model)]
     return list(dict.fromkeys(rotary.trajectory for rotary in in_use))
+
+
+def _places(model: nn.Module) -> list[tuple[nn.Module, str, ScaledRotary]]:
+    """(parent, attribute, module) of every reference to a scaled rotary module."""
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if isinstance(child, ScaledRotary)
+    ]
+
+
+def _clean(model: nn.Module) -> None:
+    """Take off what `extend` has put beside the rotary modules."""
+    host = host_of(model)
+    disable_log_n(host)
+    remove_hooks(host)
 
 
 def _set_aside(model: nn.Module) -> list[nn.Module]:

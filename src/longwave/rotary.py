@@ -63,6 +63,7 @@ class ScaledRotary(nn.Module):
         if beyond not in BEYOND:
             raise ValueError(f"unknown beyond {beyond!r}. Available: {', '.join(BEYOND)}.")
         self.base = base
+        self.loaded: nn.Module | None = None  # the checkpoint's own, with its scaling, where `base` stands in for it
         self.trajectory = trajectory
         self.schedule = schedule
         self.layer_type = layer_type

@@ -40,7 +40,8 @@ class Static(Schedule):
 
     @property
     def spec(self) -> str:
-        return f"static={self.factor:g}"
+        short = f"{self.factor:g}"
+        return f"static={short if float(short) == self.factor else repr(float(self.factor))}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ Lengths = Annotated[
         "--lengths",
         metavar="N,...",
         help="Multiples of the trained length (2x) or tokens (4096). Default: 1x, 2x, 4x, ... to the model's maximum, "
-        "16x for a Hugging Face model.",
+        "16x for a plain model.",
     ),
 ]
 Methods = Annotated[
@@ -27,7 +27,7 @@ Methods = Annotated[
     typer.Option(
         "--methods",
         metavar="METHOD[@SCHEDULE],...",
-        help="Default: the folder's own method; none,linear,ntk,yarn for a Hugging Face model.",
+        help="Default: the model's own method; none,linear,ntk,yarn for a plain one.",
     ),
 ]
 Results = Annotated[
@@ -53,8 +53,8 @@ class Loaded:
     about: dict[str, Any]
 
 
-def load(path: str, dtype: str, device: str | None) -> Loaded:
-    """Read a model of any kind and its tokenizer, and put it on its device."""
+def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajectory") -> Loaded:
+    """Read a model of any kind and its tokenizer, and put it on its device; `scaling` as in `longwave.load`."""
     import torch
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -74,7 +74,7 @@ def load(path: str, dtype: str, device: str | None) -> Loaded:
         ) from None
     stored = dtype == "auto" and place.type != "cpu"
     wanted = "auto" if stored else torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    model = load_model(path, dtype=wanted)
+    model = load_model(path, dtype=wanted, scaling=scaling)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:

@@ -21,7 +21,9 @@ NewTokens = Annotated[
 DEFAULT_NEW_TOKENS = 256
 Method = Annotated[
     str | None,
-    typer.Option("--method", metavar="METHOD[@SCHEDULE]", help="Extend a plain model with it; see `longwave methods`."),
+    typer.Option(
+        "--method", metavar="METHOD[@SCHEDULE]", help="Extend a Hugging Face model with it; see `longwave methods`."
+    ),
 ]
 To = Annotated[
     int | None,
@@ -57,14 +59,14 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def load(path: str, *, method: str | None, to: int | None, dtype: str, device: str | None) -> Loaded:
-    """A folder's own extension, or `method` put on a plain model."""
+    """A folder's own extension, or `method` put on a plain model, of which RoPE scaling in its config is a part."""
     import longwave
     from longwave.cli import evaluating
     from longwave.evaluation.lengths import original_length_of
     from longwave.generation import rotaries_of
     from longwave.methods import parse_method
 
-    loaded = evaluating.load(path, dtype, device)
+    loaded = evaluating.load(path, dtype, device, scaling="trajectory" if method is None else "plain")
     if rotaries_of(loaded.model):
         if method is not None or to is not None:
             raise ValueError(f"{path} has its own extension. --method and --to are for plain models: leave them out.")

@@ -16,7 +16,7 @@ import longwave
 # One module longwave.cli.<name> per command, holding a function <name>; help lists them in this order.
 COMMANDS = (
     "train", "perplexity", "passkey", "needle", "tasks", "evaluate", "compare", "plot", "report",
-    "generate", "chat", "export", "demo", "methods",
+    "generate", "chat", "export", "push", "demo", "methods",
 )  # fmt: skip
 
 EPILOG = """Start here:

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from longwave.adapter import skeleton
 from longwave.architectures import find_sites
 from longwave.exporters.base import Answer, partial_heads
-from longwave.exporters.source import Source, build_skeleton, read_config
+from longwave.exporters.source import Source
 from longwave.exporters.weights import copy_weights
 from longwave.io import read_json, write_json
 from longwave.rotary import frequency_name
@@ -221,7 +222,7 @@ def _misread(source: Source, snapshot: Snapshot) -> str | None:
     with tempfile.TemporaryDirectory() as scratch:
         write_json(Path(scratch) / "config.json", hf_config(source, snapshot))
         try:
-            model = build_skeleton(read_config(Path(scratch)), Path(scratch))
+            model = skeleton(Path(scratch))
             sites = find_sites(model)
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             return f"{type(error).__name__}: {str(error).splitlines()[0]}"

@@ -133,7 +133,8 @@ def _verified(
     from longwave.attach import extend
     from longwave.logn import disable_log_n
 
-    model = load(source.path, dtype=torch.float32 if exporter.name != "hf" else "auto").eval()
+    scaling = "trajectory" if method is None else "plain"
+    model = load(source.path, scaling=scaling, dtype="auto" if exporter.name == "hf" else torch.float32).eval()
     if method is not None:
         extend(model, method, max_factor=source.rotary.trajectory.max_factor)
     if log_n == "drop":

@@ -6,23 +6,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
-from longwave.adapter import MODEL, SETTINGS, WEIGHTS, extend_as_saved, is_trained
+from longwave.adapter import MODEL, SETTINGS, WEIGHTS, extend_as_saved, is_trained, skeleton
 from longwave.architectures import host_of
 from longwave.attach import extend, rope_of, rotaries, snapshot
 from longwave.exporters.weights import check_weights, weight_files
+from longwave.generation import rotaries_of
 from longwave.io import read_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy
 from longwave.logn import log_n_of
 from longwave.methods import parse_method
+from longwave.recognition import follow_config
 from longwave.rotary import ScaledRotary, frequency_name
+from longwave.schedule import Static
 from longwave.trajectory import Snapshot
 
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
@@ -93,7 +92,7 @@ class Source:
         return weight_files(self.model)
 
     def factor(self, factor: float | None, length: int | None) -> float:
-        """t from what the user gave, the model's largest by default.
+        """t from what the user gave; by default that of a static schedule, or else the model's largest.
 
         Raises:
             ValueError: if both are given, or the model does not reach that far.
@@ -111,7 +110,10 @@ class Source:
             return self.rotary.factor_for(length)
         if factor is not None and not 1 <= factor <= limit:
             raise ValueError(f"factor {factor:g} is not within 1 to {limit:g}, which this model was extended to.")
-        return limit if factor is None else factor
+        if factor is not None:
+            return factor
+        schedule = self.rotary.schedule
+        return schedule.factor if isinstance(schedule, Static) else limit
 
     def snapshot(self, factor: float, *, log_n: bool = True) -> Snapshot:
         """The extension at t, with the model's own attention scaling; per-query log-n as a constant or left out."""
@@ -129,7 +131,7 @@ def open_source(
 
     Arguments:
         path: a folder of `longwave.save`, an official CLEX checkpoint, a Hugging Face folder or hub name.
-        method: `METHOD[@SCHEDULE]` for a plain model.
+        method: `METHOD[@SCHEDULE]` for a plain model, of which RoPE scaling in its config is then a part.
         factor, length: how far it is to reach, as a multiple or in tokens; default 8 times the trained length.
 
     Raises:
@@ -152,20 +154,20 @@ def open_source(
     if legacy:
         checkpoint = read_legacy(folder)
         config = checkpoint.config.to_dict()
-        skeleton = extend_legacy(build_skeleton(checkpoint.config, folder), checkpoint)
+        plain = extend_legacy(skeleton(folder, checkpoint.config), checkpoint)
         dropped = tuple(checkpoint.weights)
     else:
         config = read_json(model / "config.json")
-        skeleton = build_skeleton(_config(model), model)
+        plain = skeleton(model)
         if own:
-            extend_as_saved(skeleton, folder)
-        else:
-            _extend_plain(skeleton, method, factor, length, str(path))
-    if not is_trained(skeleton):
+            extend_as_saved(plain, folder)
+        elif method is not None or not rotaries_of(follow_config(plain)):
+            _extend_plain(plain, method, factor, length, str(path))
+    if not is_trained(plain):
         raise ValueError(f"{path} has not been trained: its frequencies are those of the prior. Export that method.")
     record = folder / "training.json"
     training = read_json(record) if record.is_file() else {}
-    return Source(str(path), model, folder, config, skeleton.eval(), training, dropped)
+    return Source(str(path), model, folder, config, plain.eval(), training, dropped)
 
 
 def _local(path: Path | str) -> Path:
@@ -181,35 +183,6 @@ def _local(path: Path | str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is neither a folder nor a model that the hub gives us ({reason}).") from None
-
-
-def _config(folder: Path) -> Any:
-    read_json(folder / "config.json")  # a damaged one is named
-    try:
-        return read_config(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"cannot read {folder / 'config.json'}: {str(error).splitlines()[0]}") from None
-
-
-def read_config(folder: Path) -> Any:
-    """The config by transformers, without its warning of keys that it does not know: ours are for other engines."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        return AutoConfig.from_pretrained(folder)
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def build_skeleton(config: Any, folder: Path) -> PreTrainedModel:
-    """The model with its shapes and buffers, but no weights."""
-    try:
-        with init_empty_weights(include_buffers=False), torch.no_grad():
-            model: nn.Module = AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"cannot build the model of {folder}: {str(error).splitlines()[0]}") from None
-    assert isinstance(model, PreTrainedModel)
-    return model
 
 
 def _extend_plain(

@@ -18,11 +18,12 @@ class LongRoPE(Trajectory):
 
     At t_max these are the frequencies that a `longrope` config has beyond L; between, they are
     interpolated in log-log. `rope` is the model's own, so its short factors are already in z(1).
-    Attention scaling: sqrt(1 + ln t / ln L). Under `Threshold` this is the published switch.
+    Attention scaling: sqrt(1 + ln t / ln L), or attention_factor^s. Under `Threshold` this is the published switch.
 
     Arguments:
         long_factor: λ_i at t_max, d/2 positive numbers. Required: they come from a search.
         short_factor: λ_i within L that z(1) already contains (default all 1).
+        attention_factor: the attention scaling at t_max (default: by the paper's formula).
 
     Source: LongRoPE (arXiv 2402.13753); `rope_type: longrope` in transformers.
     """
@@ -36,6 +37,7 @@ class LongRoPE(Trajectory):
         max_factor: float,
         long_factor: Sequence[float] | None = None,
         short_factor: Sequence[float] | None = None,
+        attention_factor: float | None = None,
     ) -> None:
         super().__init__(rope, max_factor)
         if long_factor is None:
@@ -51,13 +53,20 @@ class LongRoPE(Trajectory):
                 raise ValueError(f"longrope {name} must be {pairs} positive numbers, got {len(values)} values.")
         if max_factor <= 1:
             raise ValueError(f"longrope needs max_factor > 1 to interpolate towards, got {max_factor}.")
+        if attention_factor is not None and not (math.isfinite(attention_factor) and attention_factor > 0):
+            raise ValueError(f"longrope attention_factor must be a positive number, got {attention_factor}.")
+        self.attention_factor = None if attention_factor is None else float(attention_factor)
         ratio = torch.tensor(self.long_factor, dtype=torch.float64) / torch.tensor(
             self.short_factor, dtype=torch.float64
         )
         self.register_buffer("log_ratio", ratio.log(), persistent=False)
 
     def options(self) -> dict[str, Any]:
-        return {"long_factor": self.long_factor, "short_factor": self.short_factor}
+        return {
+            "long_factor": self.long_factor,
+            "short_factor": self.short_factor,
+            "attention_factor": self.attention_factor,
+        }
 
     def log_freq(self, t: float | Tensor) -> Tensor:
         return self.log_freq_1 - self.as_factor(t).log() / math.log(self.max_factor) * self.log_ratio
@@ -66,4 +75,6 @@ class LongRoPE(Trajectory):
         return -self.log_ratio / (self.as_factor(t) * math.log(self.max_factor))
 
     def attention_scaling(self, t: float) -> float:
+        if self.attention_factor is not None:
+            return float(self.attention_factor ** (math.log(t) / math.log(self.max_factor)))
         return math.sqrt(1 + math.log(t) / math.log(self.rope.original_length))

@@ -10,10 +10,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from longwave.adapter import load
 from longwave.architectures import host_of
-from longwave.attach import extend, restore, rope_of, rotaries, trajectories_of
+from longwave.attach import extend, extend_again, restore, rope_of, rotaries, trajectories_of
 from longwave.generation import rotaries_of
 from longwave.logn import count_keys, log_n_of
 from longwave.methods import parse_method
+from longwave.schedule import Static
 from longwave.training.config import TrainConfig
 from longwave.training.positions import LengthSampler
 from longwave.trajectory import Trajectory
@@ -34,9 +35,12 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     """Attach the method and make its sampler.
 
     A model that is extended already keeps its original length; one that follows the method keeps what it
-    learned, its options and its schedule, too.
+    learned, its options and its schedule, too. RoPE scaling of a checkpoint's config is a method to go on with;
+    to any other it is part of the plain model.
     """
     method, schedule = parse_method(config.method)
+    if any(rotary.loaded is not None for rotary in rotaries_of(model)) and _name(model) != method.name:
+        restore(model)
     original_length = _original_length(model, config)
     sampler = LengthSampler(
         original_length=original_length,
@@ -54,12 +58,13 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     options, learned = config.method_options, None
     if rotaries_of(model):
         options, learned = _carried_over(model, method.name, options | {"original_length": original_length})
-        if trajectories_of(model)[0].name == method.name and "@" not in config.method:
-            schedule = rotaries(model)[0].schedule
-        restore(model)
+        before = rotaries(model)[0].schedule
+        outgrown = isinstance(before, Static) and before.factor < config.max_factor
+        if _name(model) == method.name and "@" not in config.method and not outgrown:
+            schedule = before
     if learned is not None:
         learned.max_factor = config.max_factor
-    extend(
+    (extend_again if rotaries_of(model) else extend)(
         model,
         method.name,
         max_factor=config.max_factor,
@@ -73,6 +78,10 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     if config.freeze_weights:
         _freeze_weights(model, method.name)
     return sampler
+
+
+def _name(model: PreTrainedModel) -> str:
+    return trajectories_of(model)[0].name
 
 
 def _original_length(model: PreTrainedModel, config: TrainConfig) -> int:

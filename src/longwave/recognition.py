@@ -1,0 +1,217 @@
+"""Checkpoints whose config has RoPE scaling, as trajectories from the rope before that scaling.
+
+Such a config is one point of a trajectory: `rope_type: yarn` with `factor: 4` is YaRN at t = 4. The model is
+extended so that it runs there and computes what transformers computes, while z(1) is the unscaled rope: other t
+and other methods start from what the model was before the scaling.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from longwave.architectures import Site, find_sites, rope_at
+from longwave.attach import extend_from, restore, rotaries
+from longwave.rope import Rope
+from longwave.rotary import undecorated_forward
+from longwave.schedule import Continuous, Schedule, Static, Threshold
+
+RECORD = "longwave"  # the key that an export of ours adds to its config
+RTOL = 4e-6  # transformers' formulas in float32 against ours in float64, at factors up to 64
+
+COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings"}
+KEYS = {  # a config with any other key is not ours to understand
+    "linear": COMMON,
+    "dynamic": COMMON,
+    "yarn": COMMON | {"attention_factor", "beta_fast", "beta_slow", "truncate"},
+    "llama3": COMMON | {"low_freq_factor", "high_freq_factor"},
+    "longrope": COMMON | {"attention_factor", "short_factor", "long_factor", "short_mscale", "long_mscale"},
+}
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A config's scaling in our terms.
+
+    Arguments:
+        method: its name.
+        factor: the t that the config describes.
+        original_length: L in tokens.
+        reach: the longest sequence that the config speaks of, in tokens; the range is never less than factor·L.
+        schedule: length -> t as transformers does it.
+        options: of the method.
+        inv_freq: θ(1) where the model's modules hold scaled frequencies, None where they hold θ(1).
+    """
+
+    method: str
+    factor: float
+    original_length: int
+    reach: int
+    schedule: Schedule
+    options: dict[str, Any] = field(default_factory=dict)
+    inv_freq: Tensor | None = None
+
+    @property
+    def max_factor(self) -> float:
+        found = max(self.factor, self.reach / self.original_length)
+        while math.floor(found * self.original_length) < self.reach:  # the quotient may have been rounded down
+            found = math.nextafter(found, math.inf)
+        return found
+
+
+def follow_config(model: PreTrainedModel) -> PreTrainedModel:
+    """Extend a plain model whose config has RoPE scaling; `restore` gives back what was loaded.
+
+    It stays plain where no method of ours has the config's frequencies and attention scaling: unknown types and
+    keys, a scaling for each layer type, a module that computes its frequencies anew in every forward.
+    """
+    try:
+        sites = find_sites(model)
+        scaling = _read(model, sites[0]) if all(_is_simple(site) for site in sites) else None
+        if scaling is None or not scaling.max_factor > 1:
+            return model
+        extend_from(
+            model,
+            {site.module: _unscaled(site.module, scaling.inv_freq) for site in sites},
+            scaling.method,
+            max_factor=scaling.max_factor,
+            schedule=scaling.schedule,
+            original_length=scaling.original_length,
+            log_n=False,
+            **scaling.options,
+        )
+    except (ValueError, TypeError, KeyError, ArithmeticError):  # a config may hold anything
+        return model
+    return model if _agrees(model, scaling) else restore(model)
+
+
+def may_have_scaling(config: Mapping[str, Any]) -> bool:
+    """Whether `follow_config` has to look at the model of this config.json."""
+    text = config.get("text_config") or config
+    parameters = text.get("rope_parameters") or text.get("rope_scaling")
+    return isinstance(parameters, dict) and parameters.get("rope_type", parameters.get("type")) not in (None, "default")
+
+
+def _is_simple(site: Site) -> bool:
+    computes_anew = "rope_init_fn" in undecorated_forward(site.module).__code__.co_names  # phimoe
+    return site.layer_type is None and hasattr(site.module, "config") and not computes_anew
+
+
+def _read(model: PreTrainedModel, site: Site) -> Scaling | None:
+    config: Any = site.module.config
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kind = parameters.get("rope_type")
+    given = {name for name, value in parameters.items() if value is not None}
+    if kind not in KEYS or not given <= KEYS[kind]:
+        return None
+    rope = rope_at(site, config)
+    record = getattr(model.config, RECORD, None)
+    if kind == "longrope" and isinstance(record, dict):
+        return _read_export(record, parameters, rope)
+    return READERS[kind](parameters, getattr(config, "max_position_embeddings", None), rope)
+
+
+def _read_linear(parameters: Mapping[str, Any], longest: int, rope: Rope) -> Scaling:
+    """Whether max_position_embeddings counts before or after the scaling is not said: after it promises less."""
+    factor = float(parameters["factor"])
+    original = int(parameters.get("original_max_position_embeddings") or longest / factor)
+    return Scaling("linear", factor, original, longest, Static(factor), {}, 1 / rope.powers)
+
+
+def _read_dynamic(parameters: Mapping[str, Any], longest: int, rope: Rope) -> Scaling:
+    """α = factor·n/L - (factor - 1) is NTK with that slope; transformers sets no end, we set factor·L."""
+    factor = float(parameters["factor"])
+    return Scaling("ntk", factor, longest, longest, Continuous(), {"slope": factor})
+
+
+def _read_yarn(parameters: Mapping[str, Any], longest: int, rope: Rope) -> Scaling:
+    original = int(parameters["original_max_position_embeddings"])  # or, by transformers, max_position_embeddings
+    factor = float(parameters.get("factor") or longest / original)
+    options: dict[str, Any] = {name: parameters[name] for name in ("beta_fast", "beta_slow") if parameters.get(name)}
+    options["truncate"] = bool(parameters.get("truncate", True))
+    if parameters.get("attention_factor") is not None:
+        options["temperature"] = (parameters["attention_factor"] - 1) / math.log(factor)
+    return Scaling("yarn", factor, original, longest, Static(factor), options, 1 / rope.powers)
+
+
+def _read_llama3(parameters: Mapping[str, Any], longest: int, rope: Rope) -> Scaling:
+    factor, original = float(parameters["factor"]), int(parameters["original_max_position_embeddings"])
+    options = {name: parameters[name] for name in ("low_freq_factor", "high_freq_factor")}
+    return Scaling("llama3", factor, original, longest, Static(factor), options, 1 / rope.powers)
+
+
+def _read_longrope(parameters: Mapping[str, Any], longest: int, rope: Rope) -> Scaling:
+    """The attention scaling holds within L, too: it stays the module's own, and ours is 1."""
+    original = int(parameters["original_max_position_embeddings"])
+    factor = max(longest / original, float(parameters.get("factor") or 1.0))
+    options = {"long_factor": parameters["long_factor"], "short_factor": _held(rope), "attention_factor": 1.0}
+    return Scaling("longrope", factor, original, longest, Threshold(), options)
+
+
+READERS: dict[str, Callable[[Mapping[str, Any], Any, Rope], Scaling]] = {
+    "linear": _read_linear,
+    "dynamic": _read_dynamic,
+    "yarn": _read_yarn,
+    "llama3": _read_llama3,
+    "longrope": _read_longrope,
+}
+
+
+def _read_export(record: Mapping[str, Any], parameters: Mapping[str, Any], rope: Rope) -> Scaling | None:
+    """An export of ours holds the factors of one t; its record says which, and λ(1) where that is not 1."""
+    factor, original = float(record["factor"]), int(record["original_length"])
+    length = parameters["original_max_position_embeddings"]
+    short = record.get("short_factor") or [1.0] * len(rope.powers)
+    same = parameters["short_factor"] == parameters["long_factor"] and len(short) == len(rope.powers)
+    if not same or length != math.floor(factor * original):
+        return None
+    inv_freq = 1 / (torch.tensor(short) * rope.powers)
+    options = {
+        "long_factor": parameters["long_factor"],
+        "short_factor": _held(Rope(inv_freq, original, rope.base)),
+        "attention_factor": parameters.get("attention_factor") or 1.0,
+    }
+    return Scaling("longrope", factor, original, length, Static(factor), options, inv_freq)
+
+
+def _held(rope: Rope) -> list[float]:
+    """λ(1) as frequencies in float32 hold it: relative to these the long factors come out bit for bit."""
+    return rope.factors.tolist()
+
+
+def _unscaled(module: nn.Module, inv_freq: Tensor | None) -> nn.Module:
+    """A copy of the module that holds `inv_freq` and scales no attention; the module itself where there is none."""
+    if inv_freq is None:
+        return module
+    plain: Any = copy.copy(module)
+    plain._buffers = dict(module._buffers)  # copy.copy shares them
+    plain.inv_freq = inv_freq.to(module.inv_freq)  # type: ignore[arg-type]
+    plain.original_inv_freq = plain.inv_freq.clone()
+    plain.attention_scaling, plain.rope_type = 1.0, "default"
+    return plain
+
+
+def _agrees(model: PreTrainedModel, scaling: Scaling) -> bool:
+    """Whether the model runs as transformers would run it at the config's own t."""
+    for rotary in rotaries(model):
+        module: Any = rotary.base if rotary.loaded is None else rotary.loaded
+        theirs, attention = module.inv_freq, getattr(module, "attention_scaling", 1.0)
+        if rotary.loaded is None:  # it holds the frequencies of short texts
+            length = math.floor(scaling.factor * scaling.original_length)
+            kind = module.config.rope_parameters["rope_type"]
+            theirs, attention = ROPE_INIT_FUNCTIONS[kind](module.config, theirs.device, seq_len=length)
+        ours = rotary.trajectory.at(scaling.factor)
+        ours_attention = ours.attention_scaling * getattr(rotary.base, "attention_scaling", 1.0)
+        if theirs.shape != ours.inv_freq.shape or not math.isclose(attention, ours_attention, rel_tol=1e-6):
+            return False
+        if not torch.allclose(ours.inv_freq, theirs.detach().cpu().double(), rtol=RTOL, atol=0):
+            return False
+    return True

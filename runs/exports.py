@@ -1,10 +1,11 @@
-"""Which model types export to a Hugging Face folder, and how exactly: writes docs/exports.md.
+"""Which model types export to which engine, and how exactly: writes docs/exports.md.
 
     python runs/exports.py [--python VENV/bin/python]
 
 Every causal-LM type of the installed transformers is built tiny, extended with a `clex` that has left its start and
 with log-n, saved, exported at t = 4, and read by `--python`, which may be of an environment without longwave
-(`pip install torch transformers`). About a minute on one core, no download.
+(`pip install torch transformers`). Some of them go to llama.cpp and CTranslate2, too, where those are installed
+(the extras `llamacpp` and `ctranslate2`). Five minutes on one core, no download.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/exporters")]
 
+from engines import Run, run_engines  # noqa: E402
 from families import Export, examine_exports  # noqa: E402
 from tiny import model_types  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
+from longwave.exporters import EXPORTERS  # noqa: E402
 from longwave.io import write_text  # noqa: E402
 
-PAGE = """# What exports to a Hugging Face folder
+PAGE = """# What exports, and how exactly
+
+## To a Hugging Face folder
 
 Written by `python runs/exports.py` with transformers {transformers} and torch {torch}, longwave {installed} where the
 exports were read. Each type is built from its default config made tiny, extended with a `clex` that has left its
@@ -38,9 +43,18 @@ longwave at the same t and the same constant log-n; the control is the same expo
 |---|---|---|---|---|
 {rows}
 
-## Extended, but not exported
+Extended, but not exported:
 
 {refused}
+
+## To other engines
+
+Types of small random models under `clex` (random field, log-n), `yarn` and `ntk` at t = 4 (L = 64), weights in float32,
+three prompts of 100 to 248 tokens of text, eight greedy tokens after each. A cell: greedy tokens equal to longwave's at
+the same t and the same constant log-n, and the largest |Δ log-probability|, over all methods that the engine can
+express. Control: equal tokens under `clex` with all factors 1.
+
+{engines}
 """
 
 
@@ -52,10 +66,12 @@ def main() -> None:
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         found = examine_exports(model_types(), Path(scratch), arguments.python)
-    write_text(arguments.output, page(found, arguments.python))
+        exporters = [EXPORTERS[name] for name in ("gguf", "ctranslate2")]
+        runs = list(run_engines(exporters, Path(scratch) / "engines"))
+    write_text(arguments.output, page(found, runs, arguments.python))
 
 
-def page(found: list[Export], python: str) -> str:
+def page(found: list[Export], runs: list[Run], python: str) -> str:
     ask = (
         "import importlib.util as u, torch, transformers as t; "
         "print(t.__version__, torch.__version__, u.find_spec('longwave') is None)"
@@ -78,7 +94,37 @@ def page(found: list[Export], python: str) -> str:
         zero=sum(e.difference == 0 and e.greedy for e in exported),
         rows="\n".join(rows),
         refused="\n".join(f"- `{e.model_type}`: {_told(e.reason)}" for e in refused) or "none",
+        engines="\n\n".join(filter(None, (table(runs, target) for target in dict.fromkeys(r.target for r in runs)))),
     )
+
+
+def table(runs: list[Run], target: str) -> str:
+    own = [run for run in runs if run.target == target]
+    if not own[0].model_type:
+        return f"{target}: not measured, {own[0].reason}"
+    ran = [run.agreement for run in own if run.agreement is not None]
+    lines = [
+        f"{ran[0].engine}:",
+        "",
+        "| type | methods | tokens equal | max Δlog p | control |",
+        "|---|---|---|---|---|",
+    ]
+    refused: dict[str, list[str]] = {}
+    for model_type in dict.fromkeys(run.model_type for run in own):
+        done = [run for run in own if run.model_type == model_type and run.agreement is not None]
+        if not done:
+            reason = next(run.reason for run in own if run.model_type == model_type)
+            refused.setdefault(reason.replace(model_type, "them").split(". ")[0], []).append(f"`{model_type}`")
+            continue
+        agreements = [run.agreement for run in done if run.agreement is not None]
+        control = next((run.control for run in done if run.control is not None), None)
+        lines.append(
+            f"| `{model_type}` | {', '.join(run.method for run in done)} | {sum(a.equal for a in agreements)} of "
+            f"{sum(a.total for a in agreements)} | {max(a.max_difference or 0 for a in agreements):.1g} | "
+            f"{'–' if control is None else f'{control.equal} of {control.total}'} |"
+        )
+    lines += ["", "Refused:", ""] + [f"- {', '.join(types)}: {reason}" for reason, types in refused.items()]
+    return "\n".join(lines)
 
 
 def _told(reason: str) -> str:

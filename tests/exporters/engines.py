@@ -20,14 +20,13 @@ DEMO = Path(longwave.__file__).parent / "demo/model"
 FACTOR = 4.0
 TYPES = (
     "llama", "mistral", "qwen2", "qwen3", "phi3", "granite", "ministral", "exaone4", "seed_oss", "helium", "ernie4_5",
-    "gemma", "falcon", "gpt_neox", "gemma2", "gemma3_text", "cohere", "glm4", "olmo2", "smollm3", "stablelm", "starcoder2",
+    "gemma", "falcon", "gpt_neox", "gemma2", "cohere", "glm4", "olmo2", "smollm3", "stablelm", "starcoder2",
 )  # fmt: skip
 FIELDS = {
     "exaone4": {"layer_types": ["full_attention"] * 2},
     "ministral": {"sliding_window": 512},
     "gemma": {"head_dim": 16},
     "gemma2": {"head_dim": 16},
-    "gemma3_text": {"head_dim": 16},
     "gpt_neox": {"attention_bias": True},
 }
 METHODS = ("clex", "yarn", "ntk")

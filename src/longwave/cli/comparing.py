@@ -31,16 +31,17 @@ def split(methods: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(spec for spec in found if spec))
 
 
+def named(argument: str) -> tuple[str, str]:
+    """Name (empty if there is none) and path of `[NAME=]MODEL`."""
+    name, separator, path = argument.partition("=")
+    return ("", argument) if not separator or Path(argument).exists() else (name.strip(), path)
+
+
 def candidates(models: list[str], methods: tuple[str, ...]) -> list[Candidate]:
     """`[NAME=]MODEL` each; without a name the folder's, with its parent where two are called alike."""
     from longwave.evaluation.comparison import Candidate
 
-    found = []
-    for argument in models:
-        name, separator, path = argument.partition("=")
-        if not separator or Path(argument).exists():
-            name, path = "", argument
-        found.append((name.strip(), path))
+    found = [named(argument) for argument in models]
     ends = [Path(path).name for _, path in found]
     unnamed = {path for name, path in found if not name}
     if len(unnamed) != sum(not name for name, _ in found):

@@ -171,18 +171,28 @@ class Comparison:
                 total += step.evaluation.cost(inputs, step.settings)
         return total
 
-    def run(self, progress: Callable[[str], Callable[[int], None]]) -> None:
+    def run(
+        self,
+        progress: Callable[[str], Callable[[int], None]],
+        finished: Callable[[Cell], None] = lambda cell: None,
+    ) -> None:
         """Compute what is missing; what another process computes meanwhile is waited for.
 
         Arguments:
             progress: name of a cell -> callback for tokens read.
+            finished: told each cell that was missing, when it is there.
         """
         waiting = self.missing()
         while waiting:
-            busy = [cell for cell in waiting if not self._compute(cell, progress)]
+            busy = []
+            for cell in waiting:
+                if self._compute(cell, progress) or self.store.has(cell):
+                    finished(cell)
+                else:
+                    busy.append(cell)
             if len(busy) == len(waiting):
                 time.sleep(POLL)
-            waiting = [cell for cell in busy if not self.store.has(cell)]
+            waiting = busy
 
     def records(self) -> dict[str, Record]:
         """One record for each step, rows in the order of the candidates."""

@@ -182,6 +182,11 @@ def _lengths(runs: list[list[dict[str, Any]]]) -> tuple[int, ...]:
     return tuple(entry["length"] for entry in runs[0])
 
 
+def value_of(entry: Mapping[str, Any]) -> float:
+    """What was measured at one length."""
+    return float(entry["rate"] if "rate" in entry else entry["ppl"])
+
+
 def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], **options: Any) -> Interval:
     """Paired bootstrap of two rows at one length: each a list of runs' entries of `lengths`.
 

@@ -173,18 +173,21 @@ class View:
 
 def view(schema: str) -> View:
     """The view of a kind of record."""
-    from longwave.evaluation.results import NEEDLE, PERPLEXITY, curves, grids
+    from functools import partial
+
+    from longwave.evaluation.results import LONGPPL, NEEDLE, PERPLEXITY, curves, grids
     from longwave.report import heatmap, plots, tables
 
     if schema == NEEDLE:
         every = lambda rows, original: [heatmap.needle_table(row, original) for row in rows]  # noqa: E731
         return View("needle", grids, heatmap.plot_needle, every, "Needles retrieved by length and depth, per cent")
-    if schema == PERPLEXITY:
+    half = ", ± half of the 95 % interval"
+    if schema in (PERPLEXITY, LONGPPL):
         one = lambda rows, original: [tables.perplexity_table(rows, original)]  # noqa: E731
-        return View(
-            "perplexity", curves, plots.plot_perplexity, one, "Perplexity by context length",
-            ", ± half of the 95 % interval",
-        )  # fmt: skip
+        if schema == PERPLEXITY:
+            return View("perplexity", curves, plots.plot_perplexity, one, "Perplexity by context length", half)
+        draw = partial(plots.plot_perplexity, what="LongPPL")
+        return View("longppl", curves, draw, one, "LongPPL by context length", half)
     one = lambda rows, original: [tables.passkey_table(rows, original)]  # noqa: E731
     return View(
         "passkey", curves, plots.plot_passkey, one, "Passkey retrieval by context length", ", with 95 % interval"
@@ -197,6 +200,8 @@ def about(found: dict[str, Any]) -> str:
     if "trials" in settings:
         return f"{settings['trials']} trials at {min(settings['depths'], settings['trials'])} depths for each length"
     windows = min(entry["windows"] for entry in entries)
+    if "evaluator" in settings:
+        return f"key tokens of {settings['evaluator']}, {windows} text{'s' if windows > 1 else ''}"
     what = {
         "same-targets": f"last {settings['targets']} tokens",
         "truncate": "starts of documents",

@@ -114,13 +114,18 @@ class Comparison:
         """All cells, model by model."""
         found, identities = [], {path: fingerprint(path) for path in {each.path for each in self.candidates}}
         self._refuse_copies(identities)
+        measured = {
+            step.name: {"schema": step.evaluation.schema, "settings": dict(step.settings)}
+            | step.evaluation.depends(step.settings)
+            for step in self.steps
+        }
         for candidate in self.candidates:
             for spec in candidate.specs:
                 for step in self.steps:
                     depends = {
                         "model": identities[candidate.path],
                         "method": spec,
-                        "evaluation": {"schema": step.evaluation.schema, "settings": dict(step.settings)},
+                        "evaluation": measured[step.name],
                         "lengths": step.lengths or self.lengths,
                         "data": sorted(self.hashes.values()) if step.evaluation.needs_data else [],
                         "setup": dict(self.setup),

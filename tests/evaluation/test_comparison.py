@@ -163,7 +163,7 @@ def test_a_log_gets_a_line_for_each_cell(
     assert [line[: line.index(":")] for line in lines] == [
         "[5/8] perplexity, ntk", "[6/8] passkey, ntk", "[7/8] along, ntk", "[8/8] needle, ntk",
     ]  # fmt: skip
-    assert lines[-1].endswith(": 0% at 256")
+    assert lines[-1].endswith(": 0 % at 256")
 
 
 def test_a_log_gets_a_line_a_minute_in_between(
@@ -173,8 +173,8 @@ def test_a_log_gets_a_line_a_minute_in_between(
     assert run("passkey", plain, "--lengths", "2x", "--trials", 4, "--methods", "none", "-o", tmp_path / "out",
                "--tokens-per-batch", 256) == 0  # fmt: skip
     half, whole, done = capsys.readouterr().err.splitlines()
-    assert half.startswith("none: 50% of all is read; about ") and half.endswith(" left")
-    assert (whole, done) == ("none: 100% of all is read", "[1/1] none: 0% at 128")
+    assert half.startswith("none: 50 % of all is read; about ") and half.endswith(" left")
+    assert (whole, done) == ("none: 100 % of all is read", "[1/1] none: 0 % at 128")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(40.2, "40 s"), (720, "12 min"), (12_600, "3.5 h")])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -144,7 +145,7 @@ def test_texts_are_those_of_their_tokens(data: Path, tokenizer: PreTrainedTokeni
 
 
 def suite(path: Path, **settings: object) -> Path:
-    path.write_text(json.dumps([{"longppl": settings}]))
+    path.write_text(yaml.safe_dump([{"longppl": settings}]))
     return path
 
 
@@ -186,7 +187,8 @@ def test_a_suite(folder: Path, data: Path, texts: Texts, tmp_path: Path, capsys:
         ({}, "LongPPL needs an evaluator, a model with a long context. Name it in the suite"),
         ({"evaluator": "./absent"}, "absent"),
         ({"evaluator": 3}, "evaluator of longppl must be text, got 3"),
-        ({"evaluator": "BASE", "alpha": "much"}, "alpha of longppl must be a number, got 'much'"),
+        ({"evaluator": "BASE", "alpha": "much"}, "alpha of longppl must be a finite number, got 'much'"),
+        ({"evaluator": "BASE", "beta": math.nan}, "beta of longppl must be a finite number, got nan"),
         ({"evaluator": "BASE"}, "LongPPL at length 512 needs a trunc_len below that, got 4096"),
         ({"evaluator": "BASE", "trunc_len": 64, "sliding_window": 1}, "sliding_window at least 2, got 64 and 1"),
         ({"evaluator": "BASE", "trunc_len": 64}, "reads 256 tokens, and a text has 512 of its tokens"),

@@ -70,7 +70,7 @@ class Lines:
         def advance(tokens: int) -> None:
             self.read += tokens
             if time.monotonic() - self.told >= EVERY:
-                self._tell(f"{name}: {self.read / self.total:.0%} of all is read{self._left()}")
+                self._tell(f"{name}: {100 * self.read / self.total:.0f} % of all is read{self._left()}")
 
         return advance
 
@@ -101,6 +101,6 @@ def values(entries: Iterable[Mapping[str, Any]]) -> str:
 
     shown = []
     for entry in entries:
-        value = f"{entry['rate']:.0%}" if "rate" in entry else number(value_of(entry))
+        value = f"{100 * entry['rate']:.0f} %" if "rate" in entry else number(value_of(entry))
         shown.append(f"{value} at {entry['length']:,}")
     return ", ".join(shown)

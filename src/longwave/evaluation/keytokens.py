@@ -28,7 +28,7 @@ class Choice:
 
     Arguments:
         trunc_len: tokens of the short context; the first ones of a text, which have no longer one, are never key.
-        sliding_window: tokens that share the start of a short context; the last of them sees that many more.
+        sliding_window: tokens that share the start of a short context; the last of them sees that many more, less one.
         alpha, beta: in nats.
     """
 

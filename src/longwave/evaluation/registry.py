@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,8 +116,9 @@ class Evaluation:
             default = self.defaults[name]
             kind = int if default is None else type(default)  # None stands for a number to be found
             allowed = (int, float) if kind is float else (kind,)
-            if type(value) not in allowed and not (value is None and default is None):
-                wanted = {int: "a whole number", float: "a number"}.get(kind, "text")
+            known = type(value) in allowed and (kind is not float or math.isfinite(value))
+            if not known and not (value is None and default is None):
+                wanted = {int: "a whole number", float: "a finite number"}.get(kind, "text")
                 raise ValueError(f"{name} of {self.name} must be {wanted}, got {value!r}.")
             found[name] = float(value) if kind is float else value
         return found

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
 import longwave
-from longwave.cli.main import COMMANDS, main
+from longwave.cli.main import COMMANDS, app, main
 from longwave.methods import METHODS
 
 
@@ -27,6 +28,19 @@ def test_help_says_what_it_does_and_shows_an_example(command: str, capsys: pytes
     out = capsys.readouterr().out
     assert f"longwave {command}" in out
     assert "Example" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_every_option_whole_on_80_columns(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    options = [param for param in typer.main.get_command(app).commands[command].params if param.opts[0][:1] == "-"]
+    declared = {name for option in options for name in (*option.opts, *option.secondary_opts)}
+    assert "--help" in out and declared <= set(out.replace(",", " ").split())
 
 
 def test_help_lists_the_commands_in_order(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,6 +68,32 @@ def test_an_error_is_one_line_without_a_traceback(tmp_path: Path, capsys: pytest
     assert captured.out == ""
     assert captured.err.startswith(f"error: output {file} is a file.")
     assert captured.err.count("\n") == 1
+
+
+MISSING = {
+    "perplexity": ["perplexity", "MODEL", "--data", "absent.txt"],
+    "passkey": ["passkey", "./absent"],
+    "needle": ["needle", "./absent", "--data", "here"],
+    "tasks": ["tasks", "./absent", "--tasks", "arc_easy"],
+    "evaluate": ["evaluate", "here", "--base", "./absent"],
+    "compare": ["compare", "one=here", "two=./absent", "--data", "here"],
+    "generate": ["generate", "./absent", "--prompt", "x"],
+    "chat": ["chat", "./absent"],
+    "train": ["train", "MODEL", "--data", "absent.txt", "--train-length", "8", "--max-factor", "2", "-o", "out"],
+    "export": ["export", "./absent", "-o", "out"],
+}
+
+
+@pytest.mark.parametrize("command", MISSING)
+def test_a_missing_path_is_told_before_anything_slow_is_imported(command: str, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    code = "import sys; from longwave.cli.main import main; code = main(sys.argv[1:])\n"
+    code += "print(code, [name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    arguments = [sys.executable, "-c", code, *MISSING[command]]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.stdout == "1 []\n"
+    assert "absent" in done.stderr and "does not exist" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from transformers.utils.hub import cached_file
 from longwave.architectures import host_of
 from longwave.attach import extend, extend_again, rotaries, suspended, trajectories_of
 from longwave.generation import rotaries_of
-from longwave.io import prepare_output, read_json, write_json
+from longwave.io import check_model, prepare_output, read_json, write_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy
 from longwave.logn import log_n_of
 from longwave.methods import get_method
@@ -92,9 +92,7 @@ def load(path: Path | str, *, scaling: str = "trajectory", **arguments: Any) -> 
         raise ValueError(f"unknown scaling {scaling!r}. Available: {', '.join(SCALING)}.")
     if not isinstance(path, str | Path):
         raise ValueError(f"load takes a folder or a name on the Hugging Face hub, got {type(path).__name__}.")
-    given = Path(path)
-    if not given.exists() and (given.is_absolute() or str(path).startswith(".") or len(given.parts) > 2):
-        raise ValueError(f"model folder {path} does not exist.")  # no name on a hub looks like this
+    check_model(path)
     folder = _local_folder(path, arguments)
     if (folder / SETTINGS).is_file():
         return _load_extended(folder, arguments)

@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 import tempfile
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,22 @@ def command() -> str:
     """The command line of this process, quoted for a shell."""
     program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
     return shlex.join([program, *sys.argv[1:]])
+
+
+def check_data(paths: Iterable[Path | str]) -> list[Path]:
+    """The paths; a `ValueError` for one that does not exist."""
+    found = [Path(path) for path in paths]
+    for path in found:
+        if not path.exists():
+            raise ValueError(f"data {path} does not exist. Pass text, jsonl or parquet files, or a folder of them.")
+    return found
+
+
+def check_model(path: Path | str) -> None:
+    """Refuse a model folder that does not exist, where `path` cannot be a name on a hub."""
+    folder = Path(path)
+    if not folder.exists() and (folder.is_absolute() or str(path).startswith(".") or len(folder.parts) > 2):
+        raise ValueError(f"model folder {path} does not exist.")
 
 
 def check_output(folder: Path | str, *, overwrite: bool = False) -> Path:

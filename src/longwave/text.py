@@ -17,7 +17,7 @@ import torch
 from datasets.fingerprint import Hasher
 from torch import Tensor
 
-from longwave.io import sha256
+from longwave.io import check_data, sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,11 +37,9 @@ def data_files(paths: Iterable[Path | str]) -> list[Path]:
     Raises:
         ValueError: for a path that does not exist, or if nothing is left.
     """
-    named = [Path(path) for path in paths]
+    named = check_data(paths)
     found: list[Path] = []
     for path in named:
-        if not path.exists():
-            raise ValueError(f"data {path} does not exist. Pass text, jsonl or parquet files, or a folder of them.")
         if path.is_file():
             found.append(path)
             continue

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from longwave.cli import progressing
 from longwave.cli.main import main
 from longwave.evaluation.cells import fingerprint
 from longwave.evaluation.results import read
@@ -143,6 +144,56 @@ def test_two_processes_share_a_folder(plain: Path, book: Path, suite: Path, tmp_
     # Written once each: what the slower one measured too would have another time of creation.
     assert len(cells(out)) == 16
     assert not list((out / "cells").glob("*.lock"))
+
+
+def test_a_log_gets_a_line_for_each_cell(
+    plain: Path, book: Path, suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("evaluate", plain, "--data", book, "--suite", suite, "--lengths", "1x,2x", "-o", out, "--json")
+    assert run(*arguments, "--methods", "none") == 0
+    capsys.readouterr()
+    assert run(*arguments, "--methods", "none,ntk") == 0
+    captured = capsys.readouterr()
+    first, second = json.loads(captured.out)["perplexity"]["rows"][1]["lengths"]
+    note, *lines = captured.err.splitlines()
+    assert note == "4 of 8 cells were finished before"
+    assert lines[0].startswith(f"[5/8] perplexity, ntk: {first['ppl']:.0f} at 64, {second['ppl']:.0f} at 128; about ")
+    assert lines[0].endswith(" left")
+    assert [line[: line.index(":")] for line in lines] == [
+        "[5/8] perplexity, ntk", "[6/8] passkey, ntk", "[7/8] along, ntk", "[8/8] needle, ntk",
+    ]  # fmt: skip
+    assert lines[-1].endswith(": 0 % at 256")
+
+
+def test_a_log_gets_a_line_a_minute_in_between(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progressing, "EVERY", 0.0)
+    assert run("passkey", plain, "--lengths", "2x", "--trials", 4, "--methods", "none", "-o", tmp_path / "out",
+               "--tokens-per-batch", 256) == 0  # fmt: skip
+    half, whole, done = capsys.readouterr().err.splitlines()
+    assert half.startswith("none: 50 % of all is read; about ") and half.endswith(" left")
+    assert (whole, done) == ("none: 100 % of all is read", "[1/1] none: 0 % at 128")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(40.2, "40 s"), (720, "12 min"), (12_600, "3.5 h")])
+def test_durations(seconds: float, text: str) -> None:
+    assert progressing.duration(seconds) == text
+
+
+def test_a_terminal_gets_a_bar(plain: Path, tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "longwave.cli.main", "passkey", str(plain), "--lengths", "2x", "--trials", "4"]
+    done = subprocess.run(
+        [*command, "--methods", "none", "-o", str(tmp_path / "out")], stdout=subprocess.DEVNULL, stderr=theirs,
+        env={**os.environ, "TERM": "xterm"}, timeout=120,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = os.read(ours, 1_000_000).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    assert "━" in shown and "none" in shown and "[1/1]" not in shown
 
 
 def test_a_cell_depends_on_the_weights(plain: Path, tmp_path: Path) -> None:

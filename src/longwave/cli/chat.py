@@ -10,7 +10,7 @@ import typer
 
 from longwave.cli.evaluating import Device, Dtype
 from longwave.cli.generating import Method, NewTokens, Temperature, To, TopP
-from longwave.cli.options import Model, Seed
+from longwave.cli.options import Model, Seed, check_inputs
 
 if TYPE_CHECKING:
     from longwave.conversation import Conversation
@@ -42,6 +42,8 @@ def chat(
 
     longwave chat MODEL --method yarn --to 32768 --temperature 0
     """
+    check_inputs(model)
+
     import longwave
     from longwave.cli import generating
     from longwave.conversation import Conversation

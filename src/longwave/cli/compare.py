@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from longwave.cli.comparing import Folder, Replace, Suite, Texts
+from longwave.cli.comparing import Folder, Replace, Suite, Texts, named
 from longwave.cli.evaluating import Batch, Device, Dtype, Lengths, Methods
-from longwave.cli.options import Json
+from longwave.cli.options import Json, check_inputs
 
 
 def compare(
@@ -43,6 +43,8 @@ def compare(
 
     longwave compare clex=out-seed0 clex=out-seed1 ntk=out-ntk0 ntk=out-ntk1 --data held-out.txt --suite standard
     """
+    check_inputs(*(named(model)[1] for model in models), data=data)
+
     from longwave.cli import comparing, evaluating
     from longwave.evaluation.comparison import Comparison
     from longwave.evaluation.suites import read_suite

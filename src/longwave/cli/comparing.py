@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from longwave.evaluation.cells import Cell
     from longwave.evaluation.comparison import Candidate, Comparison
 
 Suite = Annotated[
@@ -31,16 +33,17 @@ def split(methods: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(spec for spec in found if spec))
 
 
+def named(argument: str) -> tuple[str, str]:
+    """Name (empty if there is none) and path of `[NAME=]MODEL`."""
+    name, separator, path = argument.partition("=")
+    return ("", argument) if not separator or Path(argument).exists() else (name.strip(), path)
+
+
 def candidates(models: list[str], methods: tuple[str, ...]) -> list[Candidate]:
     """`[NAME=]MODEL` each; without a name the folder's, with its parent where two are called alike."""
     from longwave.evaluation.comparison import Candidate
 
-    found = []
-    for argument in models:
-        name, separator, path = argument.partition("=")
-        if not separator or Path(argument).exists():
-            name, path = "", argument
-        found.append((name.strip(), path))
+    found = [named(argument) for argument in models]
     ends = [Path(path).name for _, path in found]
     unnamed = {path for name, path in found if not name}
     if len(unnamed) != sum(not name for name, _ in found):
@@ -61,7 +64,7 @@ def open_folder(output: Path | None, default: str) -> Path:
 
 
 def measure(comparison: Comparison, *, overwrite: bool, as_json: bool, model: str | None = None) -> None:
-    """Compute the missing cells under a progress bar; write and show the rest as if there had been no interruption.
+    """Compute the missing cells, progress shown; write and show the rest as if there had been no interruption.
 
     The page of a single `model` also shows its frequencies and, if it was trained here, how that went.
     """
@@ -77,8 +80,7 @@ def measure(comparison: Comparison, *, overwrite: bool, as_json: bool, model: st
         Console(stderr=True).print(note, highlight=False)
     if missing:
         try:
-            with evaluating.progress(comparison.cost()) as start:
-                comparison.run(start)
+            _run(comparison, done, all_of_them)
         except KeyboardInterrupt:
             kept = all_of_them - len(comparison.missing())
             typer.echo(f"interrupted; the same command goes on, {kept} of {all_of_them} cells are kept", err=True)
@@ -93,6 +95,20 @@ def measure(comparison: Comparison, *, overwrite: bool, as_json: bool, model: st
         print_json(records)
     else:
         Console().print(f"written: {page}", highlight=False, soft_wrap=True)
+
+
+def _run(comparison: Comparison, done: int, all_of_them: int) -> None:
+    """Compute what is missing; cells that other processes finish meanwhile are told, too."""
+    from longwave.cli.progressing import progress, values
+
+    numbers = count(done + 1)
+    with progress(comparison.cost()) as meter:
+
+        def tell(cell: Cell) -> None:
+            (row,) = comparison.store.read(cell)["rows"]
+            meter.finished(f"{cell.step}, {cell.label}: {values(row['lengths'])}", next(numbers), all_of_them)
+
+        comparison.run(meter.start, tell)
 
 
 def _report(comparison: Comparison, model: str | None) -> Path:

@@ -9,7 +9,7 @@ import typer
 
 from longwave.cli.comparing import Folder, Replace, Suite, Texts
 from longwave.cli.evaluating import Batch, Device, Dtype, Lengths, Methods
-from longwave.cli.options import Json, Model
+from longwave.cli.options import Json, Model, check_inputs
 
 
 def evaluate(
@@ -44,6 +44,8 @@ def evaluate(
 
     longwave evaluate my-model --data held-out.txt --methods none,ntk,yarn
     """
+    check_inputs(model, base, data=data)
+
     from longwave.cli import comparing, evaluating
     from longwave.evaluation.comparison import Candidate, Comparison
     from longwave.evaluation.suites import read_suite

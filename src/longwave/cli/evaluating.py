@@ -1,9 +1,8 @@
-"""What the measuring commands share: loading, the list of methods, progress, where results go."""
+"""What the measuring commands share: loading, the list of methods, where results go."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -129,45 +128,25 @@ def results_folder(output: Path | None, command: str, model: str, overwrite: boo
     return check_output(folder, overwrite=overwrite)
 
 
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[str], Callable[[int], None]]]:
-    """A bar with the time left, on stderr. Yields a function: row's name -> callback for tokens read."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("reading", total=total)
-
-        def start(name: str) -> Callable[[int], None]:
-            bar.update(task, description=name)
-            return lambda tokens: bar.advance(task, tokens)
-
-        yield start
-
-
 def measured_rows(
     model: PreTrainedModel, specs: list[str], lengths: list[int], tokens: int, measure: Callable[..., Any]
 ) -> list[dict[str, Any]]:
-    """A row of a record for each method, under a progress bar.
+    """A row of a record for each method, progress shown.
 
     Arguments:
         tokens: that one method reads.
         measure: called with `progress=`; returns a result with `lengths`.
     """
+    from longwave.cli.progressing import progress, values
     from longwave.evaluation.subjects import under
 
-    rows = []
-    with progress(len(specs) * tokens) as start:
+    rows: list[dict[str, Any]] = []
+    with progress(len(specs) * tokens) as meter:
         for spec in specs:
             with under(model, spec, lengths) as subject:
-                result = measure(progress=start(subject.label))
+                result = measure(progress=meter.start(subject.label))
                 rows.append({**subject.to_json(), "lengths": [entry.to_json() for entry in result.lengths]})
+            meter.finished(f"{subject.label}: {values(rows[-1]['lengths'])}", len(rows), len(specs))
     return rows
 
 
@@ -194,18 +173,21 @@ class View:
 
 def view(schema: str) -> View:
     """The view of a kind of record."""
-    from longwave.evaluation.results import NEEDLE, PERPLEXITY, curves, grids
+    from functools import partial
+
+    from longwave.evaluation.results import LONGPPL, NEEDLE, PERPLEXITY, curves, grids
     from longwave.report import heatmap, plots, tables
 
     if schema == NEEDLE:
         every = lambda rows, original: [heatmap.needle_table(row, original) for row in rows]  # noqa: E731
         return View("needle", grids, heatmap.plot_needle, every, "Needles retrieved by length and depth, per cent")
-    if schema == PERPLEXITY:
+    half = ", ± half of the 95 % interval"
+    if schema in (PERPLEXITY, LONGPPL):
         one = lambda rows, original: [tables.perplexity_table(rows, original)]  # noqa: E731
-        return View(
-            "perplexity", curves, plots.plot_perplexity, one, "Perplexity by context length",
-            ", ± half of the 95 % interval",
-        )  # fmt: skip
+        if schema == PERPLEXITY:
+            return View("perplexity", curves, plots.plot_perplexity, one, "Perplexity by context length", half)
+        draw = partial(plots.plot_perplexity, what="LongPPL")
+        return View("longppl", curves, draw, one, "LongPPL by context length", half)
     one = lambda rows, original: [tables.passkey_table(rows, original)]  # noqa: E731
     return View(
         "passkey", curves, plots.plot_passkey, one, "Passkey retrieval by context length", ", with 95 % interval"
@@ -218,6 +200,8 @@ def about(found: dict[str, Any]) -> str:
     if "trials" in settings:
         return f"{settings['trials']} trials at {min(settings['depths'], settings['trials'])} depths for each length"
     windows = min(entry["windows"] for entry in entries)
+    if "evaluator" in settings:
+        return f"key tokens of {settings['evaluator']}, {windows} text{'s' if windows > 1 else ''}"
     what = {
         "same-targets": f"last {settings['targets']} tokens",
         "truncate": "starts of documents",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from longwave.cli.options import Json, Model, Output, Overwrite, print_json
+from longwave.cli.options import Json, Model, Output, Overwrite, check_inputs, print_json
 
 
 def export(
@@ -57,6 +57,8 @@ def export(
 
     longwave export MODEL --method yarn --factor 4 --output yarn-4x
     """
+    check_inputs(model)
+
     from rich.console import Console
     from transformers.utils import logging
 

@@ -10,7 +10,7 @@ import typer
 
 from longwave.cli.evaluating import Device, Dtype
 from longwave.cli.generating import Chunk, Method, NewTokens, Temperature, To, TopP
-from longwave.cli.options import Json, Model, Seed, print_json
+from longwave.cli.options import Json, Model, Seed, check_inputs, print_json
 
 
 def generate(
@@ -50,6 +50,7 @@ def generate(
     """
     from longwave.cli import generating
 
+    check_inputs(model)
     text = generating.read_prompt(prompt, prompt_file)
     loaded = generating.load(model, method=method, to=to, dtype=dtype, device=device)
     options = generating.sampling(loaded.tokenizer, temperature, top_p, seed)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from longwave.cli.evaluating import Batch, Device, Dtype, Lengths, Methods, Results
-from longwave.cli.options import Data, Json, Model, Overwrite, Seed
+from longwave.cli.options import Data, Json, Model, Overwrite, Seed, check_inputs
 
 
 def needle(
@@ -49,6 +49,8 @@ def needle(
 
     longwave needle out --data essays/ --needle "The vault opens with {key}." --question "The vault opens with"
     """
+    check_inputs(model, data=data)
+
     from functools import partial
 
     from longwave.cli import evaluating

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from longwave.io import check_data, check_model
 
 Model = Annotated[
     str,
@@ -20,6 +23,14 @@ Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Fol
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random draw.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+
+
+def check_inputs(*models: str | None, data: Iterable[Path] | None = None) -> None:
+    """Refuse folders and files that do not exist, before torch and transformers are imported: that takes seconds."""
+    for model in models:
+        if model is not None:
+            check_model(model)
+    check_data(data or ())
 
 
 def print_json(value: Any) -> None:

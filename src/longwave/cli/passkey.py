@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from longwave.cli.evaluating import Batch, Device, Dtype, Lengths, Methods, Results
-from longwave.cli.options import Json, Model, Overwrite, Seed
+from longwave.cli.options import Json, Model, Overwrite, Seed, check_inputs
 
 
 def passkey(
@@ -41,6 +41,8 @@ def passkey(
 
     longwave passkey out --lengths 1x,2x,4x,8x,16x --trials 100 --template landmark
     """
+    check_inputs(model)
+
     from functools import partial
 
     from longwave.cli import evaluating

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from longwave.cli.evaluating import Batch, Device, Dtype, Lengths, Methods, Results
-from longwave.cli.options import Data, Json, Model, Overwrite
+from longwave.cli.options import Data, Json, Model, Overwrite, check_inputs
 
 
 def perplexity(
@@ -69,6 +69,8 @@ def perplexity(
 
     longwave perplexity out --data proofs.jsonl --lengths 8x --protocol truncate --by-position 32
     """
+    check_inputs(model, data=data)
+
     from functools import partial
 
     from longwave.cli import evaluating

@@ -9,7 +9,7 @@ import typer
 
 from longwave.cli.evaluating import Device, Dtype
 from longwave.cli.generating import Method, To
-from longwave.cli.options import Json, Model, Overwrite, Seed
+from longwave.cli.options import Json, Model, Overwrite, Seed, check_inputs
 
 
 def tasks(
@@ -63,6 +63,8 @@ def tasks(
 
     longwave tasks my-model --method yarn --to 32768 --samples longbench/
     """
+    check_inputs(model)
+
     from rich.console import Console
 
     from longwave.cli import evaluating, generating

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import typer
 from rich.markup import escape
 
-from longwave.cli.options import Data, Json, Model, Output, Overwrite, print_json
+from longwave.cli.options import Data, Json, Model, Output, Overwrite, check_inputs, print_json
 from longwave.training.config import TrainConfig
 
 REQUIRED = ("train_length", "max_factor")
@@ -32,7 +32,7 @@ def _option(item: Field[Any], kind: Any) -> inspect.Parameter:
         kind = Literal[choices]
     name = "option" if several else item.name.replace("_", "-")
     information = typer.Option(
-        f"--{name}/--no-{name}" if kind is bool else f"--{name}",
+        f"--{name}",  # flags are off by default, and a second name --no-… leaves no room on 80 columns
         help=escape(text),
         show_default=False,
         rich_help_panel=item.metadata["group"],
@@ -78,6 +78,8 @@ def train(
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out --resume
     """
+    check_inputs(model, data=data)
+
     from transformers.utils.logging import disable_progress_bar
 
     import longwave

@@ -114,13 +114,18 @@ class Comparison:
         """All cells, model by model."""
         found, identities = [], {path: fingerprint(path) for path in {each.path for each in self.candidates}}
         self._refuse_copies(identities)
+        measured = {
+            step.name: {"schema": step.evaluation.schema, "settings": dict(step.settings)}
+            | step.evaluation.depends(step.settings)
+            for step in self.steps
+        }
         for candidate in self.candidates:
             for spec in candidate.specs:
                 for step in self.steps:
                     depends = {
                         "model": identities[candidate.path],
                         "method": spec,
-                        "evaluation": {"schema": step.evaluation.schema, "settings": dict(step.settings)},
+                        "evaluation": measured[step.name],
                         "lengths": step.lengths or self.lengths,
                         "data": sorted(self.hashes.values()) if step.evaluation.needs_data else [],
                         "setup": dict(self.setup),
@@ -171,18 +176,28 @@ class Comparison:
                 total += step.evaluation.cost(inputs, step.settings)
         return total
 
-    def run(self, progress: Callable[[str], Callable[[int], None]]) -> None:
+    def run(
+        self,
+        progress: Callable[[str], Callable[[int], None]],
+        finished: Callable[[Cell], None] = lambda cell: None,
+    ) -> None:
         """Compute what is missing; what another process computes meanwhile is waited for.
 
         Arguments:
             progress: name of a cell -> callback for tokens read.
+            finished: told each cell that was missing, when it is there.
         """
         waiting = self.missing()
         while waiting:
-            busy = [cell for cell in waiting if not self._compute(cell, progress)]
+            busy = []
+            for cell in waiting:
+                if self._compute(cell, progress) or self.store.has(cell):
+                    finished(cell)
+                else:
+                    busy.append(cell)
             if len(busy) == len(waiting):
                 time.sleep(POLL)
-            waiting = [cell for cell in busy if not self.store.has(cell)]
+            waiting = busy
 
     def records(self) -> dict[str, Record]:
         """One record for each step, rows in the order of the candidates."""

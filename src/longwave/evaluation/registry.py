@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from longwave.evaluation.keytokens import Choice, Evaluator, digest_of, evaluator_of, package
+from longwave.evaluation.longppl import Texts, longppl
+from longwave.evaluation.longppl import cost as longppl_cost
 from longwave.evaluation.needle import NEEDLE as NEEDLE_TEXT
 from longwave.evaluation.needle import QUESTION, needle, template_of
 from longwave.evaluation.passkey import TEMPLATES, passkey
 from longwave.evaluation.perplexity import cost, perplexity
-from longwave.evaluation.results import NEEDLE, PASSKEY, PERPLEXITY
+from longwave.evaluation.results import LONGPPL, NEEDLE, PASSKEY, PERPLEXITY
 from longwave.evaluation.windows import check_stretches, chunk_of, plan
 
 if TYPE_CHECKING:
@@ -88,6 +93,8 @@ class Evaluation:
         cost: (inputs, settings) -> tokens it will read; raises `ValueError` for what cannot be measured.
         needs_data: True where it reads the user's text.
         recorded: (inputs, settings) -> those that a record states: what makes results comparable.
+        depends: settings -> what its numbers depend on as well, in a cell's hash; raises `ValueError` for what is not
+            there. An entry `settings` stands for the settings themselves.
     """
 
     name: str
@@ -98,18 +105,23 @@ class Evaluation:
     cost: Callable[[Inputs, Mapping[str, Any]], int]
     needs_data: bool = False
     recorded: Callable[[Inputs, Mapping[str, Any]], dict[str, Any]] = lambda _, settings: _without(settings, "seed")
+    depends: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda _: {}
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """All settings, `given` ones in place of defaults; a `ValueError` for an unknown one or one of another type."""
+        found = dict(self.defaults)
         for name, value in given.items():
             if name not in self.defaults:
                 raise ValueError(unknown(f"setting of {self.name}", name, self.defaults))
             default = self.defaults[name]
             kind = int if default is None else type(default)  # None stands for a number to be found
-            if type(value) is not kind and not (value is None and default is None):
-                wanted = "a whole number" if kind is int else "text"
+            allowed = (int, float) if kind is float else (kind,)
+            known = type(value) in allowed and (kind is not float or math.isfinite(value))
+            if not known and not (value is None and default is None):
+                wanted = {int: "a whole number", float: "a finite number"}.get(kind, "text")
                 raise ValueError(f"{name} of {self.name} must be {wanted}, got {value!r}.")
-        return {**self.defaults, **given}
+            found[name] = float(value) if kind is float else value
+        return found
 
 
 def unknown(what: str, name: str, available: Iterable[str]) -> str:
@@ -182,6 +194,39 @@ def _needle_cost(inputs: Inputs, settings: Mapping[str, Any]) -> int:
     return int(settings["trials"]) * sum(inputs.lengths)
 
 
+def _longppl(inputs: Inputs, settings: Mapping[str, Any], progress: Progress) -> Iterable[Entry]:
+    texts, asked = _longppl_asked(inputs, settings)
+    return longppl(inputs.model, texts, inputs.lengths, progress=progress, **asked)
+
+
+def _longppl_cost(inputs: Inputs, settings: Mapping[str, Any]) -> int:
+    texts, asked = _longppl_asked(inputs, settings)
+    return longppl_cost(texts, inputs.lengths, **asked)
+
+
+def _longppl_asked(inputs: Inputs, settings: Mapping[str, Any]) -> tuple[Texts, dict[str, Any]]:
+    given = inputs.text
+    texts = Texts(inputs.tokenizer, given.documents, given.tokens, given.starts)
+    choice = Choice(**_without(settings, "evaluator", "windows"))
+    return texts, {"evaluator": _evaluator(inputs, settings), "choice": choice, "windows": settings["windows"]}
+
+
+def _longppl_recorded(inputs: Inputs, settings: Mapping[str, Any]) -> dict[str, Any]:
+    found = {**settings, "evaluator": Path(settings["evaluator"]).name, "package": package()}
+    return {**found, "evaluator_digest": _evaluator(inputs, settings).digest, "tokens": inputs.text.tokens.numel()}
+
+
+def _longppl_depends(settings: Mapping[str, Any]) -> dict[str, Any]:
+    digest = digest_of(settings["evaluator"])
+    return {"package": package(), "evaluator": digest, "settings": _without(settings, "evaluator")}
+
+
+def _evaluator(inputs: Inputs, settings: Mapping[str, Any]) -> Evaluator:
+    """On the model's device, in its dtype."""
+    weight = next(inputs.model.parameters())
+    return evaluator_of(settings["evaluator"], weight.dtype, weight.device)
+
+
 EVALUATIONS: dict[str, Evaluation] = {
     evaluation.name: evaluation
     for evaluation in (
@@ -218,6 +263,17 @@ EVALUATIONS: dict[str, Evaluation] = {
             _needle,
             _needle_cost,
             needs_data=True,
+        ),
+        Evaluation(
+            "longppl",
+            LONGPPL,
+            "how well the tokens are predicted for which an evaluator model needs a long context",
+            {"evaluator": "", "windows": None, **asdict(Choice())},
+            _longppl,
+            _longppl_cost,
+            needs_data=True,
+            recorded=_longppl_recorded,
+            depends=_longppl_depends,
         ),
     )
 }

@@ -16,8 +16,10 @@ from typing import Any
 from longwave import io
 from longwave.evaluation.statistics import Interval, paired_bootstrap, wilson
 
-PERPLEXITY, PASSKEY, NEEDLE = "longwave.perplexity/1", "longwave.passkey/1", "longwave.needle/1"
-KNOWN = (PERPLEXITY, PASSKEY, NEEDLE)  # by length
+PERPLEXITY, LONGPPL = "longwave.perplexity/1", "longwave.longppl/1"
+PASSKEY, NEEDLE = "longwave.passkey/1", "longwave.needle/1"
+LOSSES = (PERPLEXITY, LONGPPL)  # lower is better, with the loss of every window
+KNOWN = (*LOSSES, PASSKEY, NEEDLE)  # by length
 TASKS = "longwave.tasks/1"
 COMMON = ("schema", "model", "original_length", "rows", "versions", "command")
 Record = dict[str, Any]
@@ -36,7 +38,7 @@ def record(
     """A complete record of one evaluation.
 
     Arguments:
-        schema: `PERPLEXITY`, `PASSKEY`, `NEEDLE` or `TASKS`.
+        schema: `PERPLEXITY`, `LONGPPL`, `PASSKEY`, `NEEDLE` or `TASKS`.
         model: `path`, and what else identifies it.
         settings: protocol and its numbers.
         rows: a row for each method, `Subject.to_json()` and `lengths`; or for each task and metric.
@@ -84,7 +86,7 @@ class Curve:
     Arguments:
         label: the row's name.
         lengths: in tokens, ascending.
-        values: perplexity, or share of keys or needles retrieved, with 95 % interval, for each length.
+        values: perplexity, LongPPL, or share of keys or needles retrieved, with 95 % interval, for each length.
         runs: how many runs there are.
     """
 
@@ -98,7 +100,7 @@ def curves(records: Iterable[Record], *, mixed: bool = False) -> list[Curve]:
     """The rows of one or more records of one kind, rows with equal labels taken as runs of the same thing.
 
     A single run's interval is the one in the record, from its windows or trials. That of several runs comes
-    from a bootstrap over windows and runs (perplexity), or is of the trials of all runs (passkey, needle).
+    from a bootstrap over windows and runs (perplexity, LongPPL), or is of the trials of all runs (passkey, needle).
 
     Arguments:
         mixed: take records of different protocols and data together all the same.
@@ -109,7 +111,7 @@ def curves(records: Iterable[Record], *, mixed: bool = False) -> list[Curve]:
     """
     records = list(records)
     grouped = _runs(records, mixed)
-    combine = _perplexity if records[0]["schema"] == PERPLEXITY else _retrieval
+    combine = _loss if records[0]["schema"] in LOSSES else _retrieval
     return [
         Curve(label, _lengths(runs), tuple(combine(list(entries)) for entries in zip(*runs, strict=True)), len(runs))
         for label, runs in grouped.items()
@@ -143,8 +145,10 @@ def grids(records: Iterable[Record], *, mixed: bool = False) -> list[Grid]:
     """
     records = list(records)
     grouped = _runs(records, mixed)
-    if records[0]["schema"] == PERPLEXITY:
-        raise ValueError(f"records of {PERPLEXITY} have no depths. Give those of `longwave needle` or `passkey`.")
+    if records[0]["schema"] in LOSSES:
+        raise ValueError(
+            f"records of {records[0]['schema']} have no depths. Give those of `longwave needle` or `passkey`."
+        )
     found = []
     for label, runs in grouped.items():
         hits: dict[tuple[float, int], list[bool]] = {}
@@ -182,6 +186,11 @@ def _lengths(runs: list[list[dict[str, Any]]]) -> tuple[int, ...]:
     return tuple(entry["length"] for entry in runs[0])
 
 
+def value_of(entry: Mapping[str, Any]) -> float:
+    """What was measured at one length."""
+    return float(next(entry[name] for name in ("rate", "longppl", "ppl") if name in entry))
+
+
 def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], **options: Any) -> Interval:
     """Paired bootstrap of two rows at one length: each a list of runs' entries of `lengths`.
 
@@ -195,9 +204,9 @@ def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], **op
     return paired_bootstrap([entry["nll"] for entry in a], [entry["nll"] for entry in b], a[0]["tokens"], **options)
 
 
-def _perplexity(runs: list[dict[str, Any]]) -> Interval:
+def _loss(runs: list[dict[str, Any]]) -> Interval:
     if len(runs) == 1:
-        value, interval = runs[0]["ppl"], runs[0]["interval"]
+        value, interval = value_of(runs[0]), runs[0]["interval"]
         return Interval(value, *(interval or (value, value)))
     certain = {**runs[0], "nll": [0.0] * len(runs[0]["nll"])}  # perplexity 1 everywhere: the ratio is the value
     return compare(runs, [certain])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longwave.evaluation.results import PERPLEXITY, Curve, Interval, Record, compare, curves
+from longwave.evaluation.results import LOSSES, Curve, Interval, Record, compare, curves
 from longwave.report.sources import KINDS, ROW, Source
 from longwave.report.tables import number, ratio_text
 
@@ -65,7 +65,7 @@ class Group:
         values = {label: value.value for label, value in self.values(length).items()}
         if len(values) < 2:
             return []
-        best = (min if self.schema == PERPLEXITY else max)(values.values())
+        best = (min if self.schema in LOSSES else max)(values.values())
         return [label for label, value in values.items() if math.isclose(value, best, rel_tol=1e-9)]
 
     def level(self, length: int, best: str) -> list[str] | None:
@@ -103,8 +103,8 @@ class Group:
         best, values = self.best(length), self.values(length)
         if len(best) == len(values):
             return "All rows are equal", f": {self.text(values[best[0]])}"
-        who = f"{'Lowest' if self.schema == PERPLEXITY else 'Highest'} is {' and '.join(best)}"
-        if self.schema != PERPLEXITY:
+        who = f"{'Lowest' if self.schema in LOSSES else 'Highest'} is {' and '.join(best)}"
+        if self.schema not in LOSSES:
             return who, ""
         level = self.level(length, best[0])
         if level is None:
@@ -125,7 +125,7 @@ class Group:
         return f"{low.removesuffix(' %')} – {high}"
 
     def text(self, value: Interval) -> str:
-        return number(value.value) if self.schema == PERPLEXITY else f"{100 * value.value:.0f} %"
+        return number(value.value) if self.schema in LOSSES else f"{100 * value.value:.0f} %"
 
 
 def grouped(sources: Iterable[Source]) -> list[Group]:

@@ -46,8 +46,9 @@ def perplexity_figure(
     title: str | None = None,
     subtitle: str | None = None,
     bands: bool = True,
+    what: str = "perplexity",
 ) -> Figure:
-    """Perplexity by context length with 95 % bands.
+    """Perplexity, or another loss, by context length with 95 % bands.
 
     Bands say how a row would vary over other texts; rows measured on the same ones differ by less than their bands
     overlap. Both axes are logarithmic, so that equal ratios look equal and a collapse does not flatten the rest. The
@@ -55,7 +56,7 @@ def perplexity_figure(
     """
     figure, axes = _figure(curves, original_length, title, subtitle)
     axes.set_yscale("log")
-    axes.set_ylabel("perplexity")
+    axes.set_ylabel(what)
     _lines(axes, curves, bands=bands)
     plain_ticks(axes)
     return figure

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import longwave.report.figures as draw
-from longwave.evaluation.results import PERPLEXITY
+from longwave.evaluation.results import LOSSES, PERPLEXITY
 from longwave.report.groups import Group
 from longwave.report.markup import Markup, element, join, scroll, table
 from longwave.report.plots import COLOURS, passkey_figure, perplexity_figure
 from longwave.report.provenance import made, made_training
-from longwave.report.sources import Source, Training
+from longwave.report.sources import KINDS, Source, Training
 from longwave.report.svg import inline
 from longwave.report.tables import score_text
 
@@ -50,11 +50,12 @@ class Pen:
 
 def measured(group: Group, pen: Pen) -> Section:
     original, labels = group.original_length, ", ".join(group.rows)
-    perplexity = group.schema == PERPLEXITY
+    loss = group.schema in LOSSES
     lengths = f"{group.lengths[0]:,} to {group.lengths[-1]:,} tokens"
-    if perplexity:
-        figure = perplexity_figure(group.curves, original_length=original)
-        what, better = "Perplexity", "Lower is better"
+    if loss:
+        what, better = KINDS[group.schema], "Lower is better"
+        axis = "perplexity" if group.schema == PERPLEXITY else what
+        figure = perplexity_figure(group.curves, original_length=original, what=axis)
     else:
         keys = "passkeys" if "passkey" in group.schema else "needles"
         figure = passkey_figure(group.curves, original_length=original, what=keys)
@@ -66,7 +67,7 @@ def measured(group: Group, pen: Pen) -> Section:
             figure, f"{what} at {lengths} for {labels}; the table below has the values.", caption, list(group.rows)
         ),
         _table(group, f"{what}, 95 % interval below; the best of each length in bold."),
-        *(_positions(group, pen) if perplexity else [_depths(group, pen)]),
+        *(_positions(group, pen) if loss else [_depths(group, pen)]),
         *(made(source) for source in group.sources),
     ]
     return Section(group.title, group.summary(), join(*parts))

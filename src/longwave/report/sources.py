@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from longwave import io
-from longwave.evaluation.results import NEEDLE, PASSKEY, PERPLEXITY, TASKS, Record, read
+from longwave.evaluation.results import LONGPPL, LOSSES, NEEDLE, PASSKEY, PERPLEXITY, TASKS, Record, read
 
-KINDS = {PERPLEXITY: "Perplexity", PASSKEY: "Passkey retrieval", NEEDLE: "Needle retrieval", TASKS: "Tasks"}
+KINDS = {
+    PERPLEXITY: "Perplexity", LONGPPL: "LongPPL", PASSKEY: "Passkey retrieval", NEEDLE: "Needle retrieval",
+    TASKS: "Tasks",
+}  # fmt: skip
+VALUE = {PERPLEXITY: "ppl", LONGPPL: "longppl", PASSKEY: "rate", NEEDLE: "rate"}
 METRICS = ("grad_norm", "field_grad_norm", "lr", "field_lr", "tokens")
 OURS = re.compile(r'"schema"\s*:\s*"longwave\.')
 SCORE = ("task", "metric", "value", "samples")
 ROW = ("label", "method", "schedule", "max_factor", "log_n", "own", "lengths")
-PERPLEXITY_ENTRY = ("length", "factor", "windows", "ppl", "interval", "ends", "nll", "tokens")
+LOSS_ENTRY = ("length", "factor", "windows", "ppl", "interval", "ends", "nll", "tokens")
 RETRIEVAL_ENTRY = ("length", "factor", "trials", "rate", "interval", "by_depth", "correct")
 
 
@@ -77,12 +81,12 @@ def read_source(path: Path) -> Source:
 
 
 def _check_entry(entry: Any, schema: str, path: Path) -> None:
-    perplexity = schema == PERPLEXITY
-    _require(entry, PERPLEXITY_ENTRY if perplexity else RETRIEVAL_ENTRY, path, "an entry of lengths")
-    _numbers(entry, ("length", "ppl" if perplexity else "rate"), path)
+    loss = schema in LOSSES
+    _require(entry, (*(LOSS_ENTRY if loss else RETRIEVAL_ENTRY), VALUE[schema]), path, "an entry of lengths")
+    _numbers(entry, ("length", VALUE[schema]), path)
     if entry["interval"] is not None:
         _numbers(dict(enumerate(_list(entry["interval"], path, "interval"))), (0, 1), path)
-    name, keys = ("by_position", ("start", "end", "nll")) if perplexity else ("by_depth", ("depth", "rate"))
+    name, keys = ("by_position", ("start", "end", "nll")) if loss else ("by_depth", ("depth", "rate"))
     for part in entry.get(name) or ():
         _numbers(part, keys, path)
 

@@ -1,0 +1,154 @@
+"""Key tokens: those that an evaluator model finds easier with the whole context than with a short one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from longwave.adapter import load
+from longwave.evaluation.cells import fingerprint
+from longwave.evaluation.lengths import max_length_of
+from longwave.generation import rotaries_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which tokens are key: -ln p is below -beta with the whole context, and more than alpha higher with a short one.
+
+    Arguments:
+        trunc_len: tokens of the short context; the first ones of a text, which have no longer one, are never key.
+        sliding_window: tokens that share the start of a short context; the last of them sees that many more, less one.
+        alpha, beta: in nats.
+    """
+
+    trunc_len: int = 4096
+    sliding_window: int = 1024
+    alpha: float = 2.0
+    beta: float = -2.0
+
+    def check(self, lengths: Sequence[int]) -> None:
+        """Refuse what leaves no token to be chosen, or what the library cannot do."""
+        if self.trunc_len < 1 or self.sliding_window < 2:
+            raise ValueError(
+                "trunc_len must be at least 1 and sliding_window at least 2, got "
+                f"{self.trunc_len} and {self.sliding_window}."
+            )
+        if min(lengths) <= self.trunc_len:
+            raise ValueError(
+                f"LongPPL at length {min(lengths)} needs a trunc_len below that, got {self.trunc_len}. "
+                "Lower it, or give the step longer lengths."
+            )
+
+    def cost(self, length: int) -> int:
+        """Tokens read for a text by the evaluator, which has a tokenizer of its own: about that many."""
+        steps = range(0, length - self.trunc_len, self.sliding_window)
+        return length + sum(min(self.trunc_len + self.sliding_window, length - start) for start in steps)
+
+
+@dataclass(eq=False)
+class Evaluator:
+    """A long-context model that says which tokens of a text are key ones. It keeps its answers.
+
+    Arguments:
+        path: folder, or name on a hub.
+        model, tokenizer: what is there.
+        digest: of the contents.
+    """
+
+    path: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    digest: str
+    _known: dict[tuple[str, Choice], list[list[int]]] = field(default_factory=dict, init=False, repr=False)
+
+    def encode(self, text: str) -> dict[str, Tensor]:
+        """Ids and offsets; a text beyond what the model reads is a `ValueError`."""
+        encoded = self.tokenizer(text, return_tensors="pt", return_offsets_mapping=True, verbose=False)
+        count, limit = encoded["input_ids"].shape[1], _limit(self.model)
+        if limit is not None and count > limit:
+            raise ValueError(
+                f"the evaluator {self.path} reads {limit} tokens, and a text has {count} of its tokens. "
+                "Give one with a longer context, or shorter lengths."
+            )
+        return {name: encoded[name] for name in ("input_ids", "offset_mapping")}
+
+    def key_intervals(self, text: str, choice: Choice) -> list[list[int]]:
+        """The characters that key tokens cover: start and end of each run of them."""
+        known = text, choice
+        if known not in self._known:
+            self._known[known] = self._find(text, choice)
+        return self._known[known]
+
+    def _find(self, text: str, choice: Choice) -> list[list[int]]:
+        from longppl.longppl import find_key_token
+
+        def encode(text: str, **_: Any) -> dict[str, Tensor]:
+            encoded = self.encode(text)
+            last = (encoded["input_ids"].shape[1] - choice.trunc_len) % choice.sliding_window
+            # The library fails on a last step of one token: that token is left out.
+            return {name: ids[:, :-1] for name, ids in encoded.items()} if last == 1 else encoded
+
+        with torch.inference_mode():
+            found = find_key_token(
+                text, self.model, encode, choice.trunc_len, choice.sliding_window, alpha=choice.alpha, beta=choice.beta
+            )
+        return found.tolist()
+
+
+def _limit(model: PreTrainedModel) -> int | None:
+    if rotaries_of(model):
+        return max_length_of(model)
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+@lru_cache(maxsize=1)
+def evaluator_of(path: str, dtype: torch.dtype, device: torch.device) -> Evaluator:
+    """The evaluator, read once and kept; a `ValueError` for none, or one whose tokenizer has no offsets."""
+    from transformers import AutoTokenizer
+
+    digest = digest_of(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"cannot load a tokenizer from the evaluator {path}: {reason}") from None
+    check_fast(tokenizer)
+    model = load(path, dtype=dtype).to(device).eval()  # type: ignore[arg-type]
+    model.config.use_cache = False  # the library does not ask for none
+    return Evaluator(path, model, tokenizer, digest)
+
+
+def digest_of(path: str) -> str:
+    """What an evaluator is, whatever its folder is called: hex SHA-256 of its files' hashes, the first 20 digits."""
+    if not path:
+        raise ValueError(
+            "LongPPL needs an evaluator, a model with a long context. Name it in the suite: "
+            "`- longppl: {evaluator: PATH}`."
+        )
+    return hashlib.sha256(json.dumps(fingerprint(path), sort_keys=True).encode()).hexdigest()[:20]
+
+
+def package() -> str:
+    """The library and its version; a `ValueError` where it is missing."""
+    try:
+        from longppl.longppl import find_key_token  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"key tokens are found by longppl ({error}). Run: pip install 'longwave[eval]'.") from None
+    return f"longppl {version('longppl')}"
+
+
+def check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.is_fast:
+        name = type(tokenizer).__name__
+        raise ValueError(f"LongPPL needs offsets of tokens, which {name} does not give. Use a fast tokenizer.")

@@ -26,11 +26,18 @@ def write_text(path: Path | str, text: str) -> None:
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes 0600; results are meant to be shared
+        os.chmod(name, 0o666 & ~umask())  # mkstemp makes 0600; results are meant to be shared
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def umask() -> int:
+    """Permissions that this process takes off new files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -100,3 +100,11 @@ def parse_schedule(spec: str) -> Schedule:
             raise ValueError(f"static factor must be a number, got {value!r}: write static=8.") from None
         return Static(factor)
     raise ValueError(f"unknown schedule {spec!r}. Available: {', '.join(SCHEDULES)}, static=FACTOR.")
+
+
+def factor_of(length: int, original_length: int) -> float:
+    """The smallest t >= 1 with ⌊t·L⌋ >= length."""
+    factor = max(1.0, length / original_length)
+    while math.floor(factor * original_length) < length:  # the quotient may have been rounded down
+        factor = math.nextafter(factor, math.inf)
+    return factor

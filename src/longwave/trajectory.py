@@ -26,6 +26,7 @@ class Snapshot:
             They are `stretch`, unless the model was trained with scaled frequencies.
         attention_scaling: multiplies cos and sin; attention logits grow by its square.
         original_length: L in tokens; the snapshot serves sequences of up to t·L.
+        length: or of up to so many tokens, where that is another number: what was asked for.
     """
 
     factor: float
@@ -34,6 +35,7 @@ class Snapshot:
     factors: Tensor
     attention_scaling: float
     original_length: int
+    length: int | None = None
 
     @property
     def rotary_dim(self) -> int:
@@ -41,8 +43,8 @@ class Snapshot:
 
     @property
     def max_length(self) -> int:
-        """⌊t·L⌋ in tokens."""
-        return math.floor(self.factor * self.original_length)
+        """`length`, or ⌊t·L⌋, in tokens."""
+        return math.floor(self.factor * self.original_length) if self.length is None else self.length
 
     def with_log_n(self, exponent: float) -> Snapshot:
         """With per-query log-n as the constant that it is for the last query: c = (ln tL / ln L)^exponent.
@@ -54,7 +56,8 @@ class Snapshot:
 
     def constant_log_n(self, exponent: float) -> float:
         """√c, see `with_log_n`."""
-        return float(max(1.0, math.log(self.max_length) / math.log(self.original_length)) ** (exponent / 2))
+        reach = math.log(max(1.0, self.factor) * self.original_length)
+        return float((reach / math.log(self.original_length)) ** (exponent / 2))
 
 
 class Trajectory(nn.Module, ABC):

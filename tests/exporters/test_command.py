@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import longwave
 from longwave.cli.main import main
-from longwave.exporters import get_exporter
+from longwave.exporters import EXPORTERS, get_exporter
+from longwave.exporters.hf import HF
 from longwave.exporters.run import export
-from longwave.io import read_json
+from longwave.exporters.source import Source
+from longwave.exporters.verify import Agreement
+from longwave.io import read_json, sha256
+from longwave.trajectory import Snapshot
 
 
 def test_the_folder_is_complete(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,11 +83,52 @@ def test_existing_output_stays(trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
+    for overwrite in (False, True):  # what is no export of ours is nobody's to replace
+        with pytest.raises(ValueError, match="not empty"):
+            export(trained, out, overwrite=overwrite)
+    assert (out / "mine.txt").read_text() == "mine"
+
+
+def test_an_export_is_replaced_as_a_whole(trained: Path, tmp_path: Path) -> None:
+    out = export(trained, tmp_path / "out", factor=2).folder
+    (out / "old.txt").write_text("old")
     with pytest.raises(ValueError, match="not empty"):
         export(trained, out)
-    assert (out / "mine.txt").read_text() == "mine"
-    assert export(trained, out, overwrite=True).folder == out
-    assert (out / "config.json").is_file()
+    assert export(trained, out, factor=4, overwrite=True).folder == out
+    assert read_json(out / "config.json")["max_position_embeddings"] == 256 and not (out / "old.txt").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("place", ["trained", "trained/model", "trained/model/out", "."])
+def test_the_source_outlives_the_export(place: str, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "longwave-export.json").write_text("{}")  # even where a folder says that it may be replaced
+    (trained / "longwave-export.json").write_text("{}")
+    (trained / "model" / "longwave-export.json").write_text("{}")
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="one another"):
+        export(trained, tmp_path / place, overwrite=True)
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def test_places_that_cannot_be_replaced(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ValueError, match="cannot be replaced"):
+        export(trained, ".")
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    assert export(trained, tmp_path / "link").folder == tmp_path / "target"
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "link" / "config.json").is_file()
+
+
+def test_permissions_follow_the_umask(trained: Path, tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        folder = export(trained, tmp_path / "out").folder
+    finally:
+        os.umask(before)
+    assert folder.stat().st_mode & 0o077 == 0
+    assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
 
 
 def _without(folder: Path, name: str) -> None:
@@ -118,6 +170,118 @@ def test_a_missing_shard_is_named(plain: Path, tmp_path: Path) -> None:
         export(plain, tmp_path / "out", method="ntk")
 
 
+def test_one_file_of_weights_comes_before_an_index(plain: Path, tmp_path: Path) -> None:
+    """As transformers reads it, which itself leaves the index of an earlier save behind."""
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
+    (plain / "model.safetensors.index.json").write_text(json.dumps(index))
+    folder = export(plain, tmp_path / "out", method="ntk").folder
+    assert sha256(folder / "model.safetensors") == sha256(plain / "model.safetensors")
+    assert not (folder / "model.safetensors.index.json").exists()
+
+
+@pytest.mark.parametrize(
+    "index", [{}, [], {"weight_map": {}}, {"weight_map": {"a": 1}}, {"weight_map": {"a": "sub/x.safetensors"}},
+              {"weight_map": {"a": "../x.safetensors"}}, {"weight_map": {"a": "x.bin"}}],
+)  # fmt: skip
+def test_an_index_names_files_of_its_folder(index: object, plain: Path, tmp_path: Path) -> None:
+    (plain / "model.safetensors").unlink()
+    (plain / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index\.json (has no weight_map|names)"):
+        export(plain, tmp_path / "out", method="ntk")
+
+
+def test_weights_that_are_not_the_models_are_named(plain: Path, tmp_path: Path) -> None:
+    tensors = load_file(plain / "model.safetensors")
+    norm = tensors.pop("model.norm.weight")
+    save_file(tensors, plain / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"holds no weights for model\.norm\.weight"):
+        export(plain, tmp_path / "out", method="ntk")
+    save_file(
+        {**tensors, "model.norm.weight": norm[:3].clone()}, plain / "model.safetensors", metadata={"format": "pt"}
+    )
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has shape \[3\], by config.json it is \[64\]"):
+        export(plain, tmp_path / "out", method="ntk")
+
+
+def test_only_what_belongs_to_the_model_goes_along(trained: Path, tmp_path: Path) -> None:
+    (trained / "secrets.json").write_text("{}")
+    (trained / "model" / "notes.txt").write_text("notes")
+    (trained / "LICENSE").write_text("MIT")
+    (trained / "model" / "generation_config.json").write_text('{"max_length": 64, "temperature": 0.5}')
+    training = {"model": "/home/me/base", "command": "longwave train /home/me/base --data /home/me/books -o out"}
+    (trained / "training.json").write_text(json.dumps(training))
+    folder = export(trained, tmp_path / "out").folder
+    names = {path.name for path in folder.iterdir()}
+    assert "LICENSE" in names and not names & {"secrets.json", "notes.txt", "training.json", "longwave.json"}
+    assert read_json(folder / "generation_config.json") == {"temperature": 0.5}
+    card = (folder / "README.md").read_text()
+    assert "longwave train base --data books -o out" in card and "/home/me" not in card
+
+
+def test_an_adapter_is_refused(plain: Path, tmp_path: Path) -> None:
+    (plain / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="Merge it into its model"):
+        export(plain, tmp_path / "out", method="ntk")
+
+
+@pytest.mark.parametrize("length", [65, 100, 127, 129, 255])
+def test_a_length_is_the_length_of_the_export(length: int, plain: Path, trained: Path, tmp_path: Path) -> None:
+    for name, method in (("plain", "yarn"), ("trained", None)):
+        folder = export(tmp_path / name, tmp_path / f"out-{name}", method=method, length=length).folder
+        assert read_json(folder / "config.json")["max_position_embeddings"] == length
+
+
+def test_what_an_engine_denies_is_not_kept(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(HF):
+        """Forgets the factors."""
+
+        def write(self, source: Source, snapshot: Snapshot, folder: Path, quantize: str | None) -> None:
+            ones = torch.ones_like(snapshot.factors)
+            super().write(source, replace(snapshot, factors=ones), folder, quantize)
+
+    monkeypatch.setitem(EXPORTERS, "wrong", Wrong())
+    with pytest.raises(ValueError, match="does not agree with longwave, and nothing was kept"):
+        export(trained, tmp_path / "out", to="wrong", verified=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_agreement_is_judged_by_what_the_engine_shows() -> None:
+    agreement = Agreement("engine", [8], 4, equal=3, total=4, max_difference=0.2)
+    agreement.check(0.3)
+    agreement.check(None)
+    for wrong, tolerance in (
+        (agreement, 0.1),
+        (replace(agreement, max_difference=None), 0.1),
+        (replace(agreement, equal=1), None),
+    ):
+        with pytest.raises(ValueError, match="does not agree"):
+            wrong.check(tolerance)
+
+
+def test_an_export_knows_its_own_t_alone(trained: Path, tmp_path: Path) -> None:
+    first = export(trained, tmp_path / "first", factor=3)
+    again = export(first.folder, tmp_path / "again")
+    assert read_json(again.folder / "config.json") == read_json(first.folder / "config.json")
+    with pytest.raises(ValueError, match="an export at t = 3, and knows no other"):
+        export(first.folder, tmp_path / "other", factor=2)
+    with pytest.raises(ValueError, match="log-n as a constant"):
+        export(first.folder, tmp_path / "other", log_n="drop")
+
+
+def test_a_scaled_checkpoint_keeps_its_length(tmp_path: Path, llama, tokenizer) -> None:  # type: ignore[no-untyped-def]
+    """Llama 3.1 has factor 8 of 8,192 tokens, and reads 131,072."""
+    rope = {
+        "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    config = LlamaConfig(**{**llama.config.to_dict(), "rope_parameters": rope, "max_position_embeddings": 1024})
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "scaled")
+    tokenizer.save_pretrained(tmp_path / "scaled")
+    for name, length in (("default", None), ("asked", 1000)):
+        folder = export(tmp_path / "scaled", tmp_path / name, length=length).folder
+        assert read_json(folder / "config.json")["max_position_embeddings"] == (length or 1024)
+
+
 def test_a_plain_model_needs_a_method(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"plain model\. Say what to export it with"):
         export(plain, tmp_path / "out")
@@ -141,19 +305,34 @@ def test_a_model_without_rotary_module_is_refused(tmp_path: Path, tokenizer) -> 
         export(tmp_path / "gpt2", tmp_path / "out", method="yarn")
 
 
-def test_a_disk_too_small(trained: Path, tmp_path: Path) -> None:
-    """A real file system of 64 KiB."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True)
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A real file system of so many bytes."""
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip("needs the right to mount a tmpfs")
     try:
-        with pytest.raises(ValueError, match="Make room"):
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_too_small(trained: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", 65536) as small:
+        with pytest.raises(ValueError, match="GB free, the export needs"):
             export(trained, small / "out")
         assert list(small.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_disk_that_fills_midway(trained: Path, tmp_path: Path) -> None:
+    """Room for the weights, as the check sees it, but not for the tokenizer beside them."""
+    (trained / "tokenizer.model").write_bytes(bytes(1 << 20))
+    weights = (trained / "model" / "model.safetensors").stat().st_size
+    with small_disk(tmp_path / "small", weights + (64 << 10)) as small:
+        with pytest.raises(ValueError, match=r"the disk of .* is full: nothing was written"):
+            export(trained, small / "out")
+        assert list(small.iterdir()) == []
 
 
 def test_targets_are_looked_up_by_name() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from longwave.evaluation.lengths import original_length_of
 from longwave.generation import rotaries_of
 from longwave.logn import log_n_of
 from longwave.methods import METHODS, parse_method
-from longwave.schedule import Schedule
+from longwave.schedule import Schedule, factor_of
 
 TRAINING_FREE = ("none", "linear", "ntk", "yarn")
 
@@ -91,9 +90,7 @@ def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subje
 
 def _range(schedule: Schedule, lengths: Sequence[int], original: int) -> float:
     """The smallest max_factor that has room for all lengths, and for every t that the schedule asks for."""
-    longest = max(1.0, max(lengths) / original)
-    while math.floor(longest * original) < max(lengths):  # the quotient may have been rounded down
-        longest = math.nextafter(longest, math.inf)
+    longest = factor_of(max(lengths), original)
     return max(longest, *(schedule(length, original, longest) for length in lengths))
 
 

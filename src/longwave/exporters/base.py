@@ -65,6 +65,14 @@ class Exporter(Protocol):
         """Write all files but the model card into an empty folder, holding one tensor in memory at a time."""
         ...
 
+    def size(self, source: Source, quantize: str | None) -> int:
+        """About how many bytes `write` will write."""
+        ...
+
+    def tolerance(self, source: Source, quantize: str | None) -> float | None:
+        """The largest |Δ log-probability| between `run` and longwave that is rounding; None for quantized weights."""
+        ...
+
     def serving(self, source: Source, snapshot: Snapshot, folder: str) -> str:
         """The model card's section on how to serve it, in Markdown, with exact commands; `folder` is its name."""
         ...

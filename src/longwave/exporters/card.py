@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ def model_card(
     notes: list[str],
     log_n: str,
     agreement: Agreement | None = None,
-    results: list[Path] | None = None,
+    records: Sequence[dict[str, Any]] = (),
 ) -> str:
     """README.md of an export, in Markdown with the hub's front matter.
 
@@ -33,7 +35,7 @@ def model_card(
         notes: what `Exporter.check` said.
         log_n: `constant` or `drop`.
         agreement: of `verify`.
-        results: perplexity.json records to show.
+        records: of `longwave perplexity`, to show.
     """
     front: dict[str, Any] = {"tags": ["longwave", "long-context", source.method]}
     if exporter.name == "hf":
@@ -52,7 +54,7 @@ def model_card(
         sections += ["## Mind", "\n".join(f"- {note}" for note in notes)]
     if agreement is not None:
         sections += ["## Verified", f"Against longwave at the same length factor: {agreement}."]
-    for record in results or ():
+    for record in records:
         sections += ["## Perplexity", _perplexity(record)]
     if source.training:
         sections += ["## Training", _training(source.training)]
@@ -89,11 +91,20 @@ def _facts(source: Source, snapshot: Snapshot, log_n: str) -> str:
 MADE_WITH = ("longwave", "transformers", "torch")
 
 
-def _perplexity(path: Path) -> str:
-    """The table of a record of `longwave perplexity`."""
+def read_perplexity(path: Path | str) -> dict[str, Any]:
+    """A record of `longwave perplexity`; anything else is a `ValueError`."""
+    if not Path(path).is_file():
+        raise ValueError(f"results {path} do not exist. Give a perplexity.json of `longwave perplexity`.")
     record = read_json(path)
-    if not isinstance(record, dict) or not str(record.get("schema", "")).startswith("longwave.perplexity/"):
+    schema = str(record.get("schema", "")) if isinstance(record, dict) else ""
+    if not schema.startswith("longwave.perplexity/") or not record.get("rows"):
         raise ValueError(f"{path} is no record of `longwave perplexity`. Give its perplexity.json.")
+    found: dict[str, Any] = record
+    return found
+
+
+def _perplexity(record: dict[str, Any]) -> str:
+    """Its table."""
     lengths = [entry["length"] for entry in record["rows"][0]["lengths"]]
     lines = ["| | " + " | ".join(f"{length:,}" for length in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
     for row in record["rows"]:
@@ -111,7 +122,7 @@ def _training(training: dict[str, Any]) -> str:
     config, result = training.get("config", {}), training.get("result") or {}
     data = ", ".join(f"`{Path(name).name}` ({digest[:12]})" for name, digest in training.get("data", {}).items())
     told = [
-        ("command", f"`{training['command']}`" if "command" in training else None),
+        ("command", f"`{_without_folders(training['command'])}`" if "command" in training else None),
         ("data", data or None),
         ("steps", config.get("steps")),
         ("tokens", f"{result['tokens']:,}" if "tokens" in result else None),
@@ -120,3 +131,8 @@ def _training(training: dict[str, Any]) -> str:
         ("seed", training.get("seed")),
     ]
     return "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in told if value is not None)
+
+
+def _without_folders(command: str) -> str:
+    """The command with names in the place of paths: where things lay on the machine is nobody else's business."""
+    return shlex.join(Path(word).name if "/" in word else word for word in shlex.split(command))

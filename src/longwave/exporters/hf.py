@@ -9,6 +9,7 @@ between the engines, so nothing is left to them: transformers reads `attention_f
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -39,8 +40,12 @@ REPLACED = (
     "short_mscale", "long_mscale",
 )  # fmt: skip
 # What belongs to a checkpoint beside its weights; code that would need trust_remote_code does not.
-BESIDE = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*")
-NOT_BESIDE = ("config.json", "*.index.json", "longwave.json", "training.json", "metrics.json*", "*results*.json")
+BESIDE = (
+    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "*.model", "*.tiktoken", "tekken.json", "chat_template.*", "generation_config.json", "preprocessor_config.json",
+    "processor_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+LENGTHS = ("max_position_embeddings", "model_max_length", "max_sequence_length", "seq_length", "max_seq_len")
 RUNNER = Path(__file__).with_name("run_transformers.py")
 
 
@@ -73,6 +78,13 @@ class HF:
         copy_weights(source.model, folder, source.dropped)
         copy_beside(source, snapshot, folder)
         write_json(folder / "config.json", hf_config(source, snapshot))
+
+    def size(self, source: Source, quantize: str | None) -> int:
+        return sum(path.stat().st_size for path in source.shards)
+
+    def tolerance(self, source: Source, quantize: str | None) -> float | None:
+        """What other numbers of threads or another build may round otherwise; here the difference is 0."""
+        return 1e-3 if source.config.get("dtype", source.config.get("torch_dtype")) in (None, "float32") else 0.1
 
     def serving(self, source: Source, snapshot: Snapshot, folder: str) -> str:
         length = snapshot.max_length
@@ -110,6 +122,7 @@ def run_transformers(
             capture_output=True,
             text=True,
             cwd=scratch,
+            env=os.environ | {"PYTHONSAFEPATH": "1"},  # the script's own folder has a gguf.py and a ctranslate2.py
         )
         if done.returncode:
             last = (done.stderr.strip() or "no message").splitlines()[-1]
@@ -143,19 +156,28 @@ def hf_config(source: Source, snapshot: Snapshot) -> dict[str, Any]:
         "short_mscale": scaling,
         "long_mscale": scaling,
     }
+    if not source.rotates_whole_heads and not getattr(source.text_config, "qk_nope_head_dim", 0):
+        # configs of transformers 4 say it in other places, where vLLM and SGLang do not look
+        rope.setdefault("partial_rotary_factor", snapshot.rotary_dim / (source.head_dim or snapshot.rotary_dim))
     text.pop("rope_scaling", None)
     if layer_type is not None:
         text["rope_parameters"] = {**_per_layer_type(source, old), layer_type: rope}
     else:
         text["rope_parameters"] = rope
         text["rope_scaling"], text["rope_theta"] = rope, theta  # where transformers 4 and engines of its time look
-    text["max_position_embeddings"] = length
+    text |= {key: length for key in LENGTHS if key in text or key == "max_position_embeddings"}
     if "head_dim" in text and text["head_dim"] is None:  # longrope takes the key at its word (Mixtral)
-        text["head_dim"] = source.text_config.hidden_size // source.text_config.num_attention_heads
+        text["head_dim"] = source.head_dim
     if "original_max_position_embeddings" in text:
         text["original_max_position_embeddings"] = length
-    record = {"method": source.method, "factor": snapshot.factor, "original_length": snapshot.original_length}
-    record["log_n"] = source.log_n
+    record = {
+        "method": source.method,
+        "factor": snapshot.factor,
+        "original_length": snapshot.original_length,
+        "length": length,
+        "attention_scaling": source.own_scaling,
+        "log_n_constant": source.log_n_constant(snapshot),
+    }
     pretrained = source.rotary.trajectory.rope.factors
     if not bool((pretrained == 1).all()):
         record["short_factor"] = pretrained.tolist()
@@ -168,11 +190,14 @@ def copy_beside(source: Source, snapshot: Snapshot, folder: Path) -> None:
     for place in dict.fromkeys((source.model, source.tokenizer)):
         for pattern in BESIDE:
             for path in sorted(place.glob(pattern)):
-                if path.is_file() and not any(path.match(name) for name in NOT_BESIDE):
+                if path.is_file():
                     shutil.copyfile(path, folder / path.name)
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
         write_json(settings, {**read_json(settings), "model_max_length": snapshot.max_length})
+    generation = folder / "generation_config.json"
+    if generation.is_file():  # a length of the model before would end texts early
+        write_json(generation, {key: value for key, value in read_json(generation).items() if key != "max_length"})
 
 
 def is_interleaved(source: Source) -> bool:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from longwave.exporters import get_exporter
-from longwave.exporters.card import model_card
+from longwave.exporters.card import model_card, read_perplexity
 from longwave.exporters.source import Source, open_source
 from longwave.exporters.verify import Agreement, passages, verify
-from longwave.io import check_output, write_json, write_text
+from longwave.io import check_output, umask, write_json, write_text
 from longwave.trajectory import Snapshot
 
 CARD, RECORD = "README.md", "longwave-export.json"
@@ -82,9 +82,10 @@ def export(
         to: target, see `longwave.exporters.EXPORTERS`.
         factor, length: t, or the tokens that t is to suit; default the largest t of the model.
         method: for a plain model: `METHOD[@SCHEDULE]`, e.g. `yarn`.
-        quantize: one of the target's quantizations.
+        quantize: one of the target's quantizations, in upper or lower case.
         log_n: what becomes of per-query log-n: `constant`, its value for the query at t·L, or `drop`.
-        verified: run the result in its engine and compare it with longwave; the model is loaded for that.
+        verified: run the result in its engine and compare it with longwave, for which the model is loaded; what
+            does not agree is an error, and is not kept.
         verify_tokens: the longest prompt of the verification, in tokens.
         results: perplexity.json records for the model card.
         tell: is told each step, for a display.
@@ -93,20 +94,25 @@ def export(
         ValueError: naming the option or file that is wrong, what is allowed, and what to do.
     """
     exporter = get_exporter(to)
+    quantize = None if quantize is None else quantize.lower()
     if quantize is not None and quantize not in exporter.quantizations:
         known = ", ".join(exporter.quantizations) or "none: its weights stay as they are"
         raise ValueError(f"{to} has no quantization {quantize!r}. Available: {known}.")
     if log_n not in LOG_N:
         raise ValueError(f"unknown log_n {log_n!r}. Available: {', '.join(LOG_N)}.")
-    output = check_output(output, overwrite=overwrite)
+    if verify_tokens < 1:
+        raise ValueError(f"verify_tokens must be at least 1, got {verify_tokens}.")
+    records = [read_perplexity(path) for path in results]
+    output = _check_place(Path(output), overwrite=overwrite)
     if verified:
         exporter.engine()  # missing: say so before the work
     tell("reading")
     source = open_source(model, method=method, factor=factor, length=length)
+    _keep_apart(output, source)
     t = source.factor(factor, length)
-    snapshot = source.snapshot(t, log_n=log_n == "constant")
+    snapshot = source.snapshot(t, length=length, log_n=log_n == "constant")
     notes = exporter.check(source, snapshot)
-    _check_room(source, output)
+    _check_room(exporter.size(source, quantize), output)
     with _aside(output) as partial:
         tell("writing")
         exporter.write(source, snapshot, partial, quantize)
@@ -114,10 +120,10 @@ def export(
         if verified:
             tell("verifying")
             agreement = _verified(exporter, source, snapshot, partial, verify_tokens, method, log_n)
+            agreement.check(exporter.tolerance(source, quantize))
         card = model_card(
-            source, snapshot, exporter, output.resolve().name,
-            notes=notes, log_n=log_n, agreement=agreement, results=[Path(path) for path in results],
-        )  # fmt: skip
+            source, snapshot, exporter, output.name, notes=notes, log_n=log_n, agreement=agreement, records=records
+        )
         write_text(partial / CARD, card)
         done = Exported(output, snapshot, notes, agreement)
         write_json(partial / RECORD, {**Exported(partial, snapshot, notes, agreement).to_json(), "folder": None})
@@ -144,13 +150,37 @@ def _verified(
     return verify(exporter, folder, model, snapshot.factor, prompts)
 
 
-def _check_room(source: Source, output: Path) -> None:
-    needed = sum(path.stat().st_size for path in source.shards)
-    place = next(parent for parent in (output.absolute(), *output.absolute().parents) if parent.exists())
+def _check_place(output: Path, *, overwrite: bool) -> Path:
+    """The output as an absolute path, which a finished folder can be moved to."""
+    output = output.resolve()  # what a link leads to is replaced, not the link
+    if output == Path.cwd() or output in Path.cwd().parents or output.is_mount():
+        raise ValueError(f"output {output} cannot be replaced as a whole. Give a new folder inside it.")
+    check_output(output, overwrite=overwrite)
+    if output.is_dir() and any(output.iterdir()) and not (output / RECORD).is_file():
+        raise ValueError(
+            f"{output} is not empty and no export: --overwrite replaces exports only. Choose another folder."
+        )
+    place = next(parent for parent in output.parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(f"cannot write to {place}. Choose another output.")
+    return output
+
+
+def _keep_apart(output: Path, source: Source) -> None:
+    """What is read must outlive what is written."""
+    for folder in {source.model.resolve(), source.tokenizer.resolve()}:
+        if output == folder or output in folder.parents or folder in output.parents:
+            raise ValueError(
+                f"output {output} and the model in {folder} lie inside one another. Choose another output."
+            )
+
+
+def _check_room(needed: int, output: Path) -> None:
+    place = next(parent for parent in output.parents if parent.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
         raise ValueError(
-            f"{place} has {free / 1e9:.1f} GB free, the weights need {needed / 1e9:.1f} GB. Make room or choose "
+            f"{place} has {free / 1e9:.1f} GB free, the export needs {needed / 1e9:.1f} GB. Make room or choose "
             "another --output."
         )
 
@@ -160,25 +190,28 @@ def _aside(output: Path) -> Iterator[Path]:
     """A folder beside `output` that takes its place when the block ends well, and is gone when it does not."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    os.chmod(partial, 0o755)  # mkdtemp makes 0700; exports are meant to be shared
+    os.chmod(partial, 0o777 & ~umask())  # mkdtemp makes 0700; exports are meant to be shared
     try:
         yield partial
-        _put(partial, output)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ValueError(f"the disk of {output} is full: nothing was written. Make room and try again.") from None
         raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    _put(partial, output)
 
 
 def _put(partial: Path, output: Path) -> None:
-    if output.is_dir() and any(output.iterdir()):
-        old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old.", dir=output.parent))
-        os.replace(output, old / "was")
-        os.replace(partial, output)
-        shutil.rmtree(old)
-        return
-    if output.is_dir():
-        output.rmdir()
-    os.replace(partial, output)
+    """Move the finished folder to its place; what was there goes when that has worked."""
+    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old.", dir=output.parent))
+    try:
+        if output.exists():
+            os.replace(output, old / "was")
+        try:
+            os.replace(partial, output)
+        except OSError as error:
+            if (old / "was").exists():
+                os.replace(old / "was", output)
+            raise ValueError(f"cannot move the export to {output} ({error}). It is complete in {partial}.") from None
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

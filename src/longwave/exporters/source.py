@@ -13,19 +13,20 @@ from transformers import PreTrainedModel
 from longwave.adapter import MODEL, SETTINGS, WEIGHTS, extend_as_saved, is_trained, skeleton
 from longwave.architectures import host_of
 from longwave.attach import extend, rope_of, rotaries, snapshot
-from longwave.exporters.weights import check_weights, weight_files
+from longwave.exporters.weights import check_parameters, check_weights, weight_files
 from longwave.generation import rotaries_of
 from longwave.io import read_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy
 from longwave.logn import log_n_of
 from longwave.methods import parse_method
-from longwave.recognition import follow_config
+from longwave.recognition import RECORD, follow_config
 from longwave.rotary import ScaledRotary, frequency_name
-from longwave.schedule import Static
+from longwave.schedule import Static, factor_of
 from longwave.trajectory import Snapshot
 
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
-DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*"]
+NOT_THESE = ["consolidated*", "original/*"]  # the same weights again, in another format
 FACTOR = 8.0  # of a method without a reach of its own
 
 
@@ -67,7 +68,14 @@ class Source:
 
     @property
     def method(self) -> str:
-        return self.rotary.trajectory.name
+        """Its name; of an export that is exported again, that of the model it was made from."""
+        return str(self.record.get("method") or self.rotary.trajectory.name)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What an export of ours says of itself in its config, if `path` is one."""
+        found = self.config.get(RECORD)
+        return found if isinstance(found, dict) and self.rotary.loaded is not None else {}
 
     @property
     def log_n(self) -> float:
@@ -75,16 +83,20 @@ class Source:
         return log_n_of(host_of(self.skeleton))
 
     @property
-    def rotates_whole_heads(self) -> bool:
-        """Whether cos and sin reach every dimension of a head."""
+    def head_dim(self) -> int | None:
+        """Dimensions of a query head; None where heads differ from layer to layer."""
         config = self.text_config
         try:
-            if getattr(config, "qk_nope_head_dim", 0):
-                return False
-            width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        except RuntimeError:  # heads differ from layer to layer
-            return False
-        return self.rotary.trajectory.rope.rotary_dim == int(width)
+            if nope := getattr(config, "qk_nope_head_dim", 0):
+                return int(nope + config.qk_rope_head_dim)
+            return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        except RuntimeError:  # how transformers refuses to say one number for all layers
+            return None
+
+    @property
+    def rotates_whole_heads(self) -> bool:
+        """Whether cos and sin reach every dimension of a head."""
+        return self.rotary.trajectory.rope.rotary_dim == self.head_dim
 
     @property
     def shards(self) -> list[Path]:
@@ -99,29 +111,60 @@ class Source:
         """
         if factor is not None and length is not None:
             raise ValueError("give the length factor or the length in tokens, not both: --factor 8 or --length 32768.")
-        trajectory = self.rotary.trajectory
-        limit, original = trajectory.max_factor, trajectory.rope.original_length
+        limit, original = self.rotary.trajectory.max_factor, self.rotary.trajectory.rope.original_length
         if length is not None:
             if not 1 <= length <= self.rotary.max_length:
                 raise ValueError(
                     f"length {length} is not within 1 to {self.rotary.max_length} tokens, {limit:g} x {original}, "
                     "which this model was extended to."
                 )
-            return self.rotary.factor_for(length)
-        if factor is not None and not 1 <= factor <= limit:
+            factor = self.rotary.factor_for(length)
+        elif factor is None:
+            schedule = self.rotary.schedule
+            factor = schedule.factor if isinstance(schedule, Static) else limit
+        elif not 1 <= factor <= limit:
             raise ValueError(f"factor {factor:g} is not within 1 to {limit:g}, which this model was extended to.")
-        if factor is not None:
-            return factor
-        schedule = self.rotary.schedule
-        return schedule.factor if isinstance(schedule, Static) else limit
+        if self.record and factor != self.record.get("factor"):
+            raise ValueError(
+                f"{self.path} is an export at t = {self.record.get('factor'):g}, and knows no other. "
+                "Export the model that it was made from."
+            )
+        return factor
 
-    def snapshot(self, factor: float, *, log_n: bool = True) -> Snapshot:
-        """The extension at t, with the model's own attention scaling; per-query log-n as a constant or left out."""
+    def snapshot(self, factor: float, *, length: int | None = None, log_n: bool = True) -> Snapshot:
+        """The extension at t, with the model's own attention scaling; per-query log-n as a constant or left out.
+
+        Arguments:
+            length: tokens to serve; default t·L, or what a config with RoPE scaling speaks of at its own t.
+
+        Raises:
+            ValueError: if log-n cannot be left out any more.
+        """
         frozen = snapshot(self.skeleton, factor)
         if log_n:
             frozen = frozen.with_log_n(self.log_n)
-        own = getattr(self.rotary.base, frequency_name(self.rotary.layer_type, "attention_scaling"), 1.0)
-        return replace(frozen, attention_scaling=frozen.attention_scaling * float(own))
+        elif self.record.get("log_n_constant", 1.0) != 1.0:
+            raise ValueError(
+                f"{self.path} is an export with log-n as a constant in its attention scaling. "
+                "To leave it out, export the model that it was made from."
+            )
+        schedule = self.rotary.schedule
+        if length is None and self.rotary.loaded is not None and schedule == Static(factor):
+            length = self.rotary.max_length
+        scaling = frozen.attention_scaling * self.own_scaling
+        return replace(frozen, attention_scaling=scaling, length=length)
+
+    def log_n_constant(self, snapshot: Snapshot) -> float:
+        """What of a snapshot's attention scaling stands for log-n; 1 if nothing does."""
+        if self.record:
+            return float(self.record.get("log_n_constant", 1.0))
+        own = self.rotary.trajectory.attention_scaling(snapshot.factor) * self.own_scaling
+        return snapshot.attention_scaling / own
+
+    @property
+    def own_scaling(self) -> float:
+        """The attention scaling that the model has at t = 1."""
+        return float(getattr(self.rotary.base, frequency_name(self.rotary.layer_type, "attention_scaling"), 1.0))
 
 
 def open_source(
@@ -145,7 +188,10 @@ def open_source(
     model = folder / MODEL if own else folder
     if not (model / "config.json").is_file():
         raise ValueError(f"{model} holds no model: no config.json is there.")
-    if not any((folder / name).is_file() for name in TOKENIZER):
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{folder} is a PEFT adapter. Merge it into its model (merge_and_unload) and save that.")
+    tokenizer = next((place for place in (folder, model) if any((place / name).is_file() for name in TOKENIZER)), None)
+    if tokenizer is None:
         raise ValueError(f"{folder} holds no tokenizer, and an export needs one. Copy the model's files there.")
     check_weights(model)
     if (own or legacy) and method is not None:
@@ -154,11 +200,13 @@ def open_source(
     if legacy:
         checkpoint = read_legacy(folder)
         config = checkpoint.config.to_dict()
-        plain = extend_legacy(skeleton(folder, checkpoint.config), checkpoint)
-        dropped = tuple(checkpoint.weights)
+        plain, dropped = skeleton(folder, checkpoint.config), tuple(checkpoint.weights)
+        check_parameters(folder, plain, dropped)
+        extend_legacy(plain, checkpoint)
     else:
         config = read_json(model / "config.json")
         plain = skeleton(model)
+        check_parameters(model, plain)
         if own:
             extend_as_saved(plain, folder)
         elif method is not None or not rotaries_of(follow_config(plain)):
@@ -167,7 +215,7 @@ def open_source(
         raise ValueError(f"{path} has not been trained: its frequencies are those of the prior. Export that method.")
     record = folder / "training.json"
     training = read_json(record) if record.is_file() else {}
-    return Source(str(path), model, folder, config, plain.eval(), training, dropped)
+    return Source(str(path), model, tokenizer, config, plain.eval(), training, dropped)
 
 
 def _local(path: Path | str) -> Path:
@@ -179,7 +227,7 @@ def _local(path: Path | str) -> Path:
     if folder.is_absolute() or str(path).startswith(".") or len(folder.parts) > 2:
         raise ValueError(f"model folder {path} does not exist.")
     try:
-        return Path(snapshot_download(str(path), allow_patterns=DOWNLOAD))
+        return Path(snapshot_download(str(path), allow_patterns=DOWNLOAD, ignore_patterns=NOT_THESE))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} is neither a folder nor a model that the hub gives us ({reason}).") from None
@@ -192,9 +240,14 @@ def _extend_plain(
         raise ValueError(
             f"{path} is a plain model. Say what to export it with, e.g. --method yarn, or export a trained folder."
         )
-    spec, _ = parse_method(method)
+    spec, schedule = parse_method(method)
     if spec.trained:
         raise ValueError(f"{spec.name} needs trained weights. Run `longwave train` first, or take ntk or yarn.")
     if length is not None and factor is None:
-        factor = max(1.0, length / rope_of(model).original_length)
-    extend(model, method, max_factor=FACTOR if factor is None else factor)
+        factor = factor_of(length, rope_of(model).original_length)
+    reach = FACTOR if factor is None else factor
+    if isinstance(schedule, Static) and schedule.factor > reach:
+        raise ValueError(
+            f"{method} runs at t = {schedule.factor:g}, and t = {reach:g} is asked for. Leave out @static."
+        )
+    extend(model, method, max_factor=reach)

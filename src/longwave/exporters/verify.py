@@ -42,6 +42,25 @@ class Agreement:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def check(self, tolerance: float | None) -> None:
+        """That the engine runs the model that was exported.
+
+        Arguments:
+            tolerance: of log-probabilities; None for quantized weights, of whose tokens half must be equal.
+
+        Raises:
+            ValueError: with the figures, if it does not.
+        """
+        if tolerance is None:
+            fine = self.equal >= self.total / 2
+        elif self.max_difference is None:
+            fine = self.equal == self.total
+        else:
+            fine = self.max_difference <= tolerance
+        if not fine:
+            allowed = "half of the tokens must be equal" if tolerance is None else f"{tolerance:g} is allowed"
+            raise ValueError(f"the engine does not agree with longwave, and nothing was kept. {self}; {allowed}.")
+
     def __str__(self) -> str:
         difference = "not shown" if self.max_difference is None else f"{self.max_difference:.2g}"
         longest = max(self.prompt_tokens)
@@ -71,7 +90,7 @@ def verify(
         own = expected(model, factor, prompt, answer)
         equal += int((own.argmax(-1) == np.array(answer.tokens)).sum())
         if answer.log_probs is not None:
-            differences.append(float(np.abs(own[:, : answer.log_probs.shape[1]] - answer.log_probs).max()))
+            differences.append(float(np.nanmax(np.abs(own[:, : answer.log_probs.shape[1]] - answer.log_probs))))
     return Agreement(
         engine=engine,
         prompt_tokens=[len(prompt) for prompt in prompts],

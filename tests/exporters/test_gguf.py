@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import big
 import numpy as np
 import pytest
 import torch
@@ -29,12 +32,13 @@ from longwave.exporters.base import EngineMissing
 from longwave.exporters.gguf import GGUF
 from longwave.exporters.gguf_layout import geometric
 from longwave.exporters.source import Source, open_source
+from longwave.exporters.verify import expected
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install 'longwave[gguf]'")
 engine = pytest.mark.skipif(llamacpp.installed() is None, reason="needs llama.cpp: pip install 'longwave[llamacpp]'")
 
 DEMO = Path(longwave.__file__).parent / "demo" / "model"
-TOLERANCE = 1e-3  # of log-probabilities; the worst measured is 4e-4
+TOLERANCE = 1e-3  # of log-probabilities; the worst measured is 6e-4 (granite)
 FACTOR = 4.0
 LONG = 150  # tokens of a prompt; L is 64
 SIZES = {
@@ -141,17 +145,17 @@ def test_a_geometric_series_needs_no_factors(tmp_path: Path) -> None:
         assert not [tensor.name for tensor in read(folder).tensors if "rope" in tensor.name]
         worst, equal = difference(model, folder)
         assert equal and worst < TOLERANCE, (method, worst)
-        with pytest.raises(AssertionError):  # the same file at other frequencies
-            plain = export(source, tmp_path / f"{method}-plain", inv_freq=source.snapshot(1.0).inv_freq)
-            assert difference(model, plain)[0] < 20 * TOLERANCE
+        plain = export(source, tmp_path / f"{method}-plain", inv_freq=source.snapshot(1.0).inv_freq)
+        worst, _ = difference(model, plain)  # the same file at other frequencies
+        assert worst > 20 * TOLERANCE, (method, worst)
 
 
 def test_geometric_tells_ntk_from_yarn() -> None:
-    for method, expected in {"none": True, "ntk": True, "linear": True, "yarn": False}.items():
+    for method, series in {"none": True, "ntk": True, "linear": True, "yarn": False}.items():
         model = make_model("llama")
         longwave.extend(model, method, max_factor=FACTOR)
         found = geometric(longwave.snapshot(model, FACTOR))
-        assert (found is not None) == expected, method
+        assert (found is not None) == series, method
         if found is not None:
             powers = found.base ** (torch.arange(0, 16, 2).double() / 16)
             torch.testing.assert_close(1 / (found.linear * powers), longwave.snapshot(model, FACTOR).inv_freq)
@@ -187,6 +191,37 @@ def test_quantizations(quantize: str, tmp_path: Path) -> None:
     narrow = tensors["blk.1.ffn_down.weight"].tensor_type.name
     assert narrow == (quantize.upper() if quantize in ("f32", "f16", "bf16") else "F16")
     assert tensors["blk.0.attn_norm.weight"].tensor_type.name == "F32"
+    weights = sum(tensor.n_bytes for tensor in tensors.values() if not tensor.name.startswith("rope_f"))
+    assert GGUF().size(source, quantize) == weights
+    assert GGUF().size(source, None) == GGUF().size(source, "f16")
+
+
+def test_a_full_disk_is_said_to_be_full(tmp_path: Path) -> None:
+    """A real file system that holds the metadata, and some of the weights."""
+    source = make_source(make_model("llama"), tmp_path / "model", "clex")
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        with pytest.raises(OSError) as caught:
+            GGUF().write(source, source.snapshot(FACTOR), small, "f32")
+        assert caught.value.errno == errno.ENOSPC
+        assert GGUF().size(source, "f32") > 256 * 1024
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """1.4 GB of weights: 0.45 GB at the peak, nearly all of it torch and transformers themselves."""
+    size = big.write_big_model(tmp_path / "big")
+    assert size > 1.4e9
+    asked = f"export {tmp_path}/big --method yarn --to gguf --quantize q8_0 -o {tmp_path}/out"
+    assert big.peak_of(*asked.split()) < 500e6
+    (file,) = (tmp_path / "out").glob("*.gguf")
+    assert file.stat().st_size > size / 2
 
 
 @engine
@@ -223,14 +258,30 @@ def test_the_size_of_a_block_changes_nothing(quantize: str, tmp_path: Path, monk
 
 
 @engine
-def test_a_large_vocabulary_shows_tokens_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_vocabulary_is_shown_whole(tmp_path: Path) -> None:
     model = make_model("llama", head_dim=16)
-    folder = export(make_source(model, tmp_path / "model", "clex"), tmp_path / "out")
-    full = GGUF().run(folder, [[5, 6, 7]], 8)[0]
-    monkeypatch.setattr(exporter, "SHOWN", 511)
-    short = GGUF().run(folder, [[5, 6, 7]], 8)[0]
-    assert full.log_probs is not None and short.log_probs is None and short.tokens == full.tokens
-    np.testing.assert_allclose(np.exp(full.log_probs).sum(-1), 1, atol=1e-4)
+    [answer] = GGUF().run(export(make_source(model, tmp_path / "model", "clex"), tmp_path / "out"), [[5, 6, 7]], 8)
+    assert answer.log_probs is not None
+    np.testing.assert_allclose(np.exp(answer.log_probs).sum(-1), 1, atol=1e-4)
+
+
+@engine
+def test_of_a_large_vocabulary_the_most_likely_tokens_are_shown(tmp_path: Path) -> None:
+    size = exporter.SHOWN + 8
+    model = make_model("llama", head_dim=16, vocab_size=size)
+    source = make_source(model, tmp_path / "model", "clex")
+    prompt = torch.randint(1, size, (LONG,), generator=torch.Generator().manual_seed(0)).tolist()
+    ones = torch.ones_like(source.snapshot(FACTOR).factors)
+    worst = []
+    for folder in (export(source, tmp_path / "out"), export(source, tmp_path / "ones", factors=ones)):
+        [answer] = GGUF().run(folder, [prompt], 8)
+        assert answer.log_probs is not None and answer.log_probs.shape == (8, size)
+        shown = ~np.isnan(answer.log_probs)
+        assert (shown.sum(-1) == exporter.TOP).all()
+        assert np.nanargmax(answer.log_probs, -1).tolist() == answer.tokens
+        ours = expected(model, FACTOR, prompt, answer)
+        worst.append(float(np.abs(ours - answer.log_probs)[shown].max()))
+    assert worst[0] < TOLERANCE and worst[1] > 20 * TOLERANCE, worst
 
 
 TEXTS = (
@@ -375,6 +426,14 @@ def test_what_is_wrong_with_the_weights_is_named(tmp_path: Path) -> None:
     assert "has shape [512, 64], config.json says [600, 64]" in refusal(open_source(tmp_path / "large"))
     with pytest.raises(ValueError, match="no quantization 'q2_k'"):
         GGUF().write(source, source.snapshot(FACTOR), tmp_path, "q2_k")
+
+
+def test_heads_that_are_rotated_in_part_are_named(tmp_path: Path) -> None:
+    half = make_source(make_model("phi3", partial_rotary_factor=0.5), tmp_path / "half", "clex")
+    whole = make_source(make_model("phi3"), tmp_path / "whole", "clex")
+    notes = [GGUF().check(source, source.snapshot(FACTOR)) for source in (half, whole)]
+    assert [sum("rotates a part of each head" in note for note in found) for found in notes] == [1, 0]
+    assert GGUF().check(half, half.snapshot(FACTOR, log_n=False)) == notes[1]
 
 
 def test_missing_packages_say_how_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

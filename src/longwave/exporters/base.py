@@ -23,8 +23,8 @@ class Answer:
 
     Arguments:
         tokens: the new token ids.
-        log_probs: natural log-probabilities over the vocabulary before each of them, [new, vocab], float32; None
-            where the engine shows none.
+        log_probs: natural log-probabilities over the vocabulary before each of them, [new, vocab], float32; NaN
+            for the tokens that the engine did not show, None where it shows none at all.
     """
 
     tokens: list[int]
@@ -59,6 +59,10 @@ class Exporter(Protocol):
 
         Runs before anything is written, and must be cheap.
         """
+        ...
+
+    def size(self, source: Source, quantize: str | None) -> int:
+        """About how many bytes `write` writes: those of the weights."""
         ...
 
     def write(self, source: Source, snapshot: Snapshot, folder: Path, quantize: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,12 @@ class CTranslate2:
         lengths_for(snapshot.attention_scaling)
         notes = ["the converter of CTranslate2 holds all weights in memory at once."]
         return [*notes, *partial_heads(source, snapshot)]
+
+    def size(self, source: Source, quantize: str | None) -> int:
+        if quantize is None or quantize == "keep":
+            return sum(path.stat().st_size for path in source.shards)
+        bits = int(re.findall(r"\d+", quantize)[0])
+        return sum(parameter.numel() for parameter in source.skeleton.parameters()) * bits // 8
 
     def write(self, source: Source, snapshot: Snapshot, folder: Path, quantize: str | None) -> None:
         """Convert the weights, put the factors in, copy the tokenizer.

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from longwave.exporters import llamacpp
-from longwave.exporters.base import Answer, EngineMissing
+from longwave.exporters.base import Answer, EngineMissing, partial_heads
 from longwave.exporters.gguf_layout import add_metadata, check_window, frequencies, layout_of
-from longwave.exporters.gguf_tensors import Stream, find_tensors
+from longwave.exporters.gguf_tensors import Stream, find_tensors, stored_size
 from longwave.exporters.gguf_tokenizer import NORMAL, read_vocabulary
 from longwave.exporters.source import Source
 from longwave.trajectory import Snapshot
 
 SHOWN = 8192  # the largest vocabulary that the engine is asked all log-probabilities of
+TOP = 64  # of a larger one, the most likely
 
 
 class GGUF:
@@ -33,22 +34,24 @@ class GGUF:
         check_window(source, snapshot)
         frequencies(source, snapshot, layout)
         find_tensors(source, layout)
-        return list(read_vocabulary(source.tokenizer, source.text_config.vocab_size).notes)
+        notes = read_vocabulary(source.tokenizer, source.text_config.vocab_size).notes
+        return [*notes, *partial_heads(source, snapshot)]
+
+    def size(self, source: Source, quantize: str | None) -> int:
+        kind = self._kind(quantize)
+        return sum(stored_size(tensor, kind) for tensor in find_tensors(source, layout_of(source)))
 
     def write(self, source: Source, snapshot: Snapshot, folder: Path, quantize: str | None) -> None:
         gguf = _gguf()
-        name = (quantize or self.quantizations[0]).lower()
-        if name not in self.quantizations:
-            raise ValueError(f"GGUF export has no quantization {name!r}. Available: {', '.join(self.quantizations)}.")
-        kind = gguf.GGMLQuantizationType[name.upper()]
+        kind = self._kind(quantize)
         layout = layout_of(source)
         values = frequencies(source, snapshot, layout)
         tensors = find_tensors(source, layout)
-        writer = gguf.GGUFWriter(folder / f"model-{name.upper()}.gguf", layout.arch)
+        writer = gguf.GGUFWriter(folder / f"model-{kind.name}.gguf", layout.arch)
         try:
             add_metadata(writer, source, snapshot, values)
-            full = gguf.LlamaFileType.ALL_F32 if name == "f32" else gguf.LlamaFileType[f"MOSTLY_{name.upper()}"]
-            writer.add_file_type(full)
+            full = kind == gguf.GGMLQuantizationType.F32
+            writer.add_file_type(gguf.LlamaFileType["ALL_F32" if full else f"MOSTLY_{kind.name}"])
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
             read_vocabulary(source.tokenizer, source.text_config.vocab_size).add_to(writer)
             factors = {} if values.factors is None else dict.fromkeys(layout.factors, values.factors.float().numpy())
@@ -61,7 +64,7 @@ class GGUF:
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for data in factors.values():
-                writer.write_tensor_data(data)
+                stream.append([data])
             for entry in tensors:
                 stream.write(entry)
             writer.flush()
@@ -91,27 +94,33 @@ same for every length up to {length} tokens."""
         """A token at a time, from the log-probabilities that the server shows.
 
         Its own choice would stop at an end of text, and it shows none for a token that ends inside a character: so
-        its sampler is tied to a harmless token, which comes after the log-probabilities.
+        its sampler is tied to a harmless token, which comes after the log-probabilities. Those are of the softmax
+        over the whole vocabulary, however few of them are shown.
         """
         self.engine()
         file, size, harmless = _the_file(folder)
-        shown = size if size <= SHOWN else 1
+        shown = size if size <= SHOWN else TOP
         answers = []
         with llamacpp.served(file, max(map(len, prompts)) + new_tokens, exact=True) as address:
             for prompt in prompts:
                 tokens: list[int] = []
-                rows = np.full((new_tokens, size), -np.inf, dtype=np.float32) if shown == size else None
+                rows = np.full((new_tokens, size), np.nan, dtype=np.float32)
                 for step in range(new_tokens):
                     answer = llamacpp.ask(
                         address, "/completion", prompt=[*prompt, *tokens], n_predict=1, n_probs=shown,
-                        temperature=0.0, cache_prompt=True, logit_bias=[[harmless, 1e9]],
+                        post_sampling_probs=False, temperature=0.0, cache_prompt=True, logit_bias=[[harmless, 1e9]],
                     )  # fmt: skip
                     top = answer["completion_probabilities"][0]["top_logprobs"]
                     tokens.append(int(top[0]["id"]))
-                    if rows is not None:
-                        rows[step, [entry["id"] for entry in top]] = [entry["logprob"] for entry in top]
+                    rows[step, [entry["id"] for entry in top]] = [entry["logprob"] for entry in top]
                 answers.append(Answer(tokens, rows))
         return answers
+
+    def _kind(self, quantize: str | None) -> Any:
+        name = quantize or self.quantizations[0]
+        if name not in self.quantizations:
+            raise ValueError(f"GGUF export has no quantization {name!r}. Available: {', '.join(self.quantizations)}.")
+        return _gguf().GGMLQuantizationType[name.upper()]
 
 
 def _gguf() -> Any:

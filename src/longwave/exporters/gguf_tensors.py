@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,24 @@ def _entries(path: Path) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
         yield name, entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0]
 
 
+def stored_as(tensor: Tensor, quantization: Any) -> Any:
+    """The type of a tensor in the file; float16 where its rows are no whole number of blocks, as llama.cpp does."""
+    import gguf
+
+    if tensor.plain:
+        return gguf.GGMLQuantizationType.F32
+    whole = tensor.shape[-1] % gguf.GGML_QUANT_SIZES[quantization][0] == 0
+    return quantization if whole else gguf.GGMLQuantizationType.F16
+
+
+def stored_size(tensor: Tensor, quantization: Any) -> int:
+    """Its bytes there."""
+    import gguf
+
+    block, size = gguf.GGML_QUANT_SIZES[stored_as(tensor, quantization)]
+    return int(np.prod(tensor.shape, dtype=np.int64)) // block * int(size)
+
+
 class Stream:
     """Tensor data behind the header that a `gguf.GGUFWriter` wrote; declare all tensors first, then write them."""
 
@@ -130,22 +148,9 @@ class Stream:
         self.writer = writer
         self.quantization = quantization
 
-    def kind(self, tensor: Tensor) -> Any:
-        """What a tensor is stored as; float16 where its rows are no whole number of blocks, as llama.cpp does."""
-        import gguf
-
-        if tensor.plain:
-            return gguf.GGMLQuantizationType.F32
-        whole = tensor.shape[-1] % gguf.GGML_QUANT_SIZES[self.quantization][0] == 0
-        return self.quantization if whole else gguf.GGMLQuantizationType.F16
-
     def declare(self, tensor: Tensor) -> None:
-        import gguf
-
-        kind = self.kind(tensor)
-        block, size = gguf.GGML_QUANT_SIZES[kind]
-        count = int(np.prod(tensor.shape, dtype=np.int64))
-        self.writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), count // block * size, kind)
+        kind, size = stored_as(tensor, self.quantization), stored_size(tensor, self.quantization)
+        self.writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, kind)
 
     def write(self, tensor: Tensor) -> None:
         """Convert and append one tensor.
@@ -153,17 +158,25 @@ class Stream:
         Raises:
             ValueError: if it is not finite, at the source or in float16.
         """
-        import gguf
+        self.append(_converted(tensor, stored_as(tensor, self.quantization)))
 
-        kind, file, size = self.kind(tensor), self.writer.fout[0], 0
+    def append(self, blocks: Iterable[np.ndarray]) -> None:
+        """Write the data of the next tensor as it is; not by `tofile`, whose errors do not say that a disk is full."""
+        file, size = self.writer.fout[0], 0
         self.writer.write_padding(file, file.tell())
-        for values in tensor.blocks():
-            limit = np.abs(values).max(initial=0.0)
-            if not np.isfinite(limit):
-                raise ValueError(f"{tensor.path}: {tensor.origin} holds numbers that are not finite.")
-            if kind == gguf.GGMLQuantizationType.F16 and limit >= 65520:  # what rounds to infinity
-                raise ValueError(f"{tensor.origin} reaches {limit:g}, beyond float16. Use --quantize bf16 or f32.")
-            data = gguf.quantize(values, kind)
-            data.tofile(file)
+        for data in blocks:
+            file.write(np.ascontiguousarray(data).data)
             size += data.nbytes
         self.writer.write_padding(file, size)
+
+
+def _converted(tensor: Tensor, kind: Any) -> Iterator[np.ndarray]:
+    import gguf
+
+    for values in tensor.blocks():
+        limit = np.abs(values).max(initial=0.0)
+        if not np.isfinite(limit):
+            raise ValueError(f"{tensor.path}: {tensor.origin} holds numbers that are not finite.")
+        if kind == gguf.GGMLQuantizationType.F16 and limit >= 65520:  # what rounds to infinity
+            raise ValueError(f"{tensor.origin} reaches {limit:g}, beyond float16. Use --quantize bf16 or f32.")
+        yield gguf.quantize(values, kind)

@@ -41,6 +41,16 @@ def partial_heads(source: Source, snapshot: Snapshot) -> list[str]:
     ]
 
 
+# |Δ log-probability| that the rounding of a type explains, with room: random and small trained models differ by
+# 1e-3 in float32, by 1e-2 in float16 and by 6e-2 in bfloat16; wrong frequencies by 1 to 10.
+ROUNDING = {"float32": 1e-2, "float16": 0.3, "bfloat16": 1.0}
+
+
+def stored_type(source: Source) -> str:
+    """Of the weights, by config.json: `float32`, `bfloat16`, ..."""
+    return str(source.text_config.dtype or "float32").removeprefix("torch.")
+
+
 class Exporter(Protocol):
     """One target: a file of its own with a class that has these members.
 
@@ -67,10 +77,6 @@ class Exporter(Protocol):
 
     def write(self, source: Source, snapshot: Snapshot, folder: Path, quantize: str | None) -> None:
         """Write all files but the model card into an empty folder, holding one tensor in memory at a time."""
-        ...
-
-    def size(self, source: Source, quantize: str | None) -> int:
-        """About how many bytes `write` will write."""
         ...
 
     def tolerance(self, source: Source, quantize: str | None) -> float | None:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from longwave.adapter import load
 from longwave.attach import restore
-from longwave.exporters.base import Answer, EngineMissing, partial_heads
+from longwave.exporters.base import ROUNDING, Answer, EngineMissing, partial_heads, stored_type
 from longwave.exporters.hf import copy_beside
 from longwave.exporters.source import Source
 from longwave.io import read_json
@@ -92,6 +92,9 @@ class CTranslate2:
             return sum(path.stat().st_size for path in source.shards)
         bits = int(re.findall(r"\d+", quantize)[0])
         return sum(parameter.numel() for parameter in source.skeleton.parameters()) * bits // 8
+
+    def tolerance(self, source: Source, quantize: str | None) -> float | None:
+        return ROUNDING.get(stored_type(source) if quantize in (None, "keep") else quantize)
 
     def write(self, source: Source, snapshot: Snapshot, folder: Path, quantize: str | None) -> None:
         """Convert the weights, put the factors in, copy the tokenizer.

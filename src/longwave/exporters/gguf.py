@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from longwave.exporters import llamacpp
-from longwave.exporters.base import Answer, EngineMissing, partial_heads
+from longwave.exporters.base import ROUNDING, Answer, EngineMissing, partial_heads
 from longwave.exporters.gguf_layout import add_metadata, check_window, frequencies, layout_of
 from longwave.exporters.gguf_tensors import Stream, find_tensors, stored_size
 from longwave.exporters.gguf_tokenizer import NORMAL, read_vocabulary
@@ -40,6 +40,9 @@ class GGUF:
     def size(self, source: Source, quantize: str | None) -> int:
         kind = self._kind(quantize)
         return sum(stored_size(tensor, kind) for tensor in find_tensors(source, layout_of(source)))
+
+    def tolerance(self, source: Source, quantize: str | None) -> float | None:
+        return ROUNDING.get({"F32": "float32", "F16": "float16", "BF16": "bfloat16"}.get(self._kind(quantize).name, ""))
 
     def write(self, source: Source, snapshot: Snapshot, folder: Path, quantize: str | None) -> None:
         gguf = _gguf()

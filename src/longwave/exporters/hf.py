@@ -25,7 +25,7 @@ import torch
 
 from longwave.adapter import skeleton
 from longwave.architectures import find_sites
-from longwave.exporters.base import Answer, partial_heads
+from longwave.exporters.base import ROUNDING, Answer, partial_heads, stored_type
 from longwave.exporters.source import Source
 from longwave.exporters.weights import copy_weights
 from longwave.io import read_json, write_json
@@ -83,8 +83,8 @@ class HF:
         return sum(path.stat().st_size for path in source.shards)
 
     def tolerance(self, source: Source, quantize: str | None) -> float | None:
-        """What other numbers of threads or another build may round otherwise; here the difference is 0."""
-        return 1e-3 if source.config.get("dtype", source.config.get("torch_dtype")) in (None, "float32") else 0.1
+        """For another build or other numbers of threads, that is: here the difference is 0."""
+        return ROUNDING.get(stored_type(source), 1.0) / 100
 
     def serving(self, source: Source, snapshot: Snapshot, folder: str) -> str:
         length = snapshot.max_length

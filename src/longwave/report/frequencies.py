@@ -72,6 +72,7 @@ def wavelengths(trajectories: Trajectories) -> Figure:
                       textcoords="offset points", fontsize=9, color=MARK)  # fmt: skip
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.minorticks_off()
+    _whole_numbers(axes)
     axes.set_xlabel("pair i of rotary dimensions")
     axes.set_ylabel("tokens per rotation, 2π/θ")
     legend(axes)
@@ -91,12 +92,20 @@ def stretches(trajectories: Trajectories) -> Figure:
         axes.set_yticks(steps, [f"{t:g}" for t in steps])
         axes.minorticks_off()
         tidy(axes)
+        _whole_numbers(axes)
         axes.set_xlabel("pair i")
         axes.set_ylabel("stretch λ")
     longest = max(found, key=lambda axes: len(axes.lines))  # one legend for all: inside a panel it would hide lines
     figure.legend(*longest.get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False, fontsize=9)
     _share_y(found)
     return figure
+
+
+def _whole_numbers(axes: Axes) -> None:
+    """Ticks of an axis that counts pairs."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _factor_axis(axes: Axes, most: float) -> None:

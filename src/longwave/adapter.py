@@ -24,7 +24,7 @@ from transformers.utils.hub import cached_file
 from longwave.architectures import host_of
 from longwave.attach import extend, extend_again, rotaries, suspended, trajectories_of
 from longwave.generation import rotaries_of
-from longwave.io import check_model, prepare_output, read_json, write_json
+from longwave.io import EXPORT_RECORD, check_model, prepare_output, read_json, write_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy
 from longwave.logn import log_n_of
 from longwave.methods import get_method
@@ -101,6 +101,9 @@ def load(path: Path | str, *, scaling: str = "trajectory", **arguments: Any) -> 
     if is_legacy(folder):
         checkpoint = read_legacy(folder)
         return extend_legacy(_from_pretrained(folder, arguments | {"config": checkpoint.config}), checkpoint)
+    target = read_json(folder / EXPORT_RECORD).get("target") if (folder / EXPORT_RECORD).is_file() else None
+    if target not in (None, "hf"):
+        raise ValueError(f"{folder} is an export for {target}, which longwave does not read. Load its source instead.")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: neither {SETTINGS} nor config.json is there.")
     model = _from_pretrained(path, arguments)

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+EXPORT_RECORD = "longwave-export.json"  # in a folder of `longwave export`, beside the files of its target
 RECORDED = ("longwave", "torch", "transformers", "accelerate", "datasets", "torchdiffeq", "numpy")
 
 
@@ -88,6 +89,10 @@ def check_data(paths: Iterable[Path | str]) -> list[Path]:
 def check_model(path: Path | str) -> None:
     """Refuse a model folder that does not exist, where `path` cannot be a name on a hub."""
     folder = Path(path)
+    if not str(path):
+        raise ValueError("the model's name is empty. Give a folder, or OWNER/NAME of the Hugging Face hub.")
+    if folder.is_file():
+        raise ValueError(f"{path} is a file. Give the folder that it lies in.")
     if not folder.exists() and (folder.is_absolute() or str(path).startswith(".") or len(folder.parts) > 2):
         raise ValueError(f"model folder {path} does not exist.")
 

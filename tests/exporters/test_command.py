@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import longwave
+from longwave.cli.export import export as command
 from longwave.cli.main import main
 from longwave.exporters import EXPORTERS, get_exporter
 from longwave.exporters.hf import HF
@@ -65,7 +67,6 @@ def test_a_perplexity_record_goes_into_the_card(trained: Path, tmp_path: Path) -
         (["--factor", "0.5"], "factor 0.5 is not within 1 to 4"),
         (["--length", "999"], "length 999 is not within 1 to 256 tokens"),
         (["--length", "128", "--factor", "2"], "not both"),
-        (["--to", "ggfu"], "unknown export target 'ggfu'"),
         (["--quantize", "q8_0"], "hf has no quantization 'q8_0'"),
         (["--method", "yarn"], "has its own extension"),
     ],
@@ -289,6 +290,16 @@ def test_a_plain_model_needs_a_method(plain: Path, tmp_path: Path) -> None:
         export(plain, tmp_path / "out", method="clex")
 
 
+def test_what_another_engine_reads_is_told_apart(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    (folder / "longwave-export.json").write_text('{"target": "gguf"}')
+    with pytest.raises(ValueError, match="is an export for gguf, which longwave does not read"):
+        longwave.load(folder)
+    with pytest.raises(ValueError, match="factor must be a number, got '8'"):
+        longwave.export(trained, tmp_path / "out", factor="8")  # type: ignore[arg-type]
+
+
 def test_an_untrained_clex_is_refused(llama, tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     folder = longwave.save(longwave.extend(llama, "clex", max_factor=4), tmp_path / "own", tokenizer=tokenizer)
     with pytest.raises(ValueError, match="has not been trained"):
@@ -336,5 +347,6 @@ def test_a_disk_that_fills_midway(trained: Path, tmp_path: Path) -> None:
 
 
 def test_targets_are_looked_up_by_name() -> None:
+    assert get_args(get_args(get_type_hints(command, include_extras=True)["to"])[0]) == tuple(EXPORTERS)
     with pytest.raises(ValueError, match=r"Did you mean 'hf'\?"):
         get_exporter("HF")

@@ -8,14 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from longwave.cli.options import Json, Model, Output, Overwrite, check_inputs, print_json
+from longwave.io import check_output
 
 
 def export(
     model: Model,
     output: Output,
-    to: Annotated[str, typer.Option("--to", metavar="TARGET", help="hf, gguf or ctranslate2.")] = "hf",
+    to: Annotated[Literal["hf", "gguf", "ctranslate2"], typer.Option("--to", help="Who is to read it.")] = "hf",
     factor: Annotated[
-        float | None, typer.Option("--factor", metavar="T", help="Length factor t; default the model's largest.")
+        float | None,
+        typer.Option("--factor", metavar="T", help="Length factor t; default the model's largest, 8 with --method."),
     ] = None,
     length: Annotated[
         int | None, typer.Option("--length", metavar="TOKENS", help="The same as a number of tokens.")
@@ -25,14 +27,20 @@ def export(
         typer.Option("--method", metavar="METHOD", help="For a plain model: what to export it with, e.g. yarn."),
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option("--quantize", metavar="TYPE", help="Of the weights, e.g. q8_0 for gguf.")
+        str | None,
+        typer.Option(
+            "--quantize",
+            metavar="TYPE",
+            help="gguf: f16 (default), f32, bf16, q8_0, q5_1, q5_0, q4_1, q4_0; ctranslate2: keep (default), float32, "
+            "float16, bfloat16, int8, int8_float32, int8_float16, int8_bfloat16, int16.",
+        ),
     ] = None,
     log_n: Annotated[
         Literal["constant", "drop"],
         typer.Option("--log-n", help="Per-query log-n: its value for the last query as a constant, or none."),
     ] = "constant",
     verify: Annotated[
-        bool, typer.Option("--verify", help="Run it in the engine and compare tokens and log-probabilities.")
+        bool, typer.Option("--verify", help="Run it in the engine and compare; keep nothing that does not agree.")
     ] = False,
     verify_tokens: Annotated[
         int, typer.Option("--verify-tokens", metavar="N", help="The longest prompt of the verification.")
@@ -58,6 +66,9 @@ def export(
     longwave export MODEL --method yarn --factor 4 --output yarn-4x
     """
     check_inputs(model)
+    if factor is not None and length is not None:
+        raise ValueError("give the length factor or the length in tokens, not both: --factor 8 or --length 32768.")
+    check_output(output, overwrite=overwrite)
 
     from rich.console import Console
     from transformers.utils import logging

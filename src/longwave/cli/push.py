@@ -39,12 +39,12 @@ def push(
     from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # type: ignore[attr-defined]
 
     _check(folder)
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise ValueError(f"REPO has the form OWNER/NAME, got {repo!r}.")
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise ValueError(str(error)) from None
-    if "/" not in repo:
-        raise ValueError(f"REPO has the form OWNER/NAME, got {repo!r}.")
     if get_token() is None:
         raise ValueError("no token for the hub. Run `hf auth login`, or set HF_TOKEN.")
     if as_json:
@@ -66,7 +66,8 @@ def push(
         )
     except (http_error, ConnectionError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ValueError(f"the hub did not take {folder}: {' '.join(lines) or type(error).__name__}") from None
+        told = " ".join(lines) or type(error).__name__
+        raise ValueError(f"the hub did not take {folder}: {told}. Without a network nothing can be sent.") from None
     if revision is not None:
         url += f"/tree/{revision}"
     if as_json:
@@ -77,10 +78,13 @@ def push(
 
 def _check(folder: Path) -> None:
     """The folder is a whole model, as far as the names of its files and its JSON say."""
+    from longwave.exporters.weights import check_weights
     from longwave.io import read_json
 
     if not folder.is_dir():
         raise ValueError(f"model folder {folder} does not exist.")
+    if folder == Path():
+        raise ValueError("give the folder by its name.")
     own = [folder / "longwave.json", folder / "longwave.safetensors", folder / "model" / "config.json"]
     there = [path.is_file() for path in own]
     if any(there) and not all(there):
@@ -98,3 +102,5 @@ def _check(folder: Path) -> None:
             f"{folder} holds no whole model: neither longwave.json, nor *.gguf, nor config.json and weights."
         )
     read_json(folder / "config.json")
+    if any(folder.glob("*.safetensors")):
+        check_weights(folder)

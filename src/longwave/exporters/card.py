@@ -38,8 +38,8 @@ def model_card(
         records: of `longwave perplexity`, to show.
     """
     front: dict[str, Any] = {"tags": ["longwave", "long-context", source.method]}
-    if exporter.name == "hf":
-        front |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    library = "transformers" if exporter.name == "hf" else exporter.name
+    front |= {"library_name": library, "pipeline_tag": "text-generation"}
     length, original = snapshot.max_length, snapshot.original_length
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=True)}---",
@@ -48,22 +48,21 @@ def model_card(
         f"longwave and frozen at one length factor.",
         _facts(source, snapshot, log_n),
         "## Serve it",
-        exporter.serving(source, snapshot, name),
+        exporter.serving(source, snapshot, name).strip(),
     ]
     if notes:
         sections += ["## Mind", "\n".join(f"- {note}" for note in notes)]
     if agreement is not None:
         sections += ["## Verified", f"Against longwave at the same length factor: {agreement}."]
-    for record in records:
-        sections += ["## Perplexity", _perplexity(record)]
+    if records:
+        sections += ["## Perplexity", *(_perplexity(record) for record in records)]
     if source.training:
         sections += ["## Training", _training(source.training)]
     return "\n\n".join(sections) + "\n"
 
 
 def _base(source: Source) -> str:
-    named = source.training.get("model") or source.path
-    return f"`{Path(str(named)).name}` ({source.model_type})"
+    return f"`{Path(source.path).resolve().name}` ({source.model_type})"
 
 
 def _facts(source: Source, snapshot: Snapshot, log_n: str) -> str:
@@ -113,8 +112,8 @@ def _perplexity(record: dict[str, Any]) -> str:
         lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
     data = ", ".join(f"`{Path(name).name}` ({digest[:12]})" for name, digest in (record["data"] or {}).items())
     return (
-        "\n".join(lines) + f"\n\nProtocol `{record['settings']['protocol']}` on {data}; by length in tokens, "
-        "measured in longwave, where t follows the length."
+        "\n".join(lines) + f"\n\nProtocol `{record['settings']['protocol']}` on {data}, by length in tokens. Rows with "
+        "`@static` ran at one t, as this export does; for others t followed the length, as longwave has it."
     )
 
 
@@ -122,6 +121,7 @@ def _training(training: dict[str, Any]) -> str:
     config, result = training.get("config", {}), training.get("result") or {}
     data = ", ".join(f"`{Path(name).name}` ({digest[:12]})" for name, digest in training.get("data", {}).items())
     told = [
+        ("from", f"`{Path(str(training['model'])).name}`" if "model" in training else None),
         ("command", f"`{_without_folders(training['command'])}`" if "command" in training else None),
         ("data", data or None),
         ("steps", config.get("steps")),

@@ -84,8 +84,7 @@ class CTranslate2:
                 f"{snapshot.max_length} tokens. Export to hf."
             )
         lengths_for(snapshot.attention_scaling)
-        notes = ["the converter of CTranslate2 holds all weights in memory at once."]
-        return [*notes, *partial_heads(source, snapshot)]
+        return partial_heads(source, snapshot)
 
     def size(self, source: Source, quantize: str | None) -> int:
         if quantize is None or quantize == "keep":

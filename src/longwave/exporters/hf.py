@@ -93,6 +93,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
+inputs = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 ```
 
 ```bash
@@ -100,7 +102,8 @@ vllm serve {folder} --max-model-len {length}
 python -m sglang.launch_server --model-path {folder} --context-length {length}
 ```
 
-No flag for RoPE is needed: the factors are in config.json."""
+No flag for RoPE is needed: the factors are in config.json. transformers warns of the keys `short_mscale` and
+`long_mscale`, which it does not know: they are for vLLM and SGLang."""
 
     def engine(self) -> str:
         return f"transformers {version('transformers')}"

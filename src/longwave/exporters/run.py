@@ -16,10 +16,11 @@ from longwave.exporters import get_exporter
 from longwave.exporters.card import model_card, read_perplexity
 from longwave.exporters.source import Source, open_source
 from longwave.exporters.verify import Agreement, passages, verify
+from longwave.io import EXPORT_RECORD as RECORD
 from longwave.io import check_output, umask, write_json, write_text
 from longwave.trajectory import Snapshot
 
-CARD, RECORD = "README.md", "longwave-export.json"
+CARD = "README.md"
 LOG_N = ("constant", "drop")
 VERIFIED = 4096  # tokens of the longest prompt of a verification, unless asked otherwise
 
@@ -30,13 +31,15 @@ class Exported:
 
     Arguments:
         folder: where.
+        to: the target.
         snapshot: the frequencies it runs at.
         notes: what its user should know.
         agreement: of the verification, if asked for.
     """
 
     folder: Path
-    snapshot: Snapshot
+    to: str
+    snapshot: Snapshot = field(repr=False)
     notes: list[str] = field(default_factory=list)
     agreement: Agreement | None = None
 
@@ -44,6 +47,7 @@ class Exported:
         """For `--json` and longwave-export.json."""
         return {
             "folder": str(self.folder),
+            "target": self.to,
             "files": {path.name: path.stat().st_size for path in sorted(self.folder.iterdir()) if path.name != RECORD},
             "factor": self.snapshot.factor,
             "length": self.snapshot.max_length,
@@ -100,6 +104,11 @@ def export(
         raise ValueError(f"{to} has no quantization {quantize!r}. Available: {known}.")
     if log_n not in LOG_N:
         raise ValueError(f"unknown log_n {log_n!r}. Available: {', '.join(LOG_N)}.")
+    for name, value in (("factor", factor), ("length", length)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{name} must be a number, got {value!r}.")
+    if not str(output):
+        raise ValueError("the output's name is empty. Give a folder.")
     if verify_tokens < 1:
         raise ValueError(f"verify_tokens must be at least 1, got {verify_tokens}.")
     records = [read_perplexity(path) for path in results]
@@ -112,6 +121,8 @@ def export(
     t = source.factor(factor, length)
     snapshot = source.snapshot(t, length=length, log_n=log_n == "constant")
     notes = exporter.check(source, snapshot)
+    if snapshot.factor == 1:
+        notes.append("t is 1: these are the frequencies of pre-training, and nothing is extended.")
     _check_room(exporter.size(source, quantize), output)
     with _aside(output) as partial:
         tell("writing")
@@ -125,8 +136,9 @@ def export(
             source, snapshot, exporter, output.name, notes=notes, log_n=log_n, agreement=agreement, records=records
         )
         write_text(partial / CARD, card)
-        done = Exported(output, snapshot, notes, agreement)
-        write_json(partial / RECORD, {**Exported(partial, snapshot, notes, agreement).to_json(), "folder": None})
+        done = Exported(output, to, snapshot, notes, agreement)
+        record = Exported(partial, to, snapshot, notes, agreement).to_json()
+        write_json(partial / RECORD, {key: value for key, value in record.items() if key != "folder"})
     return done
 
 
@@ -161,7 +173,9 @@ def _check_place(output: Path, *, overwrite: bool) -> Path:
             f"{output} is not empty and no export: --overwrite replaces exports only. Choose another folder."
         )
     place = next(parent for parent in output.parents if parent.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
+    if not place.is_dir():
+        raise ValueError(f"{place} is a file, no folder can be made in it. Choose another output.")
+    if not os.access(place, os.W_OK) or shutil.disk_usage(place).total == 0:
         raise ValueError(f"cannot write to {place}. Choose another output.")
     return output
 

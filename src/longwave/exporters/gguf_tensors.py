@@ -14,7 +14,7 @@ import numpy as np
 from longwave.exporters.gguf_layout import Layout
 from longwave.exporters.source import Source
 
-BLOCK = 1 << 20  # numbers in memory at a time
+BLOCK = 1 << 18  # numbers in memory at a time
 HEAD = "lm_head.weight"
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 

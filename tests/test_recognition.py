@@ -27,6 +27,7 @@ from longwave.exporters.run import export
 from longwave.exporters.source import open_source
 from longwave.generation import rotaries_of
 from longwave.recognition import follow_config
+from longwave.schedule import Static
 
 L = 64
 BASE = 1e4
@@ -341,6 +342,8 @@ def test_an_export_comes_back_bit_for_bit(
     assert rotary.trajectory.attention_scaling(factor) == native.model.rotary_emb.attention_scaling
     length = math.floor(factor * L)
     assert rotary.max_length == length
+    assert (rotary.recognised, rotary.loaded is not None, rotary.schedule) == (True, True, Static(factor))
+    assert model.config.longwave["factor"] == factor
     assert torch.equal(logits(model, length), logits(native, length))
     frozen, before = longwave.snapshot(model, factor), longwave.snapshot(llama, factor)
     assert torch.equal(frozen.factors, before.factors)
@@ -372,16 +375,16 @@ def test_an_export_of_a_model_that_was_trained_with_factors(exported: Callable[.
     )
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize(("family", "log_n"), [("llama", 0.0), ("llama", 1.0), ("phi3", 0.0)])
 def test_an_export_of_a_model_with_an_attention_scaling_of_its_own(
-    family: str, exported: Callable[..., Path], tmp_path: Path
+    family: str, log_n: float, exported: Callable[..., Path], tmp_path: Path
 ) -> None:
     """A longrope model has one within L, too."""
     model = scaled(family, SCALINGS["longrope"])
     own, short = model.model.rotary_emb.attention_scaling, model.config.rope_parameters["short_factor"]
     assert own > 1.1
-    longwave.extend(model, "yarn", max_factor=4)
-    folder = exported(model, 4.0, short_factor=short, attention_scaling=own, log_n_constant=1.0)
+    longwave.extend(model, "yarn", max_factor=4, log_n=log_n)
+    folder = exported(model, 4.0, short_factor=short, attention_scaling=own)
     again, native = longwave.load(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     assert (logits(again) - logits(native)).abs().max() < 1e-5
     for source in (model, again):
@@ -389,7 +392,7 @@ def test_an_export_of_a_model_with_an_attention_scaling_of_its_own(
     assert torch.equal(logits(again, L), logits(model, L))
     with under(again, "none", [L]), under(model, "none", [L]):
         assert torch.equal(logits(again, L), logits(model, L))
-    once, twice = (longwave.snapshot(each, 4.0) for each in (model, again))
+    once, twice = longwave.snapshot(model, 4.0).with_log_n(log_n), longwave.snapshot(again, 4.0)
     assert torch.equal(once.factors, twice.factors)
     assert twice.attention_scaling == pytest.approx(once.attention_scaling, rel=1e-12)
     config = json.loads((export(folder, tmp_path / "twice").folder / "config.json").read_text())

@@ -83,11 +83,13 @@ def follow_config(model: PreTrainedModel) -> PreTrainedModel:
     """
     if rotaries_of(model):
         return model
+    kind = None
     try:
+        kind = _known_type(model)
         _follow(model)
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
         restore(model)  # a config may hold anything
-        if kind := _known_type(model):
+        if kind is not None:
             reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
             logger.info("RoPE scaling %r stays part of the plain model: %s", kind, reason)
     return model

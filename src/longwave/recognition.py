@@ -11,7 +11,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -211,16 +211,19 @@ def _read_export(record: Mapping[str, Any], parameters: Mapping[str, Any], rope:
     length = parameters["original_max_position_embeddings"]
     short = record.get("short_factor") or [1.0] * len(rope.powers)
     same = parameters["short_factor"] == parameters["long_factor"] and len(short) == len(rope.powers)
-    if not same or length != math.floor(factor * original):
+    if not same or length != record.get("length", math.floor(factor * original)):
         raise ValueError(f"the key {RECORD!r} of the config does not go with its rope_parameters.")
     inv_freq = 1 / (torch.tensor(short) * rope.powers)
     own = float(record.get("attention_scaling", 1.0))
-    options = {
-        "long_factor": parameters["long_factor"],
-        "short_factor": _held(Rope(inv_freq, original, rope.base)),
-        "attention_factor": (parameters.get("attention_factor") or 1.0) / own,
-    }
-    return Scaling("longrope", factor, original, length, Static(factor), options, inv_freq, own)
+    held, long = _held(Rope(inv_freq, original, rope.base)), parameters["long_factor"]
+    attention = (parameters.get("attention_factor") or 1.0) / own
+    scaling = Scaling("longrope", factor, original, length, Static(factor), {}, inv_freq, own)
+    if scaling.max_factor > factor:  # the method's factors are those at its end, which lies on the same line
+        power = math.log(scaling.max_factor) / math.log(factor)
+        long = [one * (other / one) ** power for one, other in zip(held, long, strict=True)]
+        attention **= power
+    options = {"long_factor": long, "short_factor": held, "attention_factor": attention}
+    return replace(scaling, options=options)
 
 
 def _held(rope: Rope) -> list[float]:

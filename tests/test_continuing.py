@@ -10,7 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import longwave
+from longwave.cli.evaluating import default_lengths
 from longwave.cli.main import main
+from longwave.conversation import Conversation
 from longwave.evaluation.results import read
 from longwave.training.config import TrainConfig
 from longwave.training.prepare import attach_method
@@ -80,7 +82,17 @@ def test_generate_takes_another_method_on_top_of_the_scaling(scaled: Path, capsy
     assert run("generate", scaled, "--prompt", text * 2, *most, "--method", "yarn", "--to", 8 * L) == 0
     assert json.loads(capsys.readouterr().out)["factor"] == 408 / 256  # of the 256 tokens that the config speaks of
     assert run("generate", scaled, "--prompt", text * 2, *most) == 1
-    assert "the prompt has 400 tokens and the model reads 256" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "the prompt has 400 tokens and the model reads 256" in error
+    assert "or extend the model: --method yarn --to TOKENS" in error
+    assert run("generate", scaled, "--prompt", "a", "--to", 500) == 1
+    error = capsys.readouterr().err
+    assert "--to says how far a --method is to reach: give one" in error and "leave them out" not in error
+
+
+def test_chat_has_all_that_the_config_speaks_of(scaled: Path) -> None:
+    assert Conversation(longwave.load(scaled), PreTrainedTokenizerFast.from_pretrained(scaled)).max_length == 4 * L
+    assert default_lengths(longwave.load(scaled)) == "1x,2x,4x"
 
 
 @pytest.mark.parametrize(

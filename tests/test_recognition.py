@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging as log
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +21,13 @@ from transformers.utils import logging
 
 import longwave
 from longwave.adapter import extension_of
+from longwave.evaluation.lengths import max_length_of, reach_of
 from longwave.evaluation.subjects import under
 from longwave.exporters.run import export
 from longwave.exporters.source import open_source
 from longwave.generation import rotaries_of
 from longwave.recognition import follow_config
+from longwave.schedule import Static
 
 L = 64
 BASE = 1e4
@@ -38,7 +41,7 @@ SCALINGS: dict[str, dict[str, Any]] = {
         "rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": L, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
     },
-    "linear": {"rope_type": "linear", "factor": 4.0},
+    "linear": {"rope_type": "linear", "factor": 4.0, "original_max_position_embeddings": L},
     "dynamic": {"rope_type": "dynamic", "factor": 4.0},
     "longrope": {"rope_type": "longrope", "original_max_position_embeddings": L},
 }  # fmt: skip
@@ -173,6 +176,7 @@ def test_plain_on_demand(tmp_path: Path) -> None:
 UNKNOWN: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default"},
     "mscale_all_dim": SCALINGS["yarn"] | {"mscale": 1.0, "mscale_all_dim": 0.5},
+    "linear, its length before or after": {"rope_type": "linear", "factor": 4.0},
     "an unknown key": SCALINGS["llama3"] | {"beta": 2.0},
     "proportional": {"rope_type": "proportional", "partial_rotary_factor": 0.5},
     "factor 1": SCALINGS["yarn"] | {"factor": 1.0, "original_max_position_embeddings": 4 * L},
@@ -218,6 +222,98 @@ def test_a_config_reaches_as_far_as_it_says() -> None:
     assert (rotary.factor_for(4 * L), rotary.max_length, rotary.schedule.spec) == (2.0, 4 * L, "static=2")
 
 
+PAST = [(family, name) for family, name in FAMILIES if family in ("llama", "phi3")]
+
+
+@pytest.mark.parametrize(("family", "name"), PAST)
+def test_no_length_that_runs_in_transformers_is_refused(family: str, name: str) -> None:
+    model, theirs = follow_config(scaled(family, SCALINGS[name])), scaled(family, SCALINGS[name])
+    reach = longwave.rotaries(model)[0].max_length
+    assert (max_length_of(model), reach_of(model)) == (None, reach)
+    if name != "dynamic":  # whose t stays at the factor here
+        assert (logits(model, reach + 9) - logits(theirs, reach + 9)).abs().max() < 1e-5
+    prompt = torch.arange(reach)[None] * 7 % 120 + 3
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    cached = model.generate(prompt, **settings)
+    assert torch.equal(cached, model.generate(prompt, use_cache=False, **settings))
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_extend_puts_another_method_on_what_was_loaded(name: str) -> None:
+    model, plain = follow_config(scaled("llama", SCALINGS[name])), scaled("llama", SCALINGS[name])
+    loaded = rotary_state(restored := scaled("llama", SCALINGS[name]))
+    expected, (before,) = logits(model), longwave.rotaries(model)
+    with pytest.raises(ValueError, match="yarn has no option 'slope'"):
+        longwave.extend(model, "yarn", max_factor=2, slope=1.0)
+    assert longwave.rotaries(model) == [before] and torch.equal(logits(model), expected)
+    with longwave.extended(model, "ntk", max_factor=4), longwave.extended(plain, "ntk", max_factor=4):
+        assert torch.equal(logits(model), logits(plain))
+    assert longwave.rotaries(model) == [before] and torch.equal(logits(model), expected)
+    assert model.generate(torch.ones(1, 4, dtype=torch.long), max_new_tokens=2).shape[1] == 6  # its hooks are there
+    longwave.extend(model, "ntk", max_factor=4)
+    with longwave.extended(plain, "ntk", max_factor=4):
+        assert torch.equal(logits(model), logits(plain))
+    with pytest.raises(ValueError, match="already extended"):
+        longwave.extend(model, "ntk", max_factor=4)
+    longwave.restore(model)
+    assert torch.equal(logits(model, L), logits(restored, L))
+    assert same({**rotary_state(model), "id": 0}, {**loaded, "id": 0})
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_save_pretrained_writes_what_was_loaded(name: str, tmp_path: Path) -> None:
+    scaled("llama", SCALINGS[name]).save_pretrained(tmp_path / "theirs")
+    model = longwave.load(tmp_path / "theirs")
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "again")
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "theirs" / file).read_bytes()
+    assert torch.equal(logits(model), expected)
+    assert torch.equal(logits(longwave.load(tmp_path / "again")), expected)
+    continued = longwave.load(longwave.save(model, tmp_path / "ours"))
+    with pytest.raises(ValueError, match=r"Use longwave\.save"):  # by now it is somebody's choice
+        continued.save_pretrained(tmp_path / "refused")
+
+
+@pytest.mark.parametrize("name", ["yarn", "llama3", "linear"])
+def test_compiles_in_one_graph_as_the_plain_model_does(name: str) -> None:
+    model = follow_config(scaled("llama", SCALINGS[name]))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    ids = torch.arange(2 * L)[None] * 7 % 120 + 3
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(ids, use_cache=False).logits, logits(model, 2 * L)[:1])
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("rope", [["yarn"], "yarn", {"rope_type": ["yarn"]}])
+def test_a_config_of_another_shape_stays_plain(rope: Any) -> None:
+    model = scaled("llama", SCALINGS["yarn"])
+    before = logits(model)
+    vars(model.config)["rope_parameters"] = rope  # past its own checks
+    assert not rotaries_of(follow_config(model)) and torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("default", None),
+        ("proportional", None),
+        ("linear, its length before or after", "'linear' stays part of the plain model: its original length is unkno"),
+        ("an unknown key", "'llama3' stays part of the plain model: the config's beta is unknown"),
+        ("betas that no ramp has", "'yarn' stays part of the plain model: "),
+    ],
+)
+def test_a_known_scaling_that_stays_plain_says_why(
+    name: str, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = scaled("llama", UNKNOWN[name])
+    with caplog.at_level(log.INFO, "longwave"):
+        follow_config(model)
+    messages = [record.getMessage() for record in caplog.records if record.name == "longwave"]
+    assert len(messages) == (said is not None) and (said is None or said in messages[0])
+
+
 @pytest.fixture
 def exported(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., Path]:
     """What our export to transformers writes, with changes to its record."""
@@ -246,6 +342,8 @@ def test_an_export_comes_back_bit_for_bit(
     assert rotary.trajectory.attention_scaling(factor) == native.model.rotary_emb.attention_scaling
     length = math.floor(factor * L)
     assert rotary.max_length == length
+    assert (rotary.recognised, rotary.loaded is not None, rotary.schedule) == (True, True, Static(factor))
+    assert model.config.longwave["factor"] == factor
     assert torch.equal(logits(model, length), logits(native, length))
     frozen, before = longwave.snapshot(model, factor), longwave.snapshot(llama, factor)
     assert torch.equal(frozen.factors, before.factors)
@@ -253,7 +351,9 @@ def test_an_export_comes_back_bit_for_bit(
     assert open_source(folder).factor(None, None) == factor
     twice = json.loads((export(folder, tmp_path / "twice").folder / "config.json").read_text())
     once = json.loads((folder / "config.json").read_text())
-    assert twice == once | {"longwave": once["longwave"] | {"method": "longrope"}}
+    for record in (once["longwave"], twice["longwave"]):
+        del record["method"]
+    assert twice == once
     again = longwave.load(longwave.save(model, tmp_path / "ours"))
     assert torch.equal(logits(again, length), logits(native, length))
     longwave.set_length(model, "fixed", 1.0)
@@ -277,7 +377,53 @@ def test_an_export_of_a_model_that_was_trained_with_factors(exported: Callable[.
     )
 
 
-@pytest.mark.parametrize("record", [{"factor": 1.0}, {"factor": 3.0}, {"factor": "x"}, {"short_factor": [1.0, 2.0]}])
+def test_an_export_that_serves_more_than_its_t_says(llama: LlamaForCausalLM, exported: Callable[..., Path]) -> None:
+    """Llama 3.1: t = 8, but 16·L tokens."""
+    longwave.extend(llama, "yarn", max_factor=16)
+    folder = exported(llama, 3.0, length=5 * L)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["original_max_position_embeddings"] = config["max_position_embeddings"] = 5 * L
+    (folder / "config.json").write_text(json.dumps(config | {"rope_scaling": config["rope_parameters"]}))
+    model, native = longwave.load(folder), LlamaForCausalLM.from_pretrained(folder).eval()
+    (rotary,) = longwave.rotaries(model)
+    assert (rotary.max_length, rotary.schedule) == (5 * L, Static(3.0))
+    assert torch.equal(rotary._solve(3.0), native.model.rotary_emb.inv_freq)
+    assert (logits(model, 5 * L) - logits(native, 5 * L)).abs().max() < 1e-5
+    assert torch.equal(longwave.snapshot(model, 3.0).factors, longwave.snapshot(llama, 3.0).factors)
+
+
+@pytest.mark.parametrize(("family", "log_n"), [("llama", 0.0), ("llama", 1.0), ("phi3", 0.0)])
+def test_an_export_of_a_model_with_an_attention_scaling_of_its_own(
+    family: str, log_n: float, exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A longrope model has one within L, too."""
+    model = scaled(family, SCALINGS["longrope"])
+    own, short = model.model.rotary_emb.attention_scaling, model.config.rope_parameters["short_factor"]
+    assert own > 1.1
+    longwave.extend(model, "yarn", max_factor=4, log_n=log_n)
+    folder = exported(model, 4.0, short_factor=short, attention_scaling=own)
+    again, native = longwave.load(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert (logits(again) - logits(native)).abs().max() < 1e-5
+    for source in (model, again):
+        longwave.set_length(source, "fixed", 1.0)
+    assert torch.equal(logits(again, L), logits(model, L))
+    with under(again, "none", [L]), under(model, "none", [L]):
+        assert torch.equal(logits(again, L), logits(model, L))
+    once, twice = longwave.snapshot(model, 4.0).with_log_n(log_n), longwave.snapshot(again, 4.0)
+    assert torch.equal(once.factors, twice.factors)
+    assert twice.attention_scaling == pytest.approx(once.attention_scaling, rel=1e-12)
+    config = json.loads((export(folder, tmp_path / "twice").folder / "config.json").read_text())
+    attention = native.config.rope_parameters["attention_factor"]
+    assert config["rope_parameters"]["attention_factor"] == pytest.approx(attention, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"factor": 1.0}, {"factor": 3.0}, {"factor": "x"}, {"short_factor": [1.0, 2.0]}, {"short_factor": [{}] * 8},
+        {"attention_scaling": 0.0}, {"attention_scaling": -1.0}, {"attention_scaling": math.inf},
+    ],
+)  # fmt: skip
 def test_a_record_that_is_not_the_configs(record: dict, llama: LlamaForCausalLM, exported: Callable[..., Path]) -> None:
     longwave.extend(llama, "yarn", max_factor=4)
     assert not rotaries_of(longwave.load(exported(llama, 4.0, **record)))

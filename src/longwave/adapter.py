@@ -82,7 +82,8 @@ def load(path: Path | str, *, scaling: str = "trajectory", **arguments: Any) -> 
     Arguments:
         path: a folder, or a name on the Hugging Face hub.
         scaling: what RoPE scaling in the config of a Hugging Face model is: the `trajectory` that it is a point
-            of, so that z(1) is the rope without it, where we have the method; or part of a `plain` model.
+            of, so that z(1) is the rope without it, where we have the method; or part of a `plain` model. An export
+            of ours holds z(1) and one z(t): between them it is interpolated, and not the method that it came from.
         arguments: for `from_pretrained`, e.g. `dtype`, `device_map`.
 
     Raises:

@@ -39,7 +39,8 @@ def extend(
     """Make the model's rotary embedding follow z(t), in place; `restore` undoes it.
 
     Nothing changes within the original length L: logits at t = 1 are bitwise those of the plain model.
-    A new `clex` starts as its prior and is meant to be trained.
+    A new `clex` starts as its prior and is meant to be trained. What `load` made of RoPE scaling in a model's
+    config gives way: the model as transformers runs it is then what is extended.
 
     Arguments:
         model: any transformers causal LM that owns a rotary module; PEFT-wrapped is fine.
@@ -64,8 +65,6 @@ def extend(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"extend takes a model, got {type(model).__name__}. Load it first: longwave.load(path).")
-    if rotaries_of(model):
-        raise ValueError("the model is already extended. Call longwave.restore(model) first.")
     spec, chosen = parse_method(trajectory.name if trajectory is not None else method)
     if schedule is not None:
         chosen = parse_schedule(schedule) if isinstance(schedule, str) else schedule
@@ -75,20 +74,25 @@ def extend(
         options["prior"] = prior
     if trajectory is not None:
         _refuse_other_settings(trajectory, max_factor=max_factor, original_length=original_length, **options)
-    host = host_of(model)
-    sites = find_sites(model)
-    ropes = [rope_at(site, host.config.get_text_config(decoder=True), original_length) for site in sites]
-    trajectories = _trajectories(spec, ropes, max_factor, options) if trajectory is None else [trajectory] * len(sites)
-    rotaries = [
-        ScaledRotary(site.module, own, chosen, layer_type=site.layer_type, beyond=beyond).train(site.module.training)
-        for site, own in zip(sites, trajectories, strict=True)
-    ]
-    exponent = spec.log_n if log_n is None else float(log_n)
-    if exponent:
-        enable_log_n(host, trajectories[0].rope.original_length, exponent)
-    for site, rotary in zip(sites, rotaries, strict=True):
-        _place(site, rotary)
-    install_hooks(host)
+    with _without_recognised(model):
+        host = host_of(model)
+        sites = find_sites(model)
+        ropes = [rope_at(site, host.config.get_text_config(decoder=True), original_length) for site in sites]
+        trajectories = (
+            _trajectories(spec, ropes, max_factor, options) if trajectory is None else [trajectory] * len(sites)
+        )
+        rotaries = [
+            ScaledRotary(site.module, own, chosen, layer_type=site.layer_type, beyond=beyond).train(
+                site.module.training
+            )
+            for site, own in zip(sites, trajectories, strict=True)
+        ]
+        exponent = spec.log_n if log_n is None else float(log_n)
+        if exponent:
+            enable_log_n(host, trajectories[0].rope.original_length, exponent)
+        for site, rotary in zip(sites, rotaries, strict=True):
+            _place(site, rotary)
+        install_hooks(host)
     return model
 
 
@@ -137,11 +141,28 @@ def restore(model: Model) -> Model:
 @contextmanager
 def extended(model: Model, method: str = "clex", **arguments: Any) -> Iterator[Model]:
     """`extend` for the length of a `with` block: `with extended(model, "ntk", max_factor=8): ...`."""
+    before = _places(model) if isinstance(model, nn.Module) else []
     extend(model, method, **arguments)
     try:
         yield model
     finally:
         restore(model)
+        _put_back(model, before)
+
+
+@contextmanager
+def _without_recognised(model: nn.Module) -> Iterator[None]:
+    """Take off the model what `load` recognised in its config; where the block fails, put it on again."""
+    before = _places(model)
+    if not all(rotary.recognised for *_, rotary in before):
+        raise ValueError("the model is already extended. Call longwave.restore(model) first.")
+    if before:
+        restore(model)
+    try:
+        yield
+    except BaseException:
+        _put_back(model, before)
+        raise
 
 
 @contextmanager
@@ -155,11 +176,8 @@ def suspended(model: Model) -> Iterator[Model]:
     try:
         yield model
     finally:
-        for parent, name, rotary in places:
-            reset_frequencies(rotary.base, rotary.layer_type)
-            setattr(parent, name, rotary)
+        _put_back(model, places)
         set_attention(host, attention)
-        install_hooks(host)
 
 
 def rotaries(model: nn.Module) -> list[ScaledRotary]:
@@ -260,6 +278,14 @@ def _places(model: nn.Module) -> list[tuple[nn.Module, str, ScaledRotary]]:
         for name, child in parent._modules.items()
         if isinstance(child, ScaledRotary)
     ]
+
+
+def _put_back(model: nn.Module, places: list[tuple[nn.Module, str, ScaledRotary]]) -> None:
+    for parent, name, rotary in places:
+        reset_frequencies(rotary.base, rotary.layer_type)
+        setattr(parent, name, rotary)
+    if places:
+        install_hooks(host_of(model))
 
 
 def _clean(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import DynamicCache
 
-from longwave.evaluation.lengths import max_length_of, original_length_of
+from longwave.evaluation.lengths import reach_of
 from longwave.generation import rotaries_of
 from longwave.io import write_json
 
@@ -56,7 +56,7 @@ class Conversation:
     @property
     def max_length(self) -> int:
         """Tokens that it may have."""
-        return max_length_of(self.model) or original_length_of(self.model)
+        return reach_of(self.model)
 
     @property
     def factor(self) -> float:

@@ -63,7 +63,7 @@ class _Call:
 
 def install_hooks(model: PreTrainedModel) -> None:
     """Make `generate` and plain forwards choose t, and `save_pretrained` refuse what could not be read back."""
-    hooks: dict[str, Callable[..., Any]] = {"save_pretrained": _refuse_save}
+    hooks: dict[str, Callable[..., Any]] = {"save_pretrained": _save_recognised}
     if isinstance(model, GenerationMixin):
         hooks |= {
             "generate": _generate,
@@ -247,7 +247,11 @@ def _before_forward(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return None if changed is None else (args, {**kwargs, **changed})
 
 
-def _refuse_save(model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+def _save_recognised(model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+    """An extension that is in the config as it was loaded needs no other place."""
+    if all(rotary.recognised for rotary in rotaries_of(model)):
+        type(model).save_pretrained(model, *args, **kwargs)
+        return
     raise ValueError(
         "save_pretrained would write a folder that transformers loads without the extension. "
         "Use longwave.save(model, folder), or longwave.restore(model) first for the plain model."

@@ -8,9 +8,10 @@ and other methods start from what the model was before the scaling.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,9 +21,12 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longwave.architectures import Site, find_sites, rope_at
 from longwave.attach import extend_from, restore, rotaries
+from longwave.generation import rotaries_of
 from longwave.rope import Rope
 from longwave.rotary import undecorated_forward
 from longwave.schedule import Continuous, Schedule, Static, Threshold
+
+logger = logging.getLogger("longwave")
 
 RECORD = "longwave"  # the key that an export of ours adds to its config
 RTOL = 4e-6  # transformers' formulas in float32 against ours in float64, at factors up to 64
@@ -45,10 +49,11 @@ class Scaling:
         method: its name.
         factor: the t that the config describes.
         original_length: L in tokens.
-        reach: the longest sequence that the config speaks of, in tokens; the range is never less than factor·L.
+        reach: the longest sequence that the config speaks of, in tokens.
         schedule: length -> t as transformers does it.
         options: of the method.
         inv_freq: θ(1) where the model's modules hold scaled frequencies, None where they hold θ(1).
+        attention: the attention scaling at z(1) that goes with `inv_freq`.
     """
 
     method: str
@@ -58,9 +63,11 @@ class Scaling:
     schedule: Schedule
     options: dict[str, Any] = field(default_factory=dict)
     inv_freq: Tensor | None = None
+    attention: float = 1.0
 
     @property
     def max_factor(self) -> float:
+        """The trajectory's: ⌊max_factor·L⌋ is the reach, or factor·L where that is more. It may be over `factor`."""
         found = max(self.factor, self.reach / self.original_length)
         while math.floor(found * self.original_length) < self.reach:  # the quotient may have been rounded down
             found = math.nextafter(found, math.inf)
@@ -71,26 +78,53 @@ def follow_config(model: PreTrainedModel) -> PreTrainedModel:
     """Extend a plain model whose config has RoPE scaling; `restore` gives back what was loaded.
 
     It stays plain where no method of ours has the config's frequencies and attention scaling: unknown types and
-    keys, a scaling for each layer type, a module that computes its frequencies anew in every forward.
+    keys, a scaling for each layer type, a module that computes its frequencies anew in every forward. Why a type
+    that we know stays plain is logged. No length is refused: transformers refuses none.
     """
-    try:
-        sites = find_sites(model)
-        scaling = _read(model, sites[0]) if all(_is_simple(site) for site in sites) else None
-        if scaling is None or not scaling.max_factor > 1:
-            return model
-        extend_from(
-            model,
-            {site.module: _unscaled(site.module, scaling.inv_freq) for site in sites},
-            scaling.method,
-            max_factor=scaling.max_factor,
-            schedule=scaling.schedule,
-            original_length=scaling.original_length,
-            log_n=False,
-            **scaling.options,
-        )
-    except (ValueError, TypeError, KeyError, ArithmeticError):  # a config may hold anything
+    if rotaries_of(model):
         return model
-    return model if _agrees(model, scaling) else restore(model)
+    kind = None
+    try:
+        kind = _known_type(model)
+        _follow(model)
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
+        restore(model)  # a config may hold anything
+        if kind is not None:
+            reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+            logger.info("RoPE scaling %r stays part of the plain model: %s", kind, reason)
+    return model
+
+
+def _follow(model: PreTrainedModel) -> None:
+    sites = find_sites(model)
+    if not all(_is_simple(site) for site in sites):
+        raise ValueError("its rotary module has frequencies for each layer type, or computes them in every forward.")
+    scaling = _read(model, sites[0])
+    if not scaling.max_factor > 1:
+        raise ValueError("the config reaches no further than its original length.")
+    extend_from(
+        model,
+        {site.module: _unscaled(site.module, scaling) for site in sites},
+        scaling.method,
+        max_factor=scaling.max_factor,
+        schedule=scaling.schedule,
+        original_length=scaling.original_length,
+        log_n=False,
+        beyond="clamp",
+        **scaling.options,
+    )
+    if not _agrees(model, scaling):
+        raise ValueError("the model's frequencies or attention scaling are not those of the method.")
+    for rotary in rotaries(model):
+        rotary.recognised = True
+
+
+def _known_type(model: PreTrainedModel) -> str | None:
+    """The config's type of scaling, of any of its layer types, if it is one of ours."""
+    found = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None)
+    ropes = [found, *found.values()] if isinstance(found, dict) else []
+    kinds = [rope.get("rope_type") for rope in ropes if isinstance(rope, dict)]
+    return next((kind for kind in kinds if isinstance(kind, str) and kind in KEYS), None)
 
 
 def may_have_scaling(config: Mapping[str, Any]) -> bool:
@@ -105,13 +139,13 @@ def _is_simple(site: Site) -> bool:
     return site.layer_type is None and hasattr(site.module, "config") and not computes_anew
 
 
-def _read(model: PreTrainedModel, site: Site) -> Scaling | None:
+def _read(model: PreTrainedModel, site: Site) -> Scaling:
     config: Any = site.module.config
     parameters = getattr(config, "rope_parameters", None) or {}
-    kind = parameters.get("rope_type")
+    kind = str(parameters.get("rope_type"))
     given = {name for name, value in parameters.items() if value is not None}
-    if kind not in KEYS or not given <= KEYS[kind]:
-        return None
+    if unknown := sorted(given - KEYS[kind]):
+        raise ValueError(f"the config's {unknown[0]} is unknown.")
     rope = rope_at(site, config)
     record = getattr(model.config, RECORD, None)
     if kind == "longrope" and isinstance(record, dict):
@@ -120,14 +154,16 @@ def _read(model: PreTrainedModel, site: Site) -> Scaling | None:
 
 
 def _read_linear(parameters: Mapping[str, Any], longest: int, rope: Rope) -> Scaling:
-    """Whether max_position_embeddings counts before or after the scaling is not said: after it promises less."""
-    factor = float(parameters["factor"])
-    original = int(parameters.get("original_max_position_embeddings") or longest / factor)
+    """max_position_embeddings counts before the scaling in some configs and after it in others: L must be given."""
+    factor, original = float(parameters["factor"]), parameters.get("original_max_position_embeddings")
+    if original is None:
+        raise ValueError("its original length is unknown. original_max_position_embeddings in the config would say it.")
+    original = int(original)
     return Scaling("linear", factor, original, longest, Static(factor), {}, 1 / rope.powers)
 
 
 def _read_dynamic(parameters: Mapping[str, Any], longest: int, rope: Rope) -> Scaling:
-    """α = factor·n/L - (factor - 1) is NTK with that slope; transformers sets no end, we set factor·L."""
+    """α = factor·n/L - (factor - 1) is NTK with that slope; transformers sets no end, our t stays at the factor."""
     factor = float(parameters["factor"])
     return Scaling("ntk", factor, longest, longest, Continuous(), {"slope": factor})
 
@@ -165,21 +201,29 @@ READERS: dict[str, Callable[[Mapping[str, Any], Any, Rope], Scaling]] = {
 }
 
 
-def _read_export(record: Mapping[str, Any], parameters: Mapping[str, Any], rope: Rope) -> Scaling | None:
-    """An export of ours holds the factors of one t; its record says which, and λ(1) where that is not 1."""
+def _read_export(record: Mapping[str, Any], parameters: Mapping[str, Any], rope: Rope) -> Scaling:
+    """An export of ours holds the factors of one t; its record says which, and what z(1) has.
+
+    That is λ(1), where it is not 1, and an attention scaling of the model's own. The rest of the config's, per-query
+    log-n as a constant included, belongs to t.
+    """
     factor, original = float(record["factor"]), int(record["original_length"])
     length = parameters["original_max_position_embeddings"]
     short = record.get("short_factor") or [1.0] * len(rope.powers)
     same = parameters["short_factor"] == parameters["long_factor"] and len(short) == len(rope.powers)
-    if not same or length != math.floor(factor * original):
-        return None
+    if not same or length != record.get("length", math.floor(factor * original)):
+        raise ValueError(f"the key {RECORD!r} of the config does not go with its rope_parameters.")
     inv_freq = 1 / (torch.tensor(short) * rope.powers)
-    options = {
-        "long_factor": parameters["long_factor"],
-        "short_factor": _held(Rope(inv_freq, original, rope.base)),
-        "attention_factor": parameters.get("attention_factor") or 1.0,
-    }
-    return Scaling("longrope", factor, original, length, Static(factor), options, inv_freq)
+    own = float(record.get("attention_scaling", 1.0))
+    held, long = _held(Rope(inv_freq, original, rope.base)), parameters["long_factor"]
+    attention = (parameters.get("attention_factor") or 1.0) / own
+    scaling = Scaling("longrope", factor, original, length, Static(factor), {}, inv_freq, own)
+    if scaling.max_factor > factor:  # the method's factors are those at its end, which lies on the same line
+        power = math.log(scaling.max_factor) / math.log(factor)
+        long = [one * (other / one) ** power for one, other in zip(held, long, strict=True)]
+        attention **= power
+    options = {"long_factor": long, "short_factor": held, "attention_factor": attention}
+    return replace(scaling, options=options)
 
 
 def _held(rope: Rope) -> list[float]:
@@ -187,15 +231,15 @@ def _held(rope: Rope) -> list[float]:
     return rope.factors.tolist()
 
 
-def _unscaled(module: nn.Module, inv_freq: Tensor | None) -> nn.Module:
-    """A copy of the module that holds `inv_freq` and scales no attention; the module itself where there is none."""
-    if inv_freq is None:
+def _unscaled(module: nn.Module, scaling: Scaling) -> nn.Module:
+    """A copy of the module that holds z(1); the module itself where it does so already."""
+    if scaling.inv_freq is None:
         return module
     plain: Any = copy.copy(module)
     plain._buffers = dict(module._buffers)  # copy.copy shares them
-    plain.inv_freq = inv_freq.to(module.inv_freq)  # type: ignore[arg-type]
+    plain.inv_freq = scaling.inv_freq.to(module.inv_freq)  # type: ignore[arg-type]
     plain.original_inv_freq = plain.inv_freq.clone()
-    plain.attention_scaling, plain.rope_type = 1.0, "default"
+    plain.attention_scaling, plain.rope_type = scaling.attention, "default"
     return plain
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from longwave.schedule import Schedule
+from longwave.schedule import Schedule, Static
 from longwave.trajectory import Trajectory
 
 BEYOND = ("error", "clamp")
@@ -64,6 +64,7 @@ class ScaledRotary(nn.Module):
             raise ValueError(f"unknown beyond {beyond!r}. Available: {', '.join(BEYOND)}.")
         self.base = base
         self.loaded: nn.Module | None = None  # the checkpoint's own, with its scaling, where `base` stands in for it
+        self.recognised = False  # whether `load` found this extension in the checkpoint's config
         self.trajectory = trajectory
         self.schedule = schedule
         self.layer_type = layer_type
@@ -84,7 +85,7 @@ class ScaledRotary(nn.Module):
 
     @property
     def max_length(self) -> int:
-        """The longest sequence in range, ⌊max_factor·L⌋ tokens."""
+        """The longest sequence in range, ⌊max_factor·L⌋ tokens; of a recognised scaling the reach of its config."""
         return math.floor(self.trajectory.max_factor * self.trajectory.rope.original_length)
 
     def factor_for(self, length: int) -> float:
@@ -120,6 +121,8 @@ class ScaledRotary(nn.Module):
     def _factor_of(self, position_ids: Tensor) -> float | Tensor:
         """t: a number, one for each row [batch], or for each token [batch, n]."""
         if self.factor is None:
+            if isinstance(self.schedule, Static) and self.beyond == "clamp":  # whatever the positions: none is read
+                return min(self.schedule.factor, self.trajectory.max_factor)
             lengths = sequence_lengths(position_ids)
             found = lengths.unique()
             factors = [self.factor_for(length) for length in found.tolist()]

@@ -156,6 +156,13 @@ def test_plain_and_untrained_models(llama: LlamaForCausalLM, plain: Path, tokeni
     for arguments, complaint in (({"to": 200}, "give one"), ({"method": "ntk", "to": 60}, "less than the 64")):
         with pytest.raises(ValueError, match=complaint):
             LongwaveLM(str(plain), device="cpu", **arguments)
+    config = json.loads((plain / "config.json").read_text())
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
+    (plain / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
+    recognised = longwave.load(plain)  # RoPE scaling in the config is part of the plain model
+    for model in (str(plain), recognised):
+        lm = LongwaveLM(model, tokenizer=tokenizer, device="cpu", method="ntk", to=200)
+        assert (lm.max_length, rotaries(lm.model)[0].trajectory.rope.original_length) == (200, 64)
     with pytest.raises(ValueError, match="needs trained weights"):
         LongwaveLM(str(plain), device="cpu", method="clex")
     with pytest.raises(ValueError, match="not trained yet"):

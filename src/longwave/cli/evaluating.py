@@ -96,10 +96,11 @@ def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajector
 
 
 def default_lengths(model: PreTrainedModel) -> str:
-    """Doublings of the trained length up to the model's maximum, or to 16x where it sets none."""
-    from longwave.evaluation.lengths import max_length_of, original_length_of
+    """Doublings of the trained length up to an extended model's maximum, or to 16x of a plain one."""
+    from longwave.evaluation.lengths import original_length_of, reach_of
+    from longwave.generation import rotaries_of
 
-    most = (max_length_of(model) or 16 * original_length_of(model)) // original_length_of(model)
+    most = reach_of(model) // original_length_of(model) if rotaries_of(model) else 16
     return ",".join(f"{2**k}x" for k in range(most.bit_length()))
 
 

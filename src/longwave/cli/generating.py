@@ -67,7 +67,8 @@ def load(path: str, *, method: str | None, to: int | None, dtype: str, device: s
     from longwave.methods import parse_method
 
     loaded = evaluating.load(path, dtype, device, scaling="trajectory" if method is None else "plain")
-    if rotaries_of(loaded.model):
+    rotaries = rotaries_of(loaded.model)
+    if not all(rotary.recognised for rotary in rotaries):
         if method is not None or to is not None:
             raise ValueError(f"{path} has its own extension. --method and --to are for plain models: leave them out.")
         return loaded
@@ -114,23 +115,24 @@ def continue_text(
     from transformers import TextStreamer
 
     import longwave
-    from longwave.evaluation.lengths import max_length_of, original_length_of
+    from longwave.evaluation.lengths import reach_of
     from longwave.generation import rotaries_of
 
     for name, value in (("max new tokens", max_new_tokens), ("prefill chunk", chunk)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     rotaries = rotaries_of(model)
+    extensible = all(rotary.recognised for rotary in rotaries)
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].to(model.device)
-    length, limit = ids.shape[1], max_length_of(model) or original_length_of(model)
+    length, limit = ids.shape[1], reach_of(model)
     if length >= limit:
-        hint = "Shorten it" if rotaries else "Shorten it, or extend the model: --method yarn --to TOKENS"
+        hint = "Shorten it, or extend the model: --method yarn --to TOKENS" if extensible else "Shorten it"
         raise ValueError(f"the prompt has {length} tokens and the model reads {limit}, the answer's included. {hint}.")
     if max_new_tokens is None:
         max_new_tokens = min(DEFAULT_NEW_TOKENS, limit - length)
     if length + max_new_tokens > limit:
         hint = "Shorten the prompt or lower --max-new-tokens"
-        hint += "." if rotaries else ", or extend the model: --method yarn --to TOKENS."
+        hint += ", or extend the model: --method yarn --to TOKENS." if extensible else "."
         raise ValueError(f"{length} tokens of prompt and {max_new_tokens} new ones are more than {limit}. {hint}")
     if rotaries:
         longwave.set_length(model, policy)

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from longwave.adapter import is_trained, load
-from longwave.attach import extend, set_length
+from longwave.attach import extend, restore, set_length
 from longwave.evaluation.lengths import max_length_of, original_length_of
 from longwave.evaluation.tasks.truncation import truncate_middle
 from longwave.generation import rotaries_of
@@ -89,6 +89,8 @@ class LongwaveLM(HFLM):
             device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
         self.truncate, self._scored = truncate, 1
         self._how: dict[str, Any] = {"dtype": get_dtype(dtype), "revision": revision}
+        if method is not None:
+            self._how["scaling"] = "plain"
         if attn_implementation is not None:
             self._how["attn_implementation"] = attn_implementation
         source = str(pretrained) if isinstance(pretrained, Path) else pretrained
@@ -178,8 +180,8 @@ def _refuse_others(arguments: dict[str, Any]) -> None:
 
 
 def _extend(model: PreTrainedModel, method: str | None, to: int | None) -> None:
-    """Put `method` on a plain model; a model with an extension of its own takes none."""
-    if rotaries_of(model):
+    """Put `method` on a plain model, of which RoPE scaling in its config is a part; one with its own takes none."""
+    if not all(rotary.recognised for rotary in rotaries_of(model)):
         if method is not None or to is not None:
             raise ValueError("the model has its own extension. method and to are for plain models: leave them out.")
         if not is_trained(model):
@@ -192,7 +194,7 @@ def _extend(model: PreTrainedModel, method: str | None, to: int | None) -> None:
     spec, _ = parse_method(method)
     if spec.trained:
         raise ValueError(f"{spec.name} needs trained weights. Run `longwave train` first, or take ntk or yarn.")
-    original = original_length_of(model)
+    original = original_length_of(restore(model))
     if to is not None and to < original:
         raise ValueError(f"to={to} is less than the {original} tokens that the model was trained for.")
     extend(model, method, max_factor=FACTOR if to is None else to / original)

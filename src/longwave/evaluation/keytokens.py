@@ -15,7 +15,7 @@ from torch import Tensor
 
 from longwave.adapter import load
 from longwave.evaluation.cells import fingerprint
-from longwave.evaluation.lengths import max_length_of
+from longwave.evaluation.lengths import reach_of
 from longwave.generation import rotaries_of
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Evaluator:
 
 def _limit(model: PreTrainedModel) -> int | None:
     if rotaries_of(model):
-        return max_length_of(model)
+        return reach_of(model)
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 

@@ -52,9 +52,15 @@ def original_length_of(model: nn.Module) -> int:
 
 
 def max_length_of(model: nn.Module) -> int | None:
-    """The longest sequence that an extended model accepts, None if it sets no limit."""
+    """The longest sequence that an extended model accepts, None if it sets no limit; see `reach_of`."""
     limits = [rotary.max_length for rotary in rotaries_of(model) if rotary.beyond == "error"]
     return min(limits) if limits else None
+
+
+def reach_of(model: nn.Module) -> int:
+    """The longest sequence that the model is meant for, whether it accepts longer ones or not."""
+    found = [rotary.max_length for rotary in rotaries_of(model)]
+    return min(found) if found else original_length_of(model)
 
 
 def check_lengths(model: nn.Module, lengths: Iterable[int]) -> None:

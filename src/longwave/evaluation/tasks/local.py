@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from longwave import io
-from longwave.evaluation.lengths import max_length_of, original_length_of
+from longwave.evaluation.lengths import max_length_of, reach_of
 from longwave.evaluation.tasks.common import known, steering
 from longwave.evaluation.tasks.metrics import TASKS, Score, Task
 from longwave.evaluation.tasks.samples import Sample, read_samples, sample_files
@@ -63,10 +63,10 @@ def run_local(
     known(names, list(TASKS))
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}.")
-    reach = max_length_of(model)
-    longest = max_length if max_length is not None else reach or original_length_of(model)
-    if reach is not None and longest > reach:
-        raise ValueError(f"max_length {longest} is beyond the model's maximum of {reach} tokens. Lower it.")
+    accepted = max_length_of(model)
+    longest = max_length if max_length is not None else reach_of(model)
+    if accepted is not None and longest > accepted:
+        raise ValueError(f"max_length {longest} is beyond the model's maximum of {accepted} tokens. Lower it.")
     if (most := max(TASKS[name].new_tokens for name in names)) >= longest:
         raise ValueError(f"max_length {longest} leaves no room for a prompt beside {most} tokens of answer. Raise it.")
     scores = {name: TASKS[name].prepare() for name in names}  # what is missing is missing before hours of work

@@ -420,7 +420,7 @@ def test_an_export_of_a_model_with_an_attention_scaling_of_its_own(
 @pytest.mark.parametrize(
     "record",
     [
-        {"factor": 1.0}, {"factor": 3.0}, {"factor": "x"}, {"short_factor": [1.0, 2.0]}, {"short_factor": [{}] * 8},
+        {"factor": 1.0}, {"length": 300}, {"factor": "x"}, {"short_factor": [1.0, 2.0]}, {"short_factor": [{}] * 8},
         {"attention_scaling": 0.0}, {"attention_scaling": -1.0}, {"attention_scaling": math.inf},
     ],
 )  # fmt: skip

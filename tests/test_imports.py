@@ -18,7 +18,7 @@ PACKAGE = Path(longwave.__file__).parent
 # row that attaches to a model, know one another.
 LAYERS = (
     ("io",),
-    ("text",),
+    ("text", "weights"),
     ("rope", "schedule"),
     ("trajectory",),
     ("methods",),

@@ -94,6 +94,7 @@ def test_equal_names_are_runs(
     assert len(cells(tmp_path / "out")) == 8
 
 
+@pytest.mark.slow
 def test_nothing_finished_is_computed_again(
     plain: Path, book: Path, suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,6 +132,7 @@ def test_killed_and_started_again(plain: Path, book: Path, suite: Path, tmp_path
     assert len(after) == 16 and before.items() <= after.items()
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_folder(plain: Path, book: Path, suite: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [plain, "--data", book, "--suite", suite, "--lengths", "1x,2x", "-o", out, "--json"]
@@ -182,6 +184,7 @@ def test_durations(seconds: float, text: str) -> None:
     assert progressing.duration(seconds) == text
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_bar(plain: Path, tmp_path: Path) -> None:
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "longwave.cli.main", "passkey", str(plain), "--lengths", "2x", "--trials", "4"]

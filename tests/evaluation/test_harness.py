@@ -257,7 +257,9 @@ def local_task(folder: Path, task: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("task", DOCUMENTS)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=[pytest.mark.slow] if task.startswith("ruler") else []) for task in DOCUMENTS]
+)
 def test_the_harness_s_own_tasks_score_as_with_its_own_class(
     tmp_path: Path, stretched: Path, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def by_hand(model: torch.nn.Module, evaluator: Evaluator, ids: torch.Tensor, cho
     return float(losses(model, ids)[chosen].sum()), len(chosen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sliding_window", [37, 31])  # with 31 the last step would be one token, which is left out
 def test_value_by_hand_and_the_librarys(
     model: PreTrainedModel, evaluator: Evaluator, texts: Texts, sliding_window: int

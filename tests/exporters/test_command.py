@@ -260,9 +260,11 @@ def test_agreement_is_judged_by_what_the_engine_shows() -> None:
 
 
 def test_an_export_knows_its_own_t_alone(trained: Path, tmp_path: Path) -> None:
+    short = export(trained, tmp_path / "short", length=100)
     first = export(trained, tmp_path / "first", factor=3)
-    again = export(first.folder, tmp_path / "again")
-    assert read_json(again.folder / "config.json") == read_json(first.folder / "config.json")
+    for once in (short, first):
+        again = export(once.folder, tmp_path / "again", overwrite=True)
+        assert read_json(again.folder / "config.json") == read_json(once.folder / "config.json")
     with pytest.raises(ValueError, match="an export at t = 3, and knows no other"):
         export(first.folder, tmp_path / "other", factor=2)
     with pytest.raises(ValueError, match="log-n as a constant"):

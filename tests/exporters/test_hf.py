@@ -17,9 +17,9 @@ from longwave.attach import frozen
 from longwave.exporters import EXPORTERS
 from longwave.exporters.run import export
 from longwave.exporters.source import open_source
-from longwave.exporters.weights import copy_weights
 from longwave.io import read_json, sha256
 from longwave.methods import METHODS
+from longwave.weights import copy_weights
 
 # Half-split, interleaved and partial layouts, one rope for each layer type, experts, latent attention, scaled ropes.
 FAMILIES = (
@@ -123,6 +123,7 @@ def test_tensors_that_are_not_the_models_are_left_out(plain: Path, tmp_path: Pat
         assert all(torch.equal(before.get_tensor(name), after.get_tensor(name)) for name in kept)
 
 
+@pytest.mark.slow
 def test_verification_sees_a_wrong_export(trained: Path, tmp_path: Path) -> None:
     from longwave.exporters.verify import passages, verify
 

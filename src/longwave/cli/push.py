@@ -78,8 +78,8 @@ def push(
 
 def _check(folder: Path) -> None:
     """The folder is a whole model, as far as the names of its files and its JSON say."""
-    from longwave.exporters.weights import check_weights
     from longwave.io import read_json
+    from longwave.weights import check_weights
 
     if not folder.is_dir():
         raise ValueError(f"model folder {folder} does not exist.")

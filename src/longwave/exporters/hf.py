@@ -27,10 +27,10 @@ from longwave.adapter import skeleton
 from longwave.architectures import find_sites
 from longwave.exporters.base import ROUNDING, Answer, partial_heads, stored_type
 from longwave.exporters.source import Source
-from longwave.exporters.weights import copy_weights
 from longwave.io import read_json, write_json
 from longwave.rotary import frequency_name
 from longwave.trajectory import Snapshot
+from longwave.weights import copy_weights
 
 KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
 # What a scaling that the model was trained with is made of: it is in the factors and the attention scaling now.

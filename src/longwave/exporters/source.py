@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from longwave.adapter import MODEL, SETTINGS, WEIGHTS, extend_as_saved, is_trained, skeleton
 from longwave.architectures import host_of
 from longwave.attach import extend, rope_of, rotaries, snapshot
-from longwave.exporters.weights import check_parameters, check_weights, weight_files
 from longwave.generation import rotaries_of
 from longwave.io import read_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy
@@ -23,6 +22,7 @@ from longwave.recognition import RECORD, follow_config
 from longwave.rotary import ScaledRotary, frequency_name
 from longwave.schedule import Static, factor_of
 from longwave.trajectory import Snapshot
+from longwave.weights import check_parameters, check_weights, weight_files
 
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*"]
@@ -150,7 +150,7 @@ class Source:
             )
         schedule = self.rotary.schedule
         if length is None and self.rotary.loaded is not None and schedule == Static(factor):
-            length = self.rotary.max_length
+            length = int(self.record.get("length", self.rotary.max_length))
         scaling = frozen.attention_scaling * self.own_scaling
         return replace(frozen, attention_scaling=scaling, length=length)
 

@@ -8,12 +8,14 @@ import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
 
 from longwave.io import read_json, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 BLOCK = 1 << 24  # bytes copied at a time

@@ -27,9 +27,9 @@ sys.exit(code)
 
 
 def write_big_model(folder: Path) -> int:
-    """A Llama of 0.75 billion parameters with random bfloat16 weights in 8 files; its size in bytes."""
+    """A Llama of 0.76 billion parameters with random bfloat16 weights in 8 files; its size in bytes."""
     config = LlamaConfig(
-        vocab_size=32_000, hidden_size=1536, intermediate_size=4608, num_hidden_layers=22, num_attention_heads=12,
+        vocab_size=32_000, hidden_size=1536, intermediate_size=4608, num_hidden_layers=24, num_attention_heads=12,
         num_key_value_heads=4, max_position_embeddings=2048, dtype="bfloat16",
     )  # fmt: skip
     config.architectures = ["LlamaForCausalLM"]

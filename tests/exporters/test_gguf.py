@@ -215,9 +215,9 @@ def test_a_full_disk_is_said_to_be_full(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """1.4 GB of weights: 0.45 GB at the peak, nearly all of it torch and transformers themselves."""
+    """1.5 GB of weights: 0.45 GB at the peak, nearly all of it torch and transformers themselves."""
     size = big.write_big_model(tmp_path / "big")
-    assert size > 1.4e9
+    assert size > 1.5e9
     asked = f"export {tmp_path}/big --method yarn --to gguf --quantize q8_0 -o {tmp_path}/out"
     assert big.peak_of(*asked.split()) < 500e6
     (file,) = (tmp_path / "out").glob("*.gguf")

@@ -42,11 +42,12 @@ def test_every_type_is_exported_exactly_or_refused(tmp_path: Path) -> None:
     assert len(found) >= FLOOR
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "longrope"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_config_holds_the_frequencies_of_every_method(
     method: str, llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    longwave.extend(llama, method, max_factor=FACTOR)
+    options = {"long_factor": [1 + index / 2 for index in range(8)]} if method == "longrope" else {}
+    longwave.extend(llama, method, max_factor=FACTOR, **options)
     for parameter in longwave.rotaries(llama)[0].trajectory.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     own = longwave.save(llama, tmp_path / "own", tokenizer=tokenizer)
@@ -57,8 +58,11 @@ def test_the_config_holds_the_frequencies_of_every_method(
     assert torch.equal(vanilla.model.rotary_emb.inv_freq, longwave.rotaries(llama)[0]._solve(3))
     torch.testing.assert_close(vanilla.model.rotary_emb.inv_freq.double(), expected.inv_freq, rtol=2e-7, atol=0)
     ids = torch.arange(150)[None] % 200
+    again = longwave.load(done.folder)
+    assert torch.equal(longwave.rotaries(again)[0]._solve(3), longwave.rotaries(llama)[0]._solve(3))
     with frozen(llama, 3), torch.no_grad():
         assert torch.equal(llama(ids).logits, vanilla(ids).logits)
+        assert torch.equal(again(ids).logits, vanilla(ids).logits)
 
 
 def test_frozen_is_undone(llama: LlamaForCausalLM) -> None:
@@ -140,9 +144,9 @@ def test_verification_sees_a_wrong_export(trained: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """1.4 GB of weights: 0.42 GB at the peak, nearly all of it torch and transformers themselves."""
+    """1.5 GB of weights: 0.42 GB at the peak, nearly all of it torch and transformers themselves."""
     size = big.write_big_model(tmp_path / "big")
-    assert size > 1.4e9
+    assert size > 1.5e9
     peak = big.peak_of("export", str(tmp_path / "big"), "--method", "yarn", "-o", str(tmp_path / "out"))
     assert peak < 500e6
     assert sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")) > size

@@ -60,6 +60,16 @@ def sha256(path: Path | str) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def data_identity(hashes: dict[str, str]) -> list[list[str]]:
+    """What makes data files the same text: contents, how they are read, and their order, but no names.
+
+    Arguments:
+        hashes: SHA-256 of each file by its path, in the order in which they are read.
+    """
+    parsed = (".jsonl", ".ndjson", ".parquet")
+    return [[suffix if (suffix := Path(name).suffix) in parsed else "text", sha] for name, sha in hashes.items()]
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that numbers depend on."""
     found = {"python": platform.python_version()}

@@ -19,6 +19,8 @@ from longwave.cli.main import main
 from longwave.evaluation.cells import fingerprint
 from longwave.evaluation.results import read
 from longwave.evaluation.suites import names, parse_suite, read_suite
+from longwave.io import data_identity
+from longwave.text import data_hashes
 
 SUITE = "- perplexity: {windows: 4, targets: 16}\n- passkey: {trials: 4, depths: 2}\n  lengths: 3x\n"
 SUITE += "- perplexity: {protocol: overlap, windows: 2, by_position: 4}\n  name: along\n"
@@ -209,6 +211,35 @@ def test_a_cell_depends_on_the_weights(plain: Path, tmp_path: Path) -> None:
     data[-1] ^= 1
     weights.write_bytes(data)
     assert fingerprint(str(plain)) != before
+
+
+def test_any_file_of_weights_counts(plain: Path) -> None:
+    before = fingerprint(str(plain))
+    for name, counts in (("pytorch_model.bin", True), ("README.md", False), ("metrics.jsonl", False), (".lock", False)):
+        (plain / name).write_bytes(b"1")
+        assert (fingerprint(str(plain)) != before) == counts, name
+        (plain / name).unlink()
+
+
+def test_the_order_of_texts_is_part_of_them(plain: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Windows are cut from the stream that they make together; what a file is called is not."""
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text("".join(f"Line {i} of the book. " for i in range(60)))
+    two.write_text("".join(f"{i} is another number. " for i in range(60)))
+    (tmp_path / "suite.yaml").write_text("- perplexity: {windows: 2, targets: 16}\n")
+    out, asked = tmp_path / "out", ("--suite", tmp_path / "suite.yaml", "--lengths", "1x", "--methods", "none")
+    assert run("compare", plain, "--data", one, "--data", two, *asked, "-o", out) == 0
+    assert len(cells(out)) == 1
+    renamed = two.rename(tmp_path / "renamed.txt")
+    assert run("compare", plain, "--data", one, "--data", renamed, *asked, "-o", out) == 0
+    assert len(cells(out)) == 1
+    assert run("compare", plain, "--data", renamed, "--data", one, *asked, "-o", out, "--overwrite") == 0
+    assert len(cells(out)) == 2
+    lines = tmp_path / "one.jsonl"
+    one.write_text('{"text": "A line of text that is long enough."}\n' * 40)
+    lines.write_bytes(one.read_bytes())
+    keys = [data_identity(data_hashes([path])) for path in (one, lines)]
+    assert keys[0] != keys[1]
 
 
 def test_suites_of_longwave_are_valid() -> None:

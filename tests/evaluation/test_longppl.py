@@ -6,6 +6,7 @@ import io
 import json
 import math
 import random
+import shutil
 import string
 import sys
 from contextlib import redirect_stdout
@@ -160,12 +161,14 @@ def test_a_suite(folder: Path, data: Path, texts: Texts, tmp_path: Path, capsys:
     common = ("evaluate", BASE, "--data", data, "--suite", steps, "--lengths", "2x", "-o", out)
     assert run(*common, "--methods", "ntk") == 0
     captured = capsys.readouterr()
-    assert f"key tokens of {folder.name}, 2 texts" in " ".join(captured.out.split())
+    assert f"key tokens of evaluator {digest_of(str(folder))[:8]}, 2 texts" in " ".join(captured.out.split())
     assert "[1/1] longppl, ntk: " in captured.err
+    shutil.copytree(folder, tmp_path / "renamed")  # the same evaluator, wherever it lies
+    suite(steps, evaluator=str(tmp_path / "renamed"), **asked)
     assert run(*common, "--methods", "ntk,none") == 0
     assert "1 of 2 cells were finished before" in capsys.readouterr().err
     found = read(out / "longppl.json", LONGPPL)
-    settings = {**asked, "windows": None, "evaluator": "evaluator", "evaluator_digest": digest_of(str(folder))}
+    settings = {**asked, "windows": None, "evaluator_digest": digest_of(str(folder))}
     assert found["settings"] == {**settings, "package": "longppl 0.3.0", "tokens": len(texts.tokens)}
     ntk, none = (row["lengths"][0] for row in found["rows"])
     # An evaluator that is the measured row itself: its losses are those that it judged the tokens by.

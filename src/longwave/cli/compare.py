@@ -54,6 +54,6 @@ def compare(
     comparison = Comparison(
         comparing.candidates(models, comparing.split(methods)), steps, folder,
         lambda path: evaluating.load(path, dtype, device), data or [], lengths,
-        {"dtype": dtype, "device": device}, tokens_per_batch,
+        evaluating.setup(dtype, device), tokens_per_batch,
     )  # fmt: skip
     comparing.measure(comparison, overwrite=overwrite, as_json=as_json)

@@ -68,6 +68,7 @@ def measure(comparison: Comparison, *, overwrite: bool, as_json: bool, model: st
 
     The page of a single `model` also shows its frequencies and, if it was trained here, how that went.
     """
+    from filelock import FileLock
     from rich.console import Console
 
     from longwave.cli import evaluating
@@ -86,11 +87,13 @@ def measure(comparison: Comparison, *, overwrite: bool, as_json: bool, model: st
             typer.echo(f"interrupted; the same command goes on, {kept} of {all_of_them} cells are kept", err=True)
             raise typer.Exit(130) from None
     records = comparison.records()
-    for name, record in records.items():
-        evaluating.write_and_show(
-            record, comparison.folder, whose=name, overwrite=True, as_json=False, name=name, quiet=as_json
-        )
-    page = _report(comparison, model)
+    with FileLock(comparison.folder / ".tables.lock"):
+        _refuse_other_rows(comparison, overwrite)  # again: another process may have written its own meanwhile
+        for name, record in records.items():
+            evaluating.write_and_show(
+                record, comparison.folder, whose=name, overwrite=True, as_json=False, name=name, quiet=as_json
+            )
+        page = _report(comparison, model)
     if as_json:
         print_json(records)
     else:

@@ -57,6 +57,6 @@ def evaluate(
         candidates.append(Candidate(base, "base", ("none",)))
     comparison = Comparison(
         candidates, steps, folder, lambda path: evaluating.load(path, dtype, device), data or [], lengths,
-        {"dtype": dtype, "device": device}, tokens_per_batch,
+        evaluating.setup(dtype, device), tokens_per_batch,
     )  # fmt: skip
     comparing.measure(comparison, overwrite=overwrite, as_json=as_json, model=model)

@@ -52,6 +52,16 @@ class Loaded:
     about: dict[str, Any]
 
 
+def setup(dtype: str, device: str | None) -> dict[str, str]:
+    """What `load` makes of both options: the kind of device, and the type of the weights or `stored`."""
+    import torch
+
+    if device is None:
+        device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    kind = device.partition(":")[0]
+    return {"device": kind, "dtype": dtype if dtype != "auto" else "float32" if kind == "cpu" else "stored"}
+
+
 def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajectory") -> Loaded:
     """Read a model of any kind and its tokenizer, and put it on its device; `scaling` as in `longwave.load`."""
     import torch
@@ -201,8 +211,8 @@ def about(found: dict[str, Any]) -> str:
     if "trials" in settings:
         return f"{settings['trials']} trials at {min(settings['depths'], settings['trials'])} depths for each length"
     windows = min(entry["windows"] for entry in entries)
-    if "evaluator" in settings:
-        return f"key tokens of {settings['evaluator']}, {windows} text{'s' if windows > 1 else ''}"
+    if "evaluator_digest" in settings:
+        return f"key tokens of evaluator {settings['evaluator_digest'][:8]}, {windows} text{'s' if windows > 1 else ''}"
     what = {
         "same-targets": f"last {settings['targets']} tokens",
         "truncate": "starts of documents",

@@ -16,8 +16,9 @@ from longwave import io
 from longwave.evaluation.results import Record, read, write
 
 FOLDER = "cells"
-WEIGHTS = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "model/*.json", "model/*.safetensors")
-RECORDS = ("training.json", "metrics.jsonl", "trainer_state.json")  # say how a model came about, not what it is
+PLACES = ("*", "model/*")  # of the files that make a model; checkpoints of its training lie deeper
+# These say how a model came about, or what was found of it, not what it is.
+RECORDS = ("training.json", "metrics.jsonl", "trainer_state.json", "longwave-export.json", "*.md", "*.png", "*.log")
 VERSIONS = ("longwave", "torch", "transformers")
 
 
@@ -54,8 +55,9 @@ def fingerprint(model: str) -> dict[str, str]:
     """
     folder = Path(model)
     if folder.is_dir():
-        files = sorted({file for pattern in WEIGHTS for file in folder.glob(pattern)})
-        return {str(file.relative_to(folder)): io.sha256(file) for file in files if file.name not in RECORDS}
+        files = sorted(file for pattern in PLACES for file in folder.glob(pattern) if file.is_file())
+        own = [file for file in files if not any(file.match(name) for name in (*RECORDS, ".*"))]
+        return {str(file.relative_to(folder)): io.sha256(file) for file in own}
     from transformers import AutoConfig
 
     try:

@@ -16,6 +16,7 @@ from longwave.evaluation.registry import Inputs, Text
 from longwave.evaluation.results import Record, record
 from longwave.evaluation.subjects import TRAINING_FREE, under
 from longwave.evaluation.suites import Step
+from longwave.io import data_identity
 from longwave.methods import parse_method
 from longwave.text import data_hashes, read_documents, stream_and_starts
 
@@ -127,7 +128,7 @@ class Comparison:
                         "method": spec,
                         "evaluation": measured[step.name],
                         "lengths": step.lengths or self.lengths,
-                        "data": sorted(self.hashes.values()) if step.evaluation.needs_data else [],
+                        "data": data_identity(self.hashes) if step.evaluation.needs_data else [],
                         "setup": dict(self.setup),
                         "versions": versions(),
                     }

@@ -223,5 +223,5 @@ def _differing(a: Record, b: Record) -> str:
 
 
 def _identity(value: Record, key: str) -> Any:
-    # Folders move; contents identify data.
-    return sorted(value[key].values()) if key == "data" and value[key] is not None else value[key]
+    # Folders move; contents identify data, in the order in which they were read: windows are cut from it.
+    return io.data_identity(value[key]) if key == "data" and value[key] is not None else value[key]

@@ -159,9 +159,9 @@ def hf_config(source: Source, snapshot: Snapshot) -> dict[str, Any]:
         "short_mscale": scaling,
         "long_mscale": scaling,
     }
-    if not source.rotates_whole_heads and not getattr(source.text_config, "qk_nope_head_dim", 0):
+    if source.head_dim is not None and not source.rotates_whole_heads and "qk_nope_head_dim" not in text:
         # configs of transformers 4 say it in other places, where vLLM and SGLang do not look
-        rope.setdefault("partial_rotary_factor", snapshot.rotary_dim / (source.head_dim or snapshot.rotary_dim))
+        rope.setdefault("partial_rotary_factor", snapshot.rotary_dim / source.head_dim)
     text.pop("rope_scaling", None)
     if layer_type is not None:
         text["rope_parameters"] = {**_per_layer_type(source, old), layer_type: rope}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longwave.evaluation.results import LOSSES, Curve, Interval, Record, compare, curves
+from longwave.io import data_identity
 from longwave.report.sources import KINDS, ROW, Source
 from longwave.report.tables import number, ratio_text
 
@@ -155,7 +156,7 @@ def _key(record: Record) -> str:
     """What must be equal: as in `curves`, and for same-targets the targets, which follow from the longest length."""
     same = record["settings"].get("protocol") == "same-targets"
     ends = record["rows"][0]["lengths"][0]["ends"] if same else None
-    data = None if record.get("data") is None else sorted(record["data"].values())
+    data = None if record.get("data") is None else data_identity(record["data"])
     return json.dumps([record["schema"], record["original_length"], data, record["settings"], ends], sort_keys=True)
 
 

@@ -173,7 +173,7 @@ def test_a_suite(folder: Path, data: Path, texts: Texts, tmp_path: Path, capsys:
     ntk, none = (row["lengths"][0] for row in found["rows"])
     # An evaluator that is the measured row itself: its losses are those that it judged the tokens by.
     evaluator = evaluator_of(str(folder), torch.float32, torch.device("cpu"))
-    (own,) = longppl(evaluator.model, texts, [512], evaluator=evaluator, choice=CHOICE)
+    (own,) = longppl(longwave.load(folder, dtype=torch.float32), texts, [512], evaluator=evaluator, choice=CHOICE)
     assert ntk["longppl"] == pytest.approx(own.to_json()["longppl"], rel=1e-5)
     assert ntk["tokens"] == none["tokens"] and ntk["longppl"] < none["longppl"]
     page = (out / "report.html").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,25 @@ def test_runs_of_one_label_become_a_curve_with_a_band() -> None:
     assert [(curve.label, curve.runs) for curve in both] == [("ntk", 2), ("yarn", 1)]
     value = both[0].values[0]
     assert value.low < value.value < value.high
+
+
+def one_window(nll: float, end: int = 500) -> Record:
+    found = perplexity_record()
+    for entry in found["rows"][0]["lengths"]:
+        entry |= {"ends": [end], "nll": [nll], "tokens": [64], "ppl": math.exp(nll / 64), "interval": None}
+    return found
+
+
+def test_runs_of_one_window_have_a_mean_and_no_interval() -> None:
+    (curve,) = curves([one_window(64.0), one_window(192.0)])
+    assert (curve.runs, curve.lengths) == (2, (128, 256))
+    for value in curve.values:
+        assert value.low == value.value == value.high == pytest.approx(math.exp(2))
+    (alone,) = curves([one_window(64.0)])
+    assert alone.values[0].low == alone.values[0].value == pytest.approx(math.e)
+    for other in (one_window(64.0, end=501), perplexity_record()):
+        with pytest.raises(ValueError, match="measured on different windows"):
+            curves([one_window(64.0), other])
 
 
 def test_passkey_runs_add_up() -> None:

@@ -18,6 +18,7 @@ from longwave.methods import METHODS
 from longwave.report.groups import grouped, told_apart
 from longwave.report.html import page
 from longwave.report.markup import Markup, element
+from longwave.report.plots import plot_passkey, plot_perplexity
 from longwave.report.sources import NEEDLE, Source, Training, check_metrics, is_ours, read_source
 from longwave.rope import Rope
 
@@ -182,15 +183,16 @@ def test_equal_labels_are_runs_only_under_other_training_seeds() -> None:
     assert list(group.rows) == ["clex (r.json)", "clex (r.json) #2"]
 
 
-def test_summary_says_what_the_records_hold() -> None:
+def test_summary_says_what_the_records_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("examples.WINDOWS", 16)
     made = perplexity({"none": (5, 50, 500), "ntk": (5, 6, 7.07), "yarn": (5, 5.5, 7)})
     for window in (0, 1):  # so that yarn is better in some windows and worse in others
         made["rows"][2]["lengths"][2]["nll"][window] += 20 * (-1) ** window
     (group,) = grouped(sources(made))
     assert group.summary() == [
         "All rows are equal at 1×: 5.00.",
-        "Lowest is yarn at 2×, told apart from every other row by paired 95 % intervals.",
-        "Lowest is yarn at 4×, not told apart from ntk by paired 95 % intervals.",
+        "Lowest is yarn at 2×, told apart from every other row by paired 95 % intervals over 16 windows.",
+        "Lowest is yarn at 4×, not told apart from ntk by paired 95 % intervals over 16 windows.",
         "none: 5.00 at 1× and 500 at 4×.",
         "ntk: 5.00 at 1× and 7.07 at 4×.",
         "yarn: 5.00 at 1× and 7.00 at 4×.",
@@ -198,14 +200,76 @@ def test_summary_says_what_the_records_hold() -> None:
     (group,) = grouped(sources(retrieval({"none": (1, 0, 0), "ntk": (1, 0.75, 0)})))
     assert group.summary()[:3] == [
         "All rows are equal at 1×: 100 %.",
-        "Highest is ntk at 2×.",
+        "Highest is ntk at 2× (75 %, 95 % interval 47 – 91 %).",
         "All rows are equal at 4×: 0 %.",
     ]
 
 
 def test_what_holds_at_several_lengths_is_said_once() -> None:
     (group,) = grouped(sources(retrieval({"none": (0.5, 0.25, 0), "ntk": (1, 0.75, 0)})))
-    assert group.summary()[:2] == ["Highest is ntk at 1× and 2×.", "All rows are equal at 4×: 0 %."]
+    said = ["Highest is ntk at 1× and 2×; the table has the 95 % intervals.", "All rows are equal at 4×: 0 %."]
+    assert group.summary()[:2] == said
+
+
+@pytest.mark.parametrize(
+    ("windows", "runs", "said"),
+    [
+        (1, 1, ", too few windows (1) to tell rows apart."),
+        (15, 1, ", too few windows (15) to tell rows apart."),
+        (15, 5, ", too few windows (15) to tell rows apart."),
+        (16, 1, ", told apart from every other row by paired 95 % intervals over 16 windows."),
+        (16, 2, ", too few runs (2) to tell rows apart."),
+        (16, 4, ", too few runs (4) to tell rows apart."),
+        (16, 5, ", told apart from every other row by paired 95 % intervals over 16 windows."),
+    ],
+)
+def test_few_windows_or_runs_tell_nothing_apart(
+    windows: int, runs: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("examples.WINDOWS", windows)
+    rows = {"ntk": (5, 6, 7), "yarn": (6, 7, 8)}
+    (group,) = grouped(sources(*(perplexity(rows, model=f"out{n}", training_seed=n, own=True) for n in range(runs))))
+    assert group.summary()[0] == f"Lowest is ntk at 1×, 2× and 4×{said}"
+
+
+def test_a_single_run_beside_few_runs_is_not_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("examples.WINDOWS", 16)
+    trained = [perplexity({"clex": (5, 6, 7)}, model=f"out{n}", training_seed=n, own=True) for n in range(3)]
+    (group,) = grouped(sources(perplexity({"ntk": (6, 7, 8)}), *trained))
+    assert group.summary()[0] == "Lowest is clex at 1×, 2× and 4×, too few runs (3) to tell rows apart."
+
+
+def test_other_windows_or_unequal_runs_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("examples.WINDOWS", 16)
+    moved = perplexity({"yarn": (6, 7, 8)}, protocol="stride")
+    for entry in moved["rows"][0]["lengths"]:
+        entry["ends"] = [end + 1 for end in entry["ends"]]
+    (group,) = grouped(sources(perplexity({"ntk": (5, 6, 7)}, protocol="stride"), moved))
+    assert group.summary()[0].endswith("; windows or numbers of runs differ, which allows no paired comparison.")
+    runs = [perplexity({"clex": (5, 6, 7)}, model=f"a{n}", training_seed=n, own=True) for n in range(5)]
+    runs += [perplexity({"yarn": (6, 7, 8)}, model=f"b{n}", training_seed=n, own=True) for n in range(6)]
+    (group,) = grouped(sources(*runs))
+    assert group.summary()[0].endswith("; windows or numbers of runs differ, which allows no paired comparison.")
+
+
+def test_equal_shares_leave_their_intervals_to_the_table() -> None:
+    (group,) = grouped(sources(retrieval({"none": (1, 0, 0), "ntk": (1, 0.75, 0), "yarn": (1, 0.75, 0)})))
+    assert group.summary()[1] == "Highest is ntk and yarn at 2×; the table has the 95 % intervals."
+
+
+@pytest.mark.parametrize("label", [r"$\foo$", "a$b$c", r"\$1"])
+def test_a_label_is_never_a_formula(label: str, tmp_path: Path) -> None:
+    found = sources(
+        perplexity({label: (5, 6, 7), "ntk": (6, 7, 8)}, positions=8, protocol="overlap"),
+        retrieval({label: (1, 0.5, 0)}),
+    )
+    drawn = re.findall(r"<svg.*?</svg>", page(found), re.DOTALL)
+    # A line and three figures by position, a line and a heat map.
+    assert ["".join(Read(each).text).count(label) for each in drawn] == [1] * 6
+    for index, plot in enumerate((plot_perplexity, plot_passkey)):
+        (group,) = grouped(found[index : index + 1])
+        path = plot(group.curves, tmp_path / f"{index}.png", original_length=64, title=label, subtitle=label)
+        assert path.stat().st_size > 10_000
 
 
 def test_names_of_rows_stand_above_a_figure_that_scrolls() -> None:
@@ -232,7 +296,7 @@ def test_one_window_has_no_interval_and_no_comparison() -> None:
     for entry in (entry for row in made["rows"] for entry in row["lengths"]):
         entry |= {"interval": None, "windows": 1} | {key: entry[key][:1] for key in ("ends", "nll", "tokens")}
     text = page(sources(made))
-    assert "the windows do not allow a paired comparison" in text
+    assert "too few windows (1) to tell rows apart" in text
     assert "<small>" not in text
 
 

@@ -6,6 +6,7 @@ records can be compared in pairs long after the models are gone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -101,6 +102,7 @@ def curves(records: Iterable[Record], *, mixed: bool = False) -> list[Curve]:
 
     A single run's interval is the one in the record, from its windows or trials. That of several runs comes
     from a bootstrap over windows and runs (perplexity, LongPPL), or is of the trials of all runs (passkey, needle).
+    A loss of one window has none: low and high are its value.
 
     Arguments:
         mixed: take records of different protocols and data together all the same.
@@ -199,15 +201,23 @@ def compare(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], **op
     Raises:
         ValueError: if the windows are not the same ones.
     """
-    if any(entry[key] != a[0][key] for entry in [*a, *b] for key in ("ends", "tokens")):
-        raise ValueError("the rows were measured on different windows. Evaluate both with one protocol and data.")
+    _check_windows([*a, *b])
     return paired_bootstrap([entry["nll"] for entry in a], [entry["nll"] for entry in b], a[0]["tokens"], **options)
+
+
+def _check_windows(entries: Sequence[Mapping[str, Any]]) -> None:
+    if any(entry[key] != entries[0][key] for entry in entries for key in ("ends", "tokens")):
+        raise ValueError("the rows were measured on different windows. Evaluate both with one protocol and data.")
 
 
 def _loss(runs: list[dict[str, Any]]) -> Interval:
     if len(runs) == 1:
         value, interval = value_of(runs[0]), runs[0]["interval"]
         return Interval(value, *(interval or (value, value)))
+    if len(runs[0]["nll"]) == 1:  # no interval, as for one run of one window
+        _check_windows(runs)
+        value = math.exp(mean(run["nll"][0] / run["tokens"][0] for run in runs))
+        return Interval(value, value, value)
     certain = {**runs[0], "nll": [0.0] * len(runs[0]["nll"])}  # perplexity 1 everywhere: the ratio is the value
     return compare(runs, [certain])
 

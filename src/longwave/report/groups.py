@@ -15,6 +15,8 @@ from longwave.report.sources import KINDS, ROW, Source
 from longwave.report.tables import number, ratio_text
 
 SAMPLES = 2_000  # of a paired bootstrap: one for each row and length, and the page only says on which side of 1
+# With fewer, the bootstrap's 95 % intervals tell rows that are alike apart far more often than 5 times in 100.
+ENOUGH_WINDOWS, ENOUGH_RUNS = 16, 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +79,22 @@ class Group:
             try:
                 if label != best and 1 in compare(runs[best], entries, samples=SAMPLES):
                     found.append(label)
-            except ValueError:  # other windows, or only one
+            except ValueError:  # other windows, or a number of runs that cannot be paired
                 return None
         return found
+
+    def too_few(self, length: int) -> str | None:
+        """What there is too little of at `length` to tell rows apart; a single run is one model, not a sample."""
+        found = [self._entries(label, length) for label in self.values(length)]
+        windows = self.windows(length)
+        runs = min((len(entries) for entries in found if len(entries) > 1), default=ENOUGH_RUNS)
+        if windows < ENOUGH_WINDOWS:
+            return f"too few windows ({windows})"
+        return f"too few runs ({runs})" if runs < ENOUGH_RUNS else None
+
+    def windows(self, length: int) -> int:
+        """Windows at `length`, of the row that has the fewest."""
+        return min(len(entry["nll"]) for label in self.values(length) for entry in self._entries(label, length))
 
     def _entries(self, label: str, length: int) -> list[Mapping[str, Any]]:
         return [entry for run in self.rows[label] for entry in run["lengths"] if entry["length"] == length]
@@ -91,7 +106,10 @@ class Group:
         for length in self.lengths:
             if self.best(length):
                 same.setdefault(self._verdict(length), []).append(length)
-        found = [f"{who} at {self._ratios(lengths)}{how}." for (who, how), lengths in same.items()]
+        found = [
+            f"{who} at {self._ratios(lengths)}{how or self._uncertainty(lengths)}."
+            for (who, how), lengths in same.items()
+        ]
         for curve in self.curves:
             at = dict(zip(curve.lengths, curve.values, strict=True))
             shown = [length for length in dict.fromkeys((first, last)) if length in at] or [curve.lengths[-1]]
@@ -100,19 +118,29 @@ class Group:
         return found
 
     def _verdict(self, length: int) -> tuple[str, str]:
-        """Who is best at `length`, and how surely, as the two parts of a sentence."""
+        """Who is best at `length`, and how surely, as the two parts of a sentence; the second empty for retrieval."""
         best, values = self.best(length), self.values(length)
         if len(best) == len(values):
             return "All rows are equal", f": {self.text(values[best[0]])}"
         who = f"{'Lowest' if self.schema in LOSSES else 'Highest'} is {' and '.join(best)}"
         if self.schema not in LOSSES:
             return who, ""
+        if few := self.too_few(length):
+            return who, f", {few} to tell rows apart"
         level = self.level(length, best[0])
         if level is None:
-            return who, "; the windows do not allow a paired comparison"
+            return who, "; windows or numbers of runs differ, which allows no paired comparison"
         level = [label for label in level if label not in best]
         said = f"not told apart from {', '.join(level)}" if level else "told apart from every other row"
-        return who, f", {said} by paired 95 % intervals"
+        return who, f", {said} by paired 95 % intervals over {self.windows(length)} windows"
+
+    def _uncertainty(self, lengths: Sequence[int]) -> str:
+        """The interval of the best share; several are left to the table."""
+        best = self.best(lengths[0])
+        if len(lengths) > 1 or len(best) > 1:
+            return "; the table has the 95 % intervals"
+        value = self.values(lengths[0])[best[0]]
+        return f" ({self.text(value)}, 95 % interval {self.bounds(value)})"
 
     def _ratios(self, lengths: Sequence[int]) -> str:
         *first, last = [self.ratio(length) for length in lengths]

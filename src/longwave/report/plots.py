@@ -104,13 +104,20 @@ def _figure(
 
 
 def blank(size: tuple[float, float], pad: float = 0.04) -> Figure:
-    """An empty figure of `size` inches, with `pad` inches around each of its axes."""
+    """An empty figure of `size` inches, with `pad` inches around each of its axes; no text in it is a formula."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.text import Text
+
+    class Plain(Figure):
+        def draw(self, renderer: Any) -> None:
+            for text in self.findobj(Text):  # names that users chose: `$\foo$` is no formula, and a wrong one fails
+                text.set(parse_math=False)
+            super().draw(renderer)
 
     # Not pyplot: it keeps figures alive and, on machines with a display, picks a backend that needs one.
-    figure = Figure(figsize=size, dpi=150, layout=ConstrainedLayoutEngine(h_pad=pad, w_pad=pad))
+    figure = Plain(figsize=size, dpi=150, layout=ConstrainedLayoutEngine(h_pad=pad, w_pad=pad))
     FigureCanvasAgg(figure)
     return figure
 

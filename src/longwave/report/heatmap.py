@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 
 from longwave.evaluation.results import Grid
+from longwave.report.plots import blank
 from longwave.report.tables import ratio_text
 
 COLUMNS = 3  # maps side by side
@@ -28,15 +29,11 @@ def plot_needle(
 
     PNG, PDF or SVG by the suffix of `path`. Dark is none and light all of them; every cell has its number.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     across = min(COLUMNS, len(grids))
     down = math.ceil(len(grids) / across)
     most, deepest = max(len(grid.lengths) for grid in grids), max(len(grid.depths) for grid in grids)
     size = (1.4 + across * (1.0 + 0.62 * most), 1.0 + down * (1.1 + 0.3 * deepest))
-    figure = Figure(figsize=(max(size[0], 5.5), size[1]), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank((max(size[0], 5.5), size[1]))
     every = figure.subplots(down, across, squeeze=False).ravel()
     for axes, grid in zip(every, grids, strict=False):
         shown = axes.imshow(grid.rates, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")

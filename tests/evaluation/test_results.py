@@ -125,6 +125,11 @@ def test_what_is_not_comparable_is_not_shown_together(key: str, value: object) -
         curves([perplexity_record(), perplexity_record(**{key: value})])
 
 
+def test_kinds_are_never_drawn_together() -> None:
+    with pytest.raises(ValueError, match=r"differ in their schema and cannot be compared. Draw them apart.$"):
+        curves([perplexity_record(), {**perplexity_record(), "schema": "longwave.passkey/1"}], mixed=True)
+
+
 def test_data_is_known_by_its_contents() -> None:
     assert len(curves([perplexity_record(), perplexity_record(data={"elsewhere/book.txt": "5f"})])) == 1
 

@@ -41,6 +41,9 @@ def test_local_samples(plain: Path, samples: Path, tmp_path: Path, capsys: pytes
     assert run("report", out, "-o", tmp_path / "report.html") == 0
     page = (tmp_path / "report.html").read_text()
     assert "Tasks · plain" in page and "passkey: 0.000 exact_match" in page
+    capsys.readouterr()
+    assert run("plot", out) == 1
+    assert "has no lengths to plot. `longwave report` shows" in capsys.readouterr().err
     assert run(*arguments) == 1
     assert "is not empty" in capsys.readouterr().err
 

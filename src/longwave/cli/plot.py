@@ -59,12 +59,15 @@ def plot(
 
 def _read(argument: str) -> dict[str, Any]:
     """A record, its rows renamed where a name is given."""
+    from longwave.evaluation.results import KNOWN
     from longwave.report.sources import read_source
 
     name, separator, path = argument.partition("=")
     if not separator or Path(argument).exists():
         name, path = "", argument
     record = read_source(_file(Path(path))).record
+    if record["schema"] not in KNOWN:
+        raise ValueError(f"{path} has no lengths to plot. `longwave report` shows records of tasks.")
     if name:
         rows = record["rows"]
         for row in rows:

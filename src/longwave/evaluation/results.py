@@ -171,10 +171,14 @@ def _runs(records: list[Record], mixed: bool) -> dict[str, list[list[dict[str, A
         for other in records[1:]:
             if _identity(other, key) != _identity(records[0], key):
                 which = f"settings ({_differing(records[0], other)})" if key == "settings" else key.replace("_", " ")
-                raise ValueError(
-                    f"the records differ in their {which} and cannot be compared. Evaluate all alike, or draw them "
-                    "together all the same with --force (in Python: mixed=True)."
+                hint = (
+                    "Draw them apart."
+                    if key == "schema"
+                    else (
+                        "Evaluate all alike, or draw them together all the same with --force (in Python: mixed=True)."
+                    )
                 )
+                raise ValueError(f"the records differ in their {which} and cannot be compared. {hint}")
     grouped: dict[str, list[list[dict[str, Any]]]] = {}
     for row in (row for each in records for row in each["rows"]):
         grouped.setdefault(row["label"], []).append(sorted(row["lengths"], key=lambda entry: entry["length"]))

@@ -126,7 +126,9 @@ def test_interrupt_is_exit_code_130(tmp_path: Path) -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not (tmp_path / "out").exists() and process.poll() is None and time.monotonic() < deadline:
+    # Not earlier: an interrupt while a library is imported may be swallowed there.
+    steps = tmp_path / "out" / "steps"
+    while not list(steps.glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)

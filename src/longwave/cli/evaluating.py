@@ -52,13 +52,18 @@ class Loaded:
     about: dict[str, Any]
 
 
-def setup(dtype: str, device: str | None) -> dict[str, str]:
-    """What `load` makes of both options: the kind of device, and the type of the weights or `stored`."""
+def _device(device: str | None) -> str:
+    """The one asked for, or the accelerator, if any."""
     import torch
 
-    if device is None:
-        device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-    kind = device.partition(":")[0]
+    if device is not None:
+        return device
+    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+
+
+def setup(dtype: str, device: str | None) -> dict[str, str]:
+    """What `load` makes of both options: the kind of device, and the type of the weights or `stored`."""
+    kind = _device(device).partition(":")[0]
     return {"device": kind, "dtype": dtype if dtype != "auto" else "float32" if kind == "cpu" else "stored"}
 
 
@@ -72,8 +77,7 @@ def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajector
     from longwave.io import read_json
 
     logging.disable_progress_bar()
-    if device is None:
-        device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    device = _device(device)
     try:
         place = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts

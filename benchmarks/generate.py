@@ -94,7 +94,7 @@ def main() -> None:
     @contextmanager
     def ours(length: int) -> Iterator[None]:
         longwave.extend(model, max_factor=FACTOR, trajectory=trajectory)
-        longwave.set_length(model, "fixed", max(1.0, (length + STEPS) / L))
+        longwave.set_policy(model, "fixed", max(1.0, (length + STEPS) / L))
         try:
             yield
         finally:

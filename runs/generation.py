@@ -48,13 +48,13 @@ def grown(model: PreTrainedModel, start: int, end: int, repeats: int) -> dict[st
     times: dict[str, list[float]] = {"fit": [], "grow": []}
     for round_ in range(repeats):
         for policy in ("fit", "grow") if round_ % 2 == 0 else ("grow", "fit"):
-            longwave.set_length(model, policy)
+            longwave.set_policy(model, policy)
             started = time.perf_counter()
             text = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
             times[policy].append(time.perf_counter() - started)
             if policy == "grow":
                 ours = text
-    longwave.set_length(model, "grow")
+    longwave.set_policy(model, "grow")
     with torch.no_grad():  # every token is predicted from what is before it, at the t of that length
         same = [
             int(model(ours[:, :n], use_cache=False).logits[0, -1].argmax()) == int(ours[0, n])

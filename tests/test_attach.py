@@ -70,7 +70,7 @@ def test_a_copy_of_an_extended_model_is_its_own(llama: LlamaForCausalLM) -> None
     for parameter in longwave.rotaries(twin)[0].trajectory.parameters():
         nn.init.normal_(parameter)
     assert not torch.equal(logits(twin, ids(length=3 * L)), logits(llama, ids(length=3 * L)))
-    longwave.set_length(twin, "fixed", 2.0)
+    longwave.set_policy(twin, "fixed", 2.0)
     assert longwave.rotaries(llama)[0].factor is None
     assert twin.generate.__self__ is twin
     longwave.restore(twin)
@@ -239,10 +239,10 @@ def test_a_path_is_no_model() -> None:
         (("fixed", torch.tensor([1.0, 0.5])), "between 1 and max_factor 4"),
     ],
 )
-def test_set_length_refuses(llama: LlamaForCausalLM, arguments: tuple, message: str) -> None:
+def test_set_policy_refuses(llama: LlamaForCausalLM, arguments: tuple, message: str) -> None:
     longwave.extend(llama, "ntk", max_factor=4)
     with pytest.raises(ValueError, match=message):
-        longwave.set_length(llama, *arguments)
+        longwave.set_policy(llama, *arguments)
 
 
 def test_snapshot(llama: LlamaForCausalLM) -> None:
@@ -255,7 +255,7 @@ def test_snapshot(llama: LlamaForCausalLM) -> None:
 
 def test_defect_left_padding_shifts_keys_against_queries(llama: LlamaForCausalLM) -> None:
     """Keys are turned by their own position ids: a padded row gives the logits of the row alone."""
-    longwave.set_length(longwave.extend(llama, "clex", max_factor=4), "fixed", 3.0)
+    longwave.set_policy(longwave.extend(llama, "clex", max_factor=4), "fixed", 3.0)
     text, pad = ids(1, 150), 40
     padded = torch.cat([torch.zeros(1, pad, dtype=torch.long), text], dim=1)
     mask = (torch.arange(190) >= pad).long()[None]
@@ -266,7 +266,7 @@ def test_defect_left_padding_shifts_keys_against_queries(llama: LlamaForCausalLM
 
 def test_defect_packed_positions_crash(llama: LlamaForCausalLM) -> None:
     """Two documents in one row, positions starting again: each as if it were alone at the same t."""
-    longwave.set_length(longwave.extend(llama, "clex", max_factor=4), "fixed", 2.0)
+    longwave.set_policy(longwave.extend(llama, "clex", max_factor=4), "fixed", 2.0)
     first, second = ids(1, 100), ids(1, 110)[:, 10:]
     positions = torch.cat([torch.arange(100), torch.arange(100)])[None]
     packed = logits(llama, torch.cat([first, second], dim=1), position_ids=positions)

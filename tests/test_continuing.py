@@ -116,10 +116,10 @@ def test_training_continues_the_method_or_takes_the_scaling_as_the_models(
     assert found == (name, schedule, original)
     if name == "yarn":
         assert rotary.trajectory.options()["beta_fast"] == 16.0
-        longwave.set_length(model, "fixed", 4.0)
+        longwave.set_policy(model, "fixed", 4.0)
         assert (logits(model) - logits(plain)).abs().max() < 1e-5
     else:
-        longwave.set_length(model, "fixed", 1.0)
+        longwave.set_policy(model, "fixed", 1.0)
         assert torch.equal(logits(model), logits(plain))
     assert torch.equal(logits(longwave.restore(model)), logits(plain))
 
@@ -153,7 +153,7 @@ def test_exported_again(scaled: Path, tmp_path: Path) -> None:
     assert (logits(again) - logits(plain)).abs().max() < 1e-5
     assert run("export", scaled, "--factor", 2, "-o", tmp_path / "half") == 0
     model = longwave.load(scaled)
-    longwave.set_length(model, "fixed", 2.0)
+    longwave.set_policy(model, "fixed", 2.0)
     half = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
     assert half.config.max_position_embeddings == 2 * L
     assert torch.equal(logits(half), logits(model))

@@ -134,7 +134,7 @@ def test_turns_on_a_cache_equal_turns_without(
     longwave.extend(llama, "clex", max_factor=8)
     for parameter in llama.parameters():
         parameter.data *= 2
-    longwave.set_length(llama, "grow")
+    longwave.set_policy(llama, "grow")
     talk = Conversation(llama, tokenizer, system="Be brief.", do_sample=False, pad_token_id=0)
     for turn in range(5):
         ids = torch.tensor([talk._encode([*talk.messages, {"role": "user", "content": f"Question {turn}?"}])])

@@ -32,12 +32,12 @@ def prompt(rows: int = 1, length: int = 90) -> Tensor:
 
 
 def greedy_without_cache(model: LlamaForCausalLM, ids: Tensor, new: int, factor: float) -> Tensor:
-    longwave.set_length(model, "fixed", factor)
+    longwave.set_policy(model, "fixed", factor)
     with torch.no_grad():
         for _ in range(new):
             token = model(ids, use_cache=False).logits[:, -1:].argmax(-1)
             ids = torch.cat([ids, token], dim=1)
-    longwave.set_length(model, "fit")
+    longwave.set_policy(model, "fit")
     return ids
 
 
@@ -53,7 +53,7 @@ def test_defect_incremental_decode_differs_from_the_full_forward(model: LlamaFor
     """Every step's scores are those of one forward over the whole text, crossing L and several t on the way."""
     ids = prompt(length=50)
     result = model.generate(ids, max_new_tokens=110, output_logits=True, return_dict_in_generate=True, **GREEDY)
-    longwave.set_length(model, "fixed", 160 / L)
+    longwave.set_policy(model, "fixed", 160 / L)
     with torch.no_grad():
         whole = model(result.sequences, use_cache=False).logits[:, 49:-1]
     torch.testing.assert_close(torch.stack(result.logits, dim=1), whole, atol=1e-5, rtol=0)
@@ -97,7 +97,7 @@ def test_defect_all_keys_rotated_again_at_every_decode_step(model: LlamaForCausa
     """A step rotates the one new position, with frequencies that are there already."""
     (rotary,) = longwave.rotaries(model)
     if factor is not None:
-        longwave.set_length(model, "fixed", factor)
+        longwave.set_policy(model, "fixed", factor)
     rotated, waits = [], []
     forward = rotary.forward
 
@@ -145,7 +145,7 @@ def test_beam_search_runs_at_one_t(model: LlamaForCausalLM) -> None:
     ids = prompt()
     with torch.no_grad():
         fit = model.generate(ids, max_new_tokens=10, num_beams=3, **GREEDY)
-        longwave.set_length(model, "fixed", 100 / L)
+        longwave.set_policy(model, "fixed", 100 / L)
         assert torch.equal(model.generate(ids, max_new_tokens=10, num_beams=3, **GREEDY), fit)
 
 
@@ -167,7 +167,7 @@ def test_within_l_it_is_the_plain_model(model: LlamaForCausalLM, dtype: torch.dt
 
 def test_a_fixed_factor_is_respected_and_kept(model: LlamaForCausalLM) -> None:
     ids = prompt()
-    longwave.set_length(model, "fixed", 3.5)
+    longwave.set_policy(model, "fixed", 3.5)
     ours = model.generate(ids, max_new_tokens=20, **GREEDY)
     assert longwave.rotaries(model)[0].factor == 3.5
     assert torch.equal(ours, greedy_without_cache(model, ids, 20, 3.5))
@@ -175,7 +175,7 @@ def test_a_fixed_factor_is_respected_and_kept(model: LlamaForCausalLM) -> None:
 
 def test_too_long_is_said_before_the_first_token(model: LlamaForCausalLM) -> None:
     for steering in (("fit",), ("fixed", 4.0)):
-        longwave.set_length(model, *steering)
+        longwave.set_policy(model, *steering)
         with pytest.raises(ValueError, match="a sequence of 290 tokens is longer than 256"):
             model.generate(prompt(), max_new_tokens=200, **GREEDY)
         assert longwave.rotaries(model)[0].factor == (*steering, None)[1]
@@ -197,12 +197,12 @@ def test_prompt_as_embeddings(model: LlamaForCausalLM, cache: str | None) -> Non
 
 
 def test_a_factor_for_each_row_does_not_fit_beams(model: LlamaForCausalLM) -> None:
-    longwave.set_length(model, "fixed", torch.tensor([2.0, 3.0]))
+    longwave.set_policy(model, "fixed", torch.tensor([2.0, 3.0]))
     batch = prompt(rows=2)
     both = model.generate(batch, max_new_tokens=5, **GREEDY)
-    longwave.set_length(model, "fixed", 3.0)
+    longwave.set_policy(model, "fixed", 3.0)
     assert torch.equal(both[1:], model.generate(batch[1:], max_new_tokens=5, **GREEDY))
-    longwave.set_length(model, "fixed", torch.tensor([2.0, 3.0]))
+    longwave.set_policy(model, "fixed", torch.tensor([2.0, 3.0]))
     with pytest.raises(ValueError, match=r"factor has shape \(2,\) but the batch has 6 rows"):
         model.generate(batch, max_new_tokens=5, num_beams=3, **GREEDY)
 
@@ -241,17 +241,17 @@ def test_grow_is_exactly_greedy_decoding_without_a_cache(
     model: LlamaForCausalLM, cache: str | None, chunk: int | None
 ) -> None:
     """From 0.8 L to 3.8 L: through t = 1, 2 and 4."""
-    longwave.set_length(model, "grow")
+    longwave.set_policy(model, "grow")
     ids = prompt(length=50)
     ours = model.generate(ids, max_new_tokens=190, cache_implementation=cache, prefill_chunk_size=chunk, **GREEDY)
     assert torch.equal(ours, greedy(model, ids, 190))
     assert longwave.rotaries(model)[0].factor is None
-    longwave.set_length(model, "fit")
+    longwave.set_policy(model, "fit")
     assert not torch.equal(ours, model.generate(ids, max_new_tokens=190, **GREEDY))  # the policies do differ
 
 
 def test_grow_computes_the_cache_again_only_when_t_doubles(model: LlamaForCausalLM) -> None:
-    longwave.set_length(model, "grow")
+    longwave.set_policy(model, "grow")
     (rotary,) = longwave.rotaries(model)
     steps, forward = [], rotary.forward
 
@@ -269,7 +269,7 @@ def test_a_batch_is_its_rows_alone(model: LlamaForCausalLM) -> None:
     rows = [prompt(length=length) for length in (20, 64, 65, 90, 100, 128, 150, 200)]
     batch, mask = pad_left(rows)
     for policy in ("fit", "grow"):
-        longwave.set_length(model, policy)
+        longwave.set_policy(model, policy)
         together = model.generate(
             batch, attention_mask=mask, max_new_tokens=40, output_logits=True, return_dict_in_generate=True, **GREEDY
         )
@@ -308,7 +308,7 @@ def test_packed_sequences_are_as_if_alone(model: LlamaForCausalLM) -> None:
 @pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
 def test_a_chat_goes_on_with_its_cache(model: LlamaForCausalLM, policy: str, kind: type[Cache]) -> None:
     """Turns of a conversation on one cache equal the same turns without: where t moved on it is filled again."""
-    longwave.set_length(model, policy)
+    longwave.set_policy(model, policy)
     room = {"max_cache_len": 200} if kind is StaticCache else {}
     cache, text = kind(config=model.config, **room), prompt(length=40)
     for _ in range(4):
@@ -331,13 +331,13 @@ def test_a_cache_of_another_t_is_refused(model: LlamaForCausalLM) -> None:
         filled = model(ids, use_cache=True).past_key_values
         with pytest.raises(ValueError, match=r"filled at t = 1\.40625, but 91 tokens run at t = 1\.42188"):
             model(ids[:, :1], past_key_values=filled)
-        longwave.set_length(model, "fixed", 90 / L)
+        longwave.set_policy(model, "fixed", 90 / L)
         model(ids[:, :1], past_key_values=filled)
 
 
 @pytest.mark.parametrize("cache", [None, "static"])
 def test_grow_refuses_what_it_cannot_read_again(model: LlamaForCausalLM, cache: str | None) -> None:
-    longwave.set_length(model, "grow")
+    longwave.set_policy(model, "grow")
     options: dict[str, Any] = {"max_new_tokens": 5, "cache_implementation": cache, **GREEDY}
     embeddings = model.get_input_embeddings()(prompt())
     with pytest.raises(ValueError, match="needs the prompt as input_ids"):
@@ -348,16 +348,16 @@ def test_grow_refuses_what_it_cannot_read_again(model: LlamaForCausalLM, cache: 
         with pytest.raises(ValueError, match="cannot decode speculatively"):
             model.generate(prompt(), prompt_lookup_num_tokens=3, **options)
         assistant = longwave.restore(copy.deepcopy(model))
-        with pytest.raises(ValueError, match=r"cannot decode speculatively. Use set_length\(model,"):
+        with pytest.raises(ValueError, match=r"cannot decode speculatively. Use set_policy\(model,"):
             model.generate(prompt(), assistant_model=assistant, **options)
         growing = copy.deepcopy(model)
-        longwave.set_length(model, "fit")
-        with pytest.raises(ValueError, match=r"cannot decode speculatively. Use set_length\(the assistant,"):
+        longwave.set_policy(model, "fit")
+        with pytest.raises(ValueError, match=r"cannot decode speculatively. Use set_policy\(the assistant,"):
             model.generate(prompt(), assistant_model=growing, **options)
 
 
 def test_grow_refuses_new_tokens_alone_where_it_may_grow(model: LlamaForCausalLM) -> None:
-    longwave.set_length(model, "grow")
+    longwave.set_policy(model, "grow")
     result = model.generate(prompt(length=40), max_new_tokens=5, return_dict_in_generate=True, **GREEDY)
     text = torch.cat([result.sequences, prompt(length=3)], dim=1)
     known = result.past_key_values.get_seq_length()
@@ -398,7 +398,7 @@ def step(model: LlamaForCausalLM, ids: Tensor, cache: Cache, **options: Any) -> 
 def test_a_decode_loop_of_padded_rows(llama: LlamaForCausalLM, policy: str) -> None:
     """Without position ids, as the stock model allows; refused from where one row would need another t."""
     longwave.extend(llama, policy.split()[0], max_factor=4)
-    longwave.set_length(llama, policy.split()[1])
+    longwave.set_policy(llama, policy.split()[1])
     rows = [prompt(length=60), prompt(length=90)]
     batch, mask = pad_left(rows)
     cache = DynamicCache(config=llama.config)
@@ -419,7 +419,7 @@ def test_a_decode_loop_of_padded_rows(llama: LlamaForCausalLM, policy: str) -> N
 def test_an_emptied_cache_is_a_new_one(llama: LlamaForCausalLM) -> None:
     model, text = longwave.extend(llama, "ntk", max_factor=4), prompt(length=70)
     for policy in ("fit", "grow"):
-        longwave.set_length(model, policy)
+        longwave.set_policy(model, policy)
         cache = DynamicCache(config=model.config)
         model.generate(prompt(length=60), max_new_tokens=20, past_key_values=cache, **GREEDY)
         cache.reset()
@@ -436,7 +436,7 @@ def test_a_cache_given_by_place_or_under_another_fixed_t(llama: LlamaForCausalLM
         model(text[:, :90], None, None, cache)
         with pytest.raises(ValueError, match=r"filled at t = 1\.40625, but 91 tokens"):
             model(text[:, 90:], None, None, cache)
-    longwave.set_length(model, "fixed", 2.0)
+    longwave.set_policy(model, "fixed", 2.0)
     with pytest.raises(ValueError, match=r"filled at t = 1\.40625, but 91 tokens run at t = 2"):
         step(model, text[:, 90:], cache)
 
@@ -445,7 +445,7 @@ def test_a_cache_given_by_place_or_under_another_fixed_t(llama: LlamaForCausalLM
 def test_beams_of_padded_rows(model: LlamaForCausalLM, policy: str) -> None:
     rows = [prompt(length=60), prompt(length=100)]
     batch, mask = pad_left(rows)
-    longwave.set_length(model, policy)
+    longwave.set_policy(model, policy)
     together = model.generate(batch, attention_mask=mask, max_new_tokens=10, num_beams=3, **GREEDY)
     for index, row in enumerate(rows):
         alone = model.generate(row, max_new_tokens=10, num_beams=3, **GREEDY)
@@ -458,7 +458,7 @@ def test_compiled_decode_is_one_graph_for_every_t(model: LlamaForCausalLM) -> No
 
     def decode(call: Any, factor: float | Tensor) -> Tensor:
         cache = StaticCache(config=model.config, max_cache_len=200)
-        longwave.set_length(model, "fixed", factor)
+        longwave.set_policy(model, "fixed", factor)
         with torch.no_grad():
             model(ids, past_key_values=cache)
             steps = (torch.full((2, 1), step) for step in range(120, 125))

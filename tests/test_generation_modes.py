@@ -57,7 +57,7 @@ def teacher_forced(model: PreTrainedModel, sequences: Tensor, policy: str) -> Te
         for end in range(PROMPT, PROMPT + NEW):
             t = {"grow": rotary.factor_for(end), "fit": (PROMPT + NEW) / LENGTH, "fixed": FACTOR}[policy]
             with factor_for_a_while([rotary]):
-                longwave.set_length(model, "fixed", t)
+                longwave.set_policy(model, "fixed", t)
                 found.append(model(sequences[:, :end], use_cache=False).logits[:, -1])
     return torch.stack(found, dim=1).float()
 
@@ -78,7 +78,7 @@ CELLS = [
 def test_scores_are_those_of_full_forwards(family: str, mode: str, policy: str, cache: str | None, dtype: str) -> None:
     kind, tolerance = DTYPES[dtype]
     model = extended(family, kind)
-    longwave.set_length(model, policy, FACTOR if policy == "fixed" else None)
+    longwave.set_policy(model, policy, FACTOR if policy == "fixed" else None)
     torch.manual_seed(1)
     options = {"do_sample": False, "cache_implementation": cache, **FREE, **MODES[mode]}
     result = model.generate(prompt(), output_logits=True, return_dict_in_generate=True, **options)
@@ -93,7 +93,7 @@ def test_scores_are_those_of_full_forwards(family: str, mode: str, policy: str, 
 def test_sliding_windows(windowed: str, policy: str, cache: str | None) -> None:
     """Caches that forget: all layers of Mistral, every other one of Gemma 2."""
     model = extended(windowed, window=16)
-    longwave.set_length(model, policy)
+    longwave.set_policy(model, policy)
     options = {"do_sample": False, "cache_implementation": cache, **FREE}
     result = model.generate(prompt(), output_logits=True, return_dict_in_generate=True, **options)
     expected = teacher_forced(model, result.sequences, policy)
@@ -104,7 +104,7 @@ def test_sliding_windows(windowed: str, policy: str, cache: str | None) -> None:
 @pytest.mark.parametrize("cache", [None, "static"])
 def test_beams_with_and_without_a_cache(family: str, policy: str, cache: str | None) -> None:
     model = extended(family)
-    longwave.set_length(model, policy)
+    longwave.set_policy(model, policy)
     options = {**FREE, "do_sample": False, "num_beams": 3}
     ours = model.generate(prompt(), cache_implementation=cache, **options)
     assert torch.equal(ours, model.generate(prompt(), use_cache=False, **options))
@@ -130,7 +130,7 @@ def test_assisted_by_a_smaller_model_is_greedy(family: str) -> None:
 @pytest.mark.parametrize("cache", [None, "static"])
 def test_eight_padded_rows_are_eight_single_runs(family: str, policy: str, cache: str | None) -> None:
     model = extended(family)
-    longwave.set_length(model, policy)
+    longwave.set_policy(model, policy)
     rows = [prompt(length=length) for length in (20, 40, 50, 62, 64, 65, 80, 90)]
     width = rows[-1].shape[1]
     batch = torch.cat([torch.nn.functional.pad(row, (width - row.shape[1], 0)) for row in rows])
@@ -158,6 +158,6 @@ def test_a_streamer_sees_every_token(family: str, policy: str, cache: str | None
             self.tokens.append(-1)
 
     model, seen = extended(family), Collect()
-    longwave.set_length(model, policy)
+    longwave.set_policy(model, policy)
     result = model.generate(prompt(), streamer=seen, cache_implementation=cache, do_sample=False, **FREE)
     assert seen.tokens == [*result[0].tolist(), -1]

@@ -119,7 +119,7 @@ def test_starts_from_the_rope_before_the_scaling_and_restores_what_was_loaded(fa
     if name == "longrope":  # its own are the short factors
         assert torch.equal(rotary.base.inv_freq, rotary.base.original_inv_freq)
     else:
-        longwave.set_length(model, "fixed", 1.0)
+        longwave.set_policy(model, "fixed", 1.0)
         assert torch.equal(logits(model), logits(plain))
         with under(model, "none", [4 * L]):
             assert torch.equal(logits(model), logits(plain))
@@ -342,7 +342,8 @@ def test_an_export_comes_back_bit_for_bit(
     assert rotary.trajectory.attention_scaling(factor) == native.model.rotary_emb.attention_scaling
     length = math.floor(factor * L)
     assert rotary.max_length == length
-    assert (rotary.recognised, rotary.loaded is not None, rotary.schedule) == (True, True, Static(factor))
+    handle = longwave.extension(model)
+    assert (handle.recognised, handle.unscaled, handle.schedule) == (True, True, Static(factor))
     assert model.config.longwave["factor"] == factor
     assert torch.equal(logits(model, length), logits(native, length))
     frozen, before = longwave.snapshot(model, factor), longwave.snapshot(llama, factor)
@@ -356,7 +357,7 @@ def test_an_export_comes_back_bit_for_bit(
     assert twice == once
     again = longwave.load(longwave.save(model, tmp_path / "ours"))
     assert torch.equal(logits(again, length), logits(native, length))
-    longwave.set_length(model, "fixed", 1.0)
+    longwave.set_policy(model, "fixed", 1.0)
     assert torch.equal(logits(model, length), logits(longwave.restore(llama), length))
     assert torch.equal(logits(longwave.restore(model), length), logits(native, length))
 
@@ -405,7 +406,7 @@ def test_an_export_of_a_model_with_an_attention_scaling_of_its_own(
     again, native = longwave.load(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     assert (logits(again) - logits(native)).abs().max() < 1e-5
     for source in (model, again):
-        longwave.set_length(source, "fixed", 1.0)
+        longwave.set_policy(source, "fixed", 1.0)
     assert torch.equal(logits(again, L), logits(model, L))
     with under(again, "none", [L]), under(model, "none", [L]):
         assert torch.equal(logits(again, L), logits(model, L))

@@ -73,7 +73,7 @@ def test_schedule_gives_t_from_the_largest_position(llama: LlamaForCausalLM) -> 
 def test_local_layers_keep_their_rotation() -> None:
     model = tiny_model("gemma3_text")
     plain = copy.deepcopy(model.model.rotary_emb)
-    longwave.set_length(longwave.extend(model, "ntk", max_factor=8), "fixed", 4.0)
+    longwave.set_policy(longwave.extend(model, "ntk", max_factor=8), "fixed", 4.0)
     x, positions = torch.zeros(1, 20, 64), torch.arange(20)[None]
     for layer_type, same in (("sliding_attention", True), ("full_attention", False)):
         ours, theirs = model.model.rotary_emb(x, positions, layer_type), plain(x, positions, layer_type)
@@ -192,7 +192,7 @@ def test_attributes_of_the_base_stay_reachable(llama: LlamaForCausalLM) -> None:
 @pytest.mark.parametrize("method", ["yarn", "clex"])
 def test_compiles_in_one_graph_at_a_fixed_t(llama: LlamaForCausalLM, method: str) -> None:
     rotary = rotary_of(llama, method)
-    longwave.set_length(llama, "fixed", 2.0)
+    longwave.set_policy(llama, "fixed", 2.0)
     ids = torch.randint(256, (1, 100))
     compiled = torch.compile(llama, backend="eager", fullgraph=True)
     with torch.no_grad():

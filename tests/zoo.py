@@ -44,7 +44,7 @@ def examine(model_type: str) -> Finding:
     except ValueError as error:
         return Finding(model_type, built=True, reason=_first_line(error))
     exact = torch.equal(plain, _logits(model)) and torch.equal(differentiable, _logits(model, grad=True))
-    longwave.set_length(model, "fixed", FACTOR)
+    longwave.set_policy(model, "fixed", FACTOR)
     scaled = not torch.equal(plain, _logits(model))
     gradient = _has_gradient(model)
     longwave.restore(model)

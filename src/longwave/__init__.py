@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longwave.adapter import load, save
-    from longwave.attach import extend, extended, restore, rotaries, set_length, snapshot
+    from longwave.attach import extend, extended, restore, rotaries, set_length, set_policy, snapshot
     from longwave.evaluation.needle import needle
     from longwave.evaluation.passkey import passkey
     from longwave.evaluation.perplexity import perplexity
@@ -31,7 +31,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "longwave.adapter": ("load", "save"),
-    "longwave.attach": ("extend", "extended", "restore", "rotaries", "set_length", "snapshot"),
+    "longwave.extensions.handle": ("Extension", "extension"),
+    "longwave.attach": ("extend", "extended", "restore", "rotaries", "set_length",
+    "set_policy", "snapshot"),
     "longwave.evaluation.needle": ("needle",),
     "longwave.evaluation.passkey": ("passkey",),
     "longwave.evaluation.perplexity": ("perplexity",),
@@ -46,6 +48,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "METHODS",
+    "Extension",
     "Rope",
     "Schedule",
     "Snapshot",
@@ -54,6 +57,7 @@ __all__ = [
     "export",
     "extend",
     "extended",
+    "extension",
     "load",
     "needle",
     "parse_method",
@@ -63,6 +67,7 @@ __all__ = [
     "rotaries",
     "save",
     "set_length",
+    "set_policy",
     "snapshot",
     "train",
 ]

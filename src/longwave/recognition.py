@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longwave.architectures import Site, find_sites, rope_at
-from longwave.attach import extend_from, restore, rotaries
+from longwave.attach import extend_from, restore, extension
 from longwave.generation import rotaries_of
 from longwave.rope import Rope
 from longwave.rotary import undecorated_forward
@@ -115,8 +115,7 @@ def _follow(model: PreTrainedModel) -> None:
     )
     if not _agrees(model, scaling):
         raise ValueError("the model's frequencies or attention scaling are not those of the method.")
-    for rotary in rotaries(model):
-        rotary.recognised = True
+    extension(model).recognised = True
 
 
 def _known_type(model: PreTrainedModel) -> str | None:
@@ -245,10 +244,10 @@ def _unscaled(module: nn.Module, scaling: Scaling) -> nn.Module:
 
 def _agrees(model: PreTrainedModel, scaling: Scaling) -> bool:
     """Whether the model runs as transformers would run it at the config's own t."""
-    for rotary in rotaries(model):
-        module: Any = rotary.base if rotary.loaded is None else rotary.loaded
+    for mount in extension(model).mounts:
+        rotary, module = mount.rotary, mount.own
         theirs, attention = module.inv_freq, getattr(module, "attention_scaling", 1.0)
-        if rotary.loaded is None:  # it holds the frequencies of short texts
+        if module is rotary.base:  # it holds the frequencies of short texts
             length = math.floor(scaling.factor * scaling.original_length)
             kind = module.config.rope_parameters["rope_type"]
             theirs, attention = ROPE_INIT_FUNCTIONS[kind](module.config, theirs.device, seq_len=length)

@@ -102,9 +102,17 @@ def parse_schedule(spec: str) -> Schedule:
     raise ValueError(f"unknown schedule {spec!r}. Available: {', '.join(SCHEDULES)}, static=FACTOR.")
 
 
+def tokens_at(factor: float, original_length: int) -> int:
+    """⌊t·L⌋, the tokens that t is for.
+
+    t·L is a product of floats: for t = 8.2 and L = 1000 it comes out as 8199.999999999999. What lies within rounding
+    of a whole number is that number.
+    """
+    product = factor * original_length
+    nearest = round(product)
+    return nearest if math.isclose(product, nearest, rel_tol=1e-12) else math.floor(product)
+
+
 def factor_of(length: int, original_length: int) -> float:
-    """The smallest t >= 1 with ⌊t·L⌋ >= length."""
-    factor = max(1.0, length / original_length)
-    while math.floor(factor * original_length) < length:  # the quotient may have been rounded down
-        factor = math.nextafter(factor, math.inf)
-    return factor
+    """The smallest t >= 1 with ⌊t·L⌋ >= length, see `tokens_at`."""
+    return max(1.0, length / original_length)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from longwave.rope import Rope
+from longwave.schedule import tokens_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class Snapshot:
     @property
     def max_length(self) -> int:
         """`length`, or ⌊t·L⌋, in tokens."""
-        return math.floor(self.factor * self.original_length) if self.length is None else self.length
+        return tokens_at(self.factor, self.original_length) if self.length is None else self.length
 
     def with_log_n(self, exponent: float) -> Snapshot:
         """With per-query log-n as the constant that it is for the last query: c = (ln tL / ln L)^exponent.

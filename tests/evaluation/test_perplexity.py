@@ -79,12 +79,12 @@ def chunked(model: LlamaForCausalLM, window: Tensor) -> float:
                 with pytest.raises(ValueError, match="the cache was filled at t"):
                     model(window[None, start : start + 64], past_key_values=cache, use_cache=True)
                 vars(cache).pop(FILLED_AT, None)
-            longwave.set_length(model, "fixed", rotary.factor_for(start + 64))
+            longwave.set_policy(model, "fixed", rotary.factor_for(start + 64))
             output = model(window[None, start : start + 64], past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             targets = window[start + 1 : start + 65]
             losses.append(cross_entropy(output.logits[0, : len(targets)], targets, reduction="sum"))
-            longwave.set_length(model, "fit")
+            longwave.set_policy(model, "fit")
     return float(torch.stack(losses).sum())
 
 
@@ -102,7 +102,7 @@ def test_statistics_of_a_result(sharp: LlamaForCausalLM, tokens: Tensor) -> None
 
 def test_the_model_is_left_as_it_was(sharp: LlamaForCausalLM, tokens: Tensor) -> None:
     longwave.extend(sharp.train(), "ntk", max_factor=4)
-    longwave.set_length(sharp, "fixed", 2.0)
+    longwave.set_policy(sharp, "fixed", 2.0)
     measure(sharp, tokens, "same-targets")
     assert sharp.training
     assert rotaries(sharp)[0].factor == 2.0

@@ -67,7 +67,7 @@ def test_the_config_holds_the_frequencies_of_every_method(
 
 def test_frozen_is_undone(llama: LlamaForCausalLM) -> None:
     longwave.extend(llama, "yarn", max_factor=4, log_n=True)
-    longwave.set_length(llama, "grow")
+    longwave.set_policy(llama, "grow")
     ids = torch.arange(100)[None]
     with torch.no_grad():
         before = llama(ids).logits

@@ -75,7 +75,7 @@ def test_tokens_before_a_gap_stay_visible(llama, attention, log_n):
     llama.set_attn_implementation(attention)
     llama.config.use_cache = False  # as the Trainer has it; with a cache transformers looks for no sequences
     longwave.extend(llama, "yarn", max_factor=8, log_n=log_n)
-    longwave.set_length(llama, "fixed", 8.0)
+    longwave.set_policy(llama, "fixed", 8.0)
     ids = torch.randint(0, 256, (2, 32))
     batch = collate([{"input_ids": row} for row in ids])
     positions = LengthSampler(64, 8.0, chunks=3, factors="fixed")(2, 32, step=0)[1]

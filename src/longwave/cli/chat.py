@@ -54,7 +54,7 @@ def chat(
     if max_new_tokens < 1:
         raise ValueError(f"max new tokens must be at least 1, got {max_new_tokens}.")
     if rotaries_of(loaded.model):
-        longwave.set_length(loaded.model, "grow")
+        longwave.set_policy(loaded.model, "grow")
     options = generating.sampling(loaded.tokenizer, temperature, top_p, seed)
     talk = Conversation(loaded.model, loaded.tokenizer, system=system, **options)
     typer.echo(f"{talk.max_length:,} tokens of context. {HELP}", err=True)

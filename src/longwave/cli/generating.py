@@ -68,7 +68,7 @@ def load(path: str, *, method: str | None, to: int | None, dtype: str, device: s
 
     loaded = evaluating.load(path, dtype, device, scaling="trajectory" if method is None else "plain")
     rotaries = rotaries_of(loaded.model)
-    if not all(rotary.recognised for rotary in rotaries):
+    if not (find_extension(loaded.model) is None or find_extension(loaded.model).recognised):
         if method is not None or to is not None:
             raise ValueError(f"{path} has its own extension. --method and --to are for plain models: leave them out.")
         return loaded
@@ -122,7 +122,7 @@ def continue_text(
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     rotaries = rotaries_of(model)
-    extensible = all(rotary.recognised for rotary in rotaries)
+    extensible = (find_extension(loaded.model) is None or find_extension(loaded.model).recognised)
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].to(model.device)
     length, limit = ids.shape[1], reach_of(model)
     if length >= limit:
@@ -135,7 +135,7 @@ def continue_text(
         hint += ", or extend the model: --method yarn --to TOKENS." if extensible else "."
         raise ValueError(f"{length} tokens of prompt and {max_new_tokens} new ones are more than {limit}. {hint}")
     if rotaries:
-        longwave.set_length(model, policy)
+        longwave.set_policy(model, policy)
     started = time.perf_counter()
     with torch.no_grad():
         whole = model.generate(  # type: ignore[operator]

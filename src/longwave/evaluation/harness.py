@@ -22,10 +22,11 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from longwave.adapter import is_trained, load
-from longwave.attach import extend, restore, set_length
+from longwave.attach import extend, restore, set_policy
 from longwave.evaluation.lengths import max_length_of, original_length_of
 from longwave.evaluation.tasks.truncation import truncate_middle
 from longwave.generation import rotaries_of
+from longwave.extensions.handle import find_extension
 from longwave.methods import parse_method
 
 TRUNCATIONS = ("left", "middle")
@@ -101,7 +102,7 @@ class LongwaveLM(HFLM):
         if max_length is not None and limit is not None and max_length > limit:
             raise ValueError(f"max_length {max_length} is beyond the model's maximum of {limit} tokens. Lower it.")
         if factor is not None:
-            set_length(self.model, "fixed", factor)
+            set_policy(self.model, "fixed", factor)
 
     def _get_config(self, pretrained: str, **_: Any) -> None:
         """The model brings its config along, in whichever format the folder is."""
@@ -181,7 +182,7 @@ def _refuse_others(arguments: dict[str, Any]) -> None:
 
 def _extend(model: PreTrainedModel, method: str | None, to: int | None) -> None:
     """Put `method` on a plain model, of which RoPE scaling in its config is a part; one with its own takes none."""
-    if not all(rotary.recognised for rotary in rotaries_of(model)):
+    if not (find_extension(model) is None or find_extension(model).recognised):
         if method is not None or to is not None:
             raise ValueError("the model has its own extension. method and to are for plain models: leave them out.")
         if not is_trained(model):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from longwave.attach import rope_of, set_length
+from longwave.attach import rope_of, set_policy
 from longwave.generation import factor_for_a_while, rotaries_of
 
 
@@ -88,5 +88,5 @@ def fixed_length(model: nn.Module, length: int) -> Iterator[float | None]:
         return
     with factor_for_a_while(rotaries):
         factor = rotaries[0].factor_for(length)
-        set_length(model, "fixed", factor)
+        set_policy(model, "fixed", factor)
         yield factor

@@ -11,7 +11,7 @@ from torch import nn
 
 from longwave.adapter import is_trained
 from longwave.architectures import host_of
-from longwave.attach import extended, rotaries, suspended
+from longwave.attach import extended, extension, suspended
 from longwave.evaluation.lengths import original_length_of
 from longwave.generation import rotaries_of
 from longwave.logn import log_n_of
@@ -96,11 +96,6 @@ def _range(schedule: Schedule, lengths: Sequence[int], original: int) -> float:
 
 @contextmanager
 def _scheduled(model: nn.Module, schedule: Schedule) -> Iterator[Schedule]:
-    before = [rotary.schedule for rotary in rotaries(model)]
-    try:
-        for rotary in rotaries(model):
-            rotary.schedule = schedule
+    with extension(model).dial.held() as dial:
+        dial.set(schedule=schedule)
         yield schedule
-    finally:
-        for rotary, old in zip(rotaries(model), before, strict=True):
-            rotary.schedule = old

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from longwave.adapter import MODEL, SETTINGS, WEIGHTS, extend_as_saved, is_trained, skeleton
 from longwave.architectures import host_of
-from longwave.attach import extend, rope_of, rotaries, snapshot
+from longwave.attach import extension, extend, rope_of, rotaries, snapshot
 from longwave.generation import rotaries_of
 from longwave.io import read_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy
@@ -75,7 +75,7 @@ class Source:
     def record(self) -> dict[str, Any]:
         """What an export of ours says of itself in its config, if `path` is one."""
         found = self.config.get(RECORD)
-        return found if isinstance(found, dict) and self.rotary.loaded is not None else {}
+        return found if isinstance(found, dict) and extension(self.skeleton).unscaled else {}
 
     @property
     def log_n(self) -> float:
@@ -149,7 +149,7 @@ class Source:
                 "To leave it out, export the model that it was made from."
             )
         schedule = self.rotary.schedule
-        if length is None and self.rotary.loaded is not None and schedule == Static(factor):
+        if length is None and extension(self.skeleton).unscaled and schedule == Static(factor):
             length = int(self.record.get("length", self.rotary.max_length))
         scaling = frozen.attention_scaling * self.own_scaling
         return replace(frozen, attention_scaling=scaling, length=length)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from longwave.adapter import load
 from longwave.architectures import host_of
-from longwave.attach import extend, extend_again, restore, rope_of, rotaries, trajectories_of
+from longwave.attach import extension, extend, extend_again, restore, rope_of, rotaries, trajectories_of
 from longwave.generation import rotaries_of
 from longwave.logn import count_keys, log_n_of
 from longwave.methods import parse_method
@@ -39,7 +39,7 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     to any other it is part of the plain model.
     """
     method, schedule = parse_method(config.method)
-    if any(rotary.loaded is not None for rotary in rotaries_of(model)) and _name(model) != method.name:
+    if rotaries_of(model) and extension(model).unscaled and _name(model) != method.name:
         restore(model)
     original_length = _original_length(model, config)
     sampler = LengthSampler(

@@ -89,7 +89,7 @@ class LengthTrainer(Trainer):
             text = counter_generator(self.sampler.seed, "span", *place.values())
             inputs = self.train_dataset.spans(*positions.shape, text)  # type: ignore[union-attr]
         for rotary in rotaries(self._network):
-            rotary.factor = t  # not through `set_length`: t may be drawn beyond the largest in use
+            rotary.factor = t  # not through `set_policy`: t may be drawn beyond the largest in use
         loss = super().training_step(model, {**inputs, "position_ids": positions}, num_items_in_batch)
         self._require_finite("loss", loss)
         if not self._reaches_field:

@@ -1,0 +1,265 @@
+"""Extend a transformers model in place, and undo it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from torch import nn
+
+from longwave.extensions.dial import Dial
+from longwave.extensions.generation import install_hooks, remove_hooks
+from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go
+from longwave.extensions.rotary import ScaledRotary
+from longwave.extensions.sites import Site, find_sites, host_of, reset_frequencies, rope_at
+from longwave.extensions.standin import frequency_name
+from longwave.logn import attention_of, disable_log_n, enable_log_n, set_attention
+from longwave.methods import Method, parse_method
+from longwave.rope import Rope
+from longwave.schedule import Schedule, Static, parse_schedule
+from longwave.trajectory import Trajectory
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def extend(
+    model: Model,
+    method: str = "clex",
+    *,
+    max_factor: float,
+    schedule: str | Schedule | None = None,
+    prior: str | None = None,
+    log_n: bool | float | None = None,
+    beyond: str = "error",
+    original_length: int | None = None,
+    trajectory: Trajectory | None = None,
+    **options: Any,
+) -> Model:
+    """Make the model's rotary embedding follow z(t), in place; `restore` undoes it.
+
+    Nothing changes within the original length L: logits at t = 1 are bitwise those of the plain model.
+    A new `clex` starts as its prior and is meant to be trained. What `load` made of RoPE scaling in a model's
+    config gives way: the model as transformers runs it is then what is extended.
+
+    Arguments:
+        model: any transformers causal LM that owns a rotary module; PEFT-wrapped is fine.
+        method: `METHOD[@SCHEDULE]`, see `longwave.METHODS`.
+        max_factor: the largest length factor t; sequences up to max_factor·L tokens are in range.
+        schedule: length -> t, as an object or its spec (`continuous`, `ceiling`, `threshold`, `static=8`).
+        prior: of `clex`: `ntk`, `yarn` or `linear`.
+        log_n: per-query log-n attention scaling: an exponent, True for 1, False for off; None takes
+            the method's default.
+        beyond: what a sequence over max_factor·L tokens does: `error` or `clamp`.
+        original_length: L in tokens, if the model's config says it wrong or not at all.
+        trajectory: a ready one instead of `method` and `options`; what else is given must agree with it.
+        options: passed on to the method.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: no rotary module (the message says what the model has); already extended; unknown
+            method, schedule or option; max_factor < 1; settings that are not the trajectory's; log-n on
+            an attention that cannot have it.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"extend takes a model, got {type(model).__name__}. Load it first: longwave.load(path).")
+    spec, chosen = parse_method(trajectory.name if trajectory is not None else method)
+    if schedule is not None:
+        chosen = parse_schedule(schedule) if isinstance(schedule, str) else schedule
+    if isinstance(chosen, Static) and chosen.factor > max_factor:
+        raise ValueError(f"schedule {chosen.spec} is over max_factor {max_factor:g}. Raise max_factor.")
+    if prior is not None:
+        options["prior"] = prior
+    if trajectory is not None:
+        _refuse_other_settings(trajectory, max_factor=max_factor, original_length=original_length, **options)
+    with _without_recognised(model):
+        host, sites = host_of(model), find_sites(model)
+        ropes = [rope_at(site, host.config.get_text_config(decoder=True), original_length) for site in sites]
+        trajectories = (
+            _trajectories(spec, ropes, max_factor, options) if trajectory is None else [trajectory] * len(sites)
+        )
+        dial = Dial(trajectories[0].rope.original_length, trajectories[0].max_factor, chosen, beyond)
+        exponent = spec.log_n if log_n is None else float(log_n)
+        if exponent:
+            enable_log_n(host, dial.original_length, exponent)
+        seats = tuple(
+            Seat(parent, name)
+            for site, own in zip(sites, trajectories, strict=True)
+            for parent, name in _place(site, own, dial)
+        )
+        _hold(Extension(host, seats, dial))
+    return model
+
+
+def extend_from(model: Model, bases: Mapping[nn.Module, nn.Module], method: str, **arguments: Any) -> Model:
+    """`extend` from other frequencies than the model's rotary modules hold; `restore` gives those modules back.
+
+    Arguments:
+        bases: for each of the model's rotary modules the one to start from, which may be itself.
+        method, arguments: of `extend`; where it fails, the model is as before.
+    """
+    sites = find_sites(model)
+    try:
+        for site in sites:
+            for parent, name in site.owners:
+                setattr(parent, name, bases[site.module])
+        extend(model, method, **arguments)
+    except BaseException:
+        for site in sites:
+            for parent, name in site.owners:
+                setattr(parent, name, site.module)
+        raise
+    loaded = {base: module for module, base in bases.items() if base is not module}
+    handle = extension(model)
+    handle.seats = tuple(
+        replace(seat, scaled=loaded.get(getattr(seat.parent, seat.name).base)) for seat in handle.seats
+    )
+    return model
+
+
+def extend_again(model: Model, method: str, **arguments: Any) -> Model:
+    """`extend` an extended model anew, from the same z(1); where that fails, it is left restored."""
+    bases = {mount.own: mount.rotary.base for mount in extension(model).mounts}
+    return extend_from(restore(model), bases, method, **arguments)
+
+
+def restore(model: Model) -> Model:
+    """Give the model its own rotary modules, attention and methods back; a plain model stays as it is.
+
+    One that came with RoPE scaling in its config has that again.
+    """
+    handle = find_extension(model)
+    if handle is not None:
+        for mount in handle.mounts:
+            setattr(mount.parent, mount.name, mount.own)
+        _take_off(handle)
+    return model
+
+
+@contextmanager
+def extended(model: Model, method: str = "clex", **arguments: Any) -> Iterator[Model]:
+    """`extend` for the length of a `with` block: `with extended(model, "ntk", max_factor=8): ...`."""
+    before = _remember(model) if isinstance(model, nn.Module) else None
+    extend(model, method, **arguments)
+    try:
+        yield model
+    finally:
+        restore(model)
+        _put_back(before)
+
+
+@contextmanager
+def suspended(model: Model) -> Iterator[Model]:
+    """The plain model, at z(1), for the length of a `with` block, then the very same extension again."""
+    before = _remember(model)
+    if before is not None:
+        for mount in before.mounts:
+            setattr(mount.parent, mount.name, mount.rotary.base)
+        _take_off(before.handle)
+    try:
+        yield model
+    finally:
+        _put_back(before)
+
+
+@contextmanager
+def _without_recognised(model: nn.Module) -> Iterator[None]:
+    """Take off the model what `load` recognised in its config; where the block fails, put it on again."""
+    before = _remember(model)
+    if before is not None and not before.handle.recognised:
+        raise ValueError("the model is already extended. Call longwave.restore(model) first.")
+    restore(model)
+    try:
+        yield
+    except BaseException:
+        _put_back(before)
+        raise
+
+
+def rope_of(model: nn.Module, original_length: int | None = None) -> Rope:
+    """What the model was pre-trained with, extended or not."""
+    handle = find_extension(model)
+    if handle is not None:
+        return handle.rope
+    return rope_at(find_sites(model)[0], host_of(model).config.get_text_config(decoder=True), original_length)
+
+
+@dataclass(frozen=True, eq=False)
+class _Before:
+    """An extension with the places of its modules and the model's attention, so that it can come back."""
+
+    handle: Extension
+    mounts: list[Mount]
+    attention: str
+
+
+def _remember(model: nn.Module) -> _Before | None:
+    handle = find_extension(model)
+    return None if handle is None else _Before(handle, handle.mounts, attention_of(handle.host))
+
+
+def _put_back(before: _Before | None) -> None:
+    if before is None:
+        return
+    for mount in before.mounts:
+        mount.put_on()
+    set_attention(before.handle.host, before.attention)
+    _hold(before.handle)
+
+
+def _hold(handle: Extension) -> None:
+    hold(handle)
+    handle.dial.followers = handle.rotaries
+    install_hooks(handle.host)
+
+
+def _take_off(handle: Extension) -> None:
+    """What `extend` has put on the model beside the rotary modules."""
+    disable_log_n(handle.host)
+    remove_hooks(handle.host)
+    let_go(handle.host)
+
+
+def _trajectories(method: Method, ropes: list[Rope], max_factor: float, options: dict[str, Any]) -> list[Trajectory]:
+    """One trajectory per distinct rope, shared by the modules that have it."""
+    known = inspect.signature(method.build).parameters
+    if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        available = sorted(set(known) - {"rope", "max_factor", "name"})
+        if unknown := sorted(set(options) - set(available)):
+            raise ValueError(
+                f"{method.name} has no option {unknown[0]!r}. Available: {', '.join(available) or 'none'}."
+            )
+    built: dict[tuple[float, ...], Trajectory] = {}
+    for rope in ropes:
+        key = tuple(rope.inv_freq.tolist())
+        if key not in built:
+            try:
+                built[key] = method.build(rope, max_factor, **options)
+            except TypeError as error:  # an option that the method's constructor does not have
+                raise ValueError(f"{method.name}: {error}.") from None
+    return [built[tuple(rope.inv_freq.tolist())] for rope in ropes]
+
+
+def _refuse_other_settings(trajectory: Trajectory, **given: Any) -> None:
+    own = {"max_factor": trajectory.max_factor, "original_length": trajectory.rope.original_length}
+    own |= trajectory.options()
+    for name, value in given.items():
+        if value is not None and value != own.get(name):
+            raise ValueError(
+                f"{name} {value!r} is not the trajectory's, which has {own.get(name)!r}. "
+                "Leave it out or give the same, or extend without trajectory."
+            )
+
+
+def _place(site: Site, trajectory: Trajectory, dial: Dial) -> tuple[tuple[nn.Module, str], ...]:
+    """Put a scaled module in the places of a site's own."""
+    rotary = ScaledRotary(site.module, trajectory, dial, layer_type=site.layer_type).train(site.module.training)
+    reset_frequencies(site.module, site.layer_type)
+    rotary.trajectory.to(getattr(site.module, frequency_name(site.layer_type)).device)
+    for parent, name in site.owners:
+        setattr(parent, name, rotary)
+    return site.owners

@@ -1,0 +1,243 @@
+"""The dial: which length factor t every sequence runs at. It is decided here and read here, nowhere else."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from longwave.extensions.lengths import sequence_lengths
+from longwave.schedule import Schedule, Static, tokens_at
+
+BEYOND = ("error", "clamp")
+POLICIES = ("fit", "grow", "fixed")
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """How t follows the length.
+
+    Arguments:
+        schedule: n tokens -> t.
+        beyond: what a sequence over max_factor·L tokens does: `error`, or `clamp` to run at max_factor.
+        factor: t of all sequences, or of each row [batch]; None takes it from their lengths.
+        grows: lengths count as L, 2L, 4L, ...
+        constant_scaling: a factor on cos and sin beside the trajectory's own, see `longwave.extensions.frozen`.
+        call: the `generate` that runs in this thread.
+        generating: that call has checked the lengths, and neither t nor a parameter will change before it says so.
+        solved: what the followers have worked out for this setting.
+    """
+
+    schedule: Schedule
+    beyond: str = "error"
+    factor: float | Tensor | None = None
+    grows: bool = False
+    constant_scaling: float = 1.0
+    call: Any = None
+    generating: bool = False
+    solved: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.beyond not in BEYOND:
+            raise ValueError(f"unknown beyond {self.beyond!r}. Available: {', '.join(BEYOND)}.")
+
+    @cached_property
+    def row_factors(self) -> tuple[float, ...]:
+        """t of all rows, or of each, as numbers."""
+        return tuple(torch.as_tensor(self.factor, dtype=torch.float64).reshape(-1).tolist())
+
+
+class Follower(Protocol):
+    """A part of an extension that works with t."""
+
+    def settle(self) -> None:
+        """Prepare for the setting in force, so that steps of `generate` and compiled forwards need not."""
+
+
+class Dial:
+    """Policy and schedule -> t of every row or packed sequence.
+
+    A model has one dial. `set` turns it for all threads; within `held` a thread turns it for itself alone, so that a
+    forward in another thread never runs at the t of this thread's `generate`.
+
+    Arguments:
+        original_length: L, in tokens.
+        max_factor: the largest t in range.
+        schedule: n tokens -> t.
+        beyond: `error` or `clamp`, see `Setting`.
+
+    Raises:
+        ValueError: for another `beyond`.
+    """
+
+    def __init__(self, original_length: int, max_factor: float, schedule: Schedule, beyond: str = "error") -> None:
+        self.original_length, self.max_factor = original_length, max_factor
+        self.followers: list[Follower] = []
+        self._setting = Setting(schedule, beyond)
+
+    @property
+    def now(self) -> Setting:
+        """The setting in force in this thread."""
+        return _held().get(self, self._setting)
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence in range, ⌊max_factor·L⌋ tokens."""
+        return tokens_at(self.max_factor, self.original_length)
+
+    @property
+    def policy(self) -> str:
+        """`fit`, `grow` or `fixed`."""
+        setting = self.now
+        return "fixed" if setting.factor is not None else "grow" if setting.grows else "fit"
+
+    def set(self, **changes: Any) -> None:
+        """Change fields of the setting in force."""
+        setting = replace(self.now, **changes)
+        if self in _held():
+            _held()[self] = setting
+        else:
+            self._setting = setting
+
+    def turn(self, policy: str, factor: float | Tensor | None = None) -> None:
+        """Choose a policy, see `longwave.set_policy`, and let the followers settle.
+
+        Raises:
+            ValueError: unknown policy; `fixed` without factor or another with one; factor outside [1, max_factor].
+        """
+        if policy not in POLICIES:
+            raise ValueError(f"unknown policy {policy!r}. Available: {', '.join(POLICIES)}.")
+        if (policy == "fixed") != (factor is not None):
+            raise ValueError(f'policy "fixed" needs a factor, others take none, got {policy!r} with factor {factor}.')
+        if factor is not None:
+            values = torch.as_tensor(factor, dtype=torch.float64)
+            if not bool(((values >= 1) & (values <= self.max_factor)).all()):
+                raise ValueError(f"factor must be between 1 and max_factor {self.max_factor:g}, got {factor}.")
+            factor = factor if isinstance(factor, Tensor) else float(factor)
+        self.set(factor=factor, grows=policy == "grow", generating=False)
+        self.settle()
+
+    def settle(self) -> None:
+        """Let the followers prepare for the setting in force."""
+        for follower in self.followers:
+            follower.settle()
+
+    @contextmanager
+    def held(self) -> Iterator[Dial]:
+        """Within, this thread has a setting of its own; afterwards the one from before is in force again."""
+        held = _held()
+        outer, held[self] = held.get(self), self.now
+        try:
+            yield self
+        finally:
+            if outer is None:
+                del held[self]
+            else:
+                held[self] = outer
+            self.settle()
+
+    def factor_for(self, length: int) -> float:
+        """t for a sequence of `length` tokens by the schedule, at most max_factor.
+
+        Raises:
+            ValueError: beyond ⌊max_factor·L⌋ tokens, unless `beyond` is `clamp`.
+        """
+        self.check(length)
+        setting = self.now
+        counted = self.doubled(length) if setting.grows else length
+        return min(setting.schedule(counted, self.original_length, self.max_factor), self.max_factor)
+
+    def doubled(self, length: int) -> int:
+        """`length` rounded up to L, 2L, 4L, ..., or to the longest in range."""
+        rounded = self.original_length * 2 ** math.ceil(
+            math.log2(max(length, self.original_length) / self.original_length)
+        )
+        return max(length, min(rounded, self.max_length))
+
+    def check(self, length: int, remedy: str = "Shorten it") -> None:
+        """Refuse a sequence out of range, unless `beyond` is `clamp`."""
+        if length > self.max_length and self.now.beyond == "error":
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than {self.max_length} = max_factor {self.max_factor:g} x "
+                f'{self.original_length}. {remedy}, or extend with a larger max_factor or beyond="clamp".'
+            )
+
+    def read(self, position_ids: Tensor) -> float | Tensor:
+        """t of a forward: one number, one for each row [batch], or one for each token [batch, n].
+
+        Arguments:
+            position_ids: [batch, n], or [axes, batch, n].
+        """
+        setting = self.now
+        if setting.factor is not None:
+            if not (setting.generating or torch.compiler.is_compiling()):  # reading a position would break the graph
+                self.check(int(position_ids.max()) + 1)
+            return setting.factor
+        if isinstance(setting.schedule, Static) and setting.beyond == "clamp":  # no position is read
+            return min(setting.schedule.factor, self.max_factor)
+        lengths = sequence_lengths(position_ids)
+        found = lengths.unique()
+        factors = [self.factor_for(length) for length in found.tolist()]
+        if len(set(factors)) == 1:
+            return factors[0]
+        return torch.tensor(factors, dtype=torch.float64, device="cpu")[torch.searchsorted(found, lengths).cpu()]
+
+    def start_generating(self, lengths: Sequence[int], new: int) -> None:
+        """Decide t for all steps of one generation.
+
+        Arguments:
+            lengths: tokens that t has to suit, one for each row or for all of them.
+            new: tokens that may follow where t grows; checked now, so that no step has to.
+        """
+        self.check(max(lengths) + (new if self.now.grows else 0), "Shorten the prompt or lower max_new_tokens")
+        if self.now.factor is None:
+            self._generate_at(tuple(self.factor_for(length) for length in lengths))
+        else:
+            self.set(generating=True)
+            self.settle()
+
+    def grow_to(self, lengths: Sequence[int]) -> bool:
+        """Take the t of longer texts, if the policy is `grow`; whether that changed t."""
+        setting = self.now
+        if not setting.grows:
+            return False
+        factors = tuple(self.factor_for(length) for length in lengths)
+        now = setting.row_factors
+        if factors == (now if len(now) == len(factors) else now * len(factors)):
+            return False
+        self._generate_at(factors)
+        return True
+
+    def _generate_at(self, factors: tuple[float, ...]) -> None:
+        factor = factors[0] if len(set(factors)) == 1 else torch.tensor(factors, dtype=torch.float64)
+        self.set(factor=factor, generating=True)
+        self.settle()
+
+
+class _Thread(threading.local):
+    """The settings that this thread holds."""
+
+    def __init__(self) -> None:
+        self.settings: WeakKeyDictionary[Dial, Setting] = WeakKeyDictionary()
+
+
+# Not on the dial: a model that holds a lock or something of a thread cannot be copied.
+_THREAD = _Thread()
+_LOCKS: WeakKeyDictionary[Dial, threading.RLock] = WeakKeyDictionary()
+
+
+def _held() -> WeakKeyDictionary[Dial, Setting]:
+    return _THREAD.settings
+
+
+def lock_of(dial: Dial) -> threading.RLock:
+    """One `generate` of a model runs at a time: compiled steps share the tensors that hold their frequencies."""
+    return _LOCKS.setdefault(dial, threading.RLock())

@@ -1,0 +1,227 @@
+"""Which t the stock `generate` runs at, and what may be done with a key/value cache.
+
+Keys are cached after their rotation, so a generation is only exact if all of it runs at one t: keys and
+values of deeper layers came from hidden states under the old t, and rotating them again does not bring back
+what the new t would have given. Two policies follow from that, both exact with every cache of transformers:
+
+- `fit` fixes t once per call, for each row from the longest that it can get;
+- `grow` lets t double as the text grows, and at each doubling computes the cache again from the first token.
+
+A cache remembers the t it was filled at (`longwave.extensions.caches`). One that does not fit is filled again where the whole
+text is given, and refused where it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, GenerationMixin, MaxLengthCriteria, PreTrainedModel
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
+
+from longwave.extensions.caches import adopt, before_forward
+from longwave.extensions.dial import Dial, lock_of
+from longwave.extensions.handle import extension
+from longwave.extensions.lengths import prompt_columns, prompt_lengths
+
+HOOKS = (
+    "generate",
+    "_prepare_generated_length",
+    "_prepare_cache_for_generation",
+    "_get_stopping_criteria",
+    "prepare_inputs_for_generation",
+    "save_pretrained",
+)
+
+
+@dataclass
+class _Call:
+    """One call of `generate`: what is known of it before the first token.
+
+    Arguments:
+        width: columns of `input_ids` at its start, padding included.
+        new: how many tokens may follow.
+        lengths: tokens of each row at its start, padding left out; [1] if all are alike.
+        chunk: tokens of a prefill chunk, None for the whole prompt at once.
+    """
+
+    width: int = 0
+    new: int = 0
+    lengths: tuple[int, ...] = ()
+    chunk: int | None = None
+
+
+def install_hooks(model: PreTrainedModel) -> None:
+    """Make `generate` and plain forwards choose t, and `save_pretrained` refuse what could not be read back."""
+    hooks: dict[str, Callable[..., Any]] = {"save_pretrained": _save_recognised}
+    if isinstance(model, GenerationMixin):
+        hooks |= {
+            "generate": _generate,
+            "_prepare_generated_length": _note_length,
+            "_prepare_cache_for_generation": _start,
+            "_get_stopping_criteria": _stop_at_our_length,
+            "prepare_inputs_for_generation": _next_inputs,
+        }
+    # On the instance: bound methods survive `copy.deepcopy` (they follow the copy), closures would not.
+    vars(model).update({name: MethodType(hook, model) for name, hook in hooks.items()})
+    model.register_forward_pre_hook(_before_forward, with_kwargs=True)
+
+
+def remove_hooks(model: PreTrainedModel) -> None:
+    """Give the model its class's own methods back."""
+    for name in HOOKS:
+        vars(model).pop(name, None)
+    for key in [key for key, hook in model._forward_pre_hooks.items() if hook is _before_forward]:
+        del model._forward_pre_hooks[key]
+        model._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's own `generate`, its t chosen by `_start` and `_next_inputs`; one call at a time."""
+    dial = extension(model).dial
+    with lock_of(dial), dial.held():
+        dial.set(call=_Call())
+        return type(model).generate(model, *args, **kwargs)
+
+
+def _call_of(model: Any) -> _Call | None:
+    """The `generate` that runs in this thread; None for a method of `generate` called on its own."""
+    call: _Call | None = extension(model).dial.now.call
+    return call
+
+
+def _note_length(model: Any, generation_config: Any, **prepared: Any) -> Any:
+    """transformers settles the final length of the call here."""
+    generation_config = type(model)._prepare_generated_length(model, generation_config, **prepared)
+    if (call := _call_of(model)) is not None:
+        # max_length counts input_ids only, also where the prompt came as embeddings
+        call.width = prepared["input_ids_length"]
+        call.new = generation_config.max_length - prepared["input_ids_length"]
+        call.chunk = generation_config.prefill_chunk_size
+    return generation_config
+
+
+def _start(
+    model: Any, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: GenerationMode, *args: Any
+) -> None:
+    """transformers prepares the cache here: everything that t depends on is known, and nothing has run."""
+    type(model)._prepare_cache_for_generation(model, generation_config, model_kwargs, generation_mode, *args)
+    call = _call_of(model)
+    if call is None:
+        return
+    dial = extension(model).dial
+    whole, cache = prompt_columns(model_kwargs, call.width) == call.width, model_kwargs.get("past_key_values")
+    call.lengths = prompt = prompt_lengths(model_kwargs, call.width)
+    if dial.now.grows:
+        _refuse_unsteerable(generation_config, generation_mode, model_kwargs)
+        if not whole:
+            _refuse_growth_of_a_part(dial, prompt, call.new)
+    lengths = [length + (0 if dial.now.grows else call.new) for length in prompt]
+    if generation_config.is_assistant:  # a call for each few tokens: another t each time would fill the cache anew
+        lengths = [dial.doubled(length) for length in lengths]
+    dial.start_generating(lengths, call.new)
+    if isinstance(cache, Cache):
+        adopt(model, cache, whole=whole)
+
+
+def _stop_at_our_length(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """The criteria of transformers, which would warn of lengths beyond the original one, at the extended one."""
+    criteria = type(model)._get_stopping_criteria(model, *args, **kwargs)
+    for criterion in criteria:
+        if isinstance(criterion, MaxLengthCriteria):
+            criterion.max_position_embeddings = extension(model).max_length
+    return criteria
+
+
+def _next_inputs(model: Any, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any) -> Any:
+    """Before each step: under `grow`, whether a row outgrows its t, and then the whole text instead of a token.
+
+    `inputs_embeds` is named because transformers looks for the name before it accepts a prompt of embeddings.
+    """
+    prepare = type(model).prepare_inputs_for_generation
+    if inputs_embeds is not None:
+        kwargs["inputs_embeds"] = inputs_embeds
+    dial = extension(model).dial
+    call: _Call | None = dial.now.call
+    if call is None or kwargs.get("is_first_iteration") or not dial.now.grows:
+        return prepare(model, input_ids, *args, **kwargs)
+    grown = input_ids.shape[1] - call.width
+    lengths = [length + grown for length in call.lengths]
+    changed = dial.grow_to(lengths)
+    cache = kwargs.get("past_key_values")
+    if not changed or not isinstance(cache, Cache):
+        return prepare(model, input_ids, *args, **kwargs)
+    cache.reset()
+    adopt(model, cache, whole=True)
+    return _refill(model, prepare, input_ids, call.chunk, {**kwargs, "next_sequence_length": None})
+
+
+def _refill(
+    model: Any, prepare: Callable[..., Any], input_ids: Tensor, chunk: int | None, kwargs: dict[str, Any]
+) -> Any:
+    """Inputs that fill an empty cache with the whole text: all of it, or its last chunk after the others ran."""
+    width = input_ids.shape[1]
+    mask, positions = kwargs.pop("attention_mask", None), kwargs.pop("position_ids", None)
+    cuts = [*range(0, width, chunk or width), width]
+    inputs = None
+    for start, end in pairwise(cuts):
+        if inputs is not None:
+            model(**inputs, return_dict=True)
+        inputs = prepare(
+            model,
+            input_ids[:, start:end],
+            attention_mask=None if mask is None else mask[:, :end],
+            position_ids=None if positions is None else positions[..., start:end],
+            **kwargs,
+        )
+    return inputs
+
+
+def _refuse_unsteerable(generation_config: Any, mode: GenerationMode, model_kwargs: dict[str, Any]) -> None:
+    """What `grow` cannot read again from `input_ids`, or does not know of."""
+    images = [name for name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL if model_kwargs.get(name) is not None]
+    reason = None
+    if model_kwargs.get("inputs_embeds") is not None:
+        reason = "needs the prompt as input_ids, not as embeddings: it reads the text again"
+    elif images:
+        reason = f"cannot read {images[0]} again"
+    elif generation_config.guidance_scale not in (None, 1):
+        reason = "cannot fill the second cache of guidance_scale again"
+    elif mode == GenerationMode.ASSISTED_GENERATION or generation_config.is_assistant:
+        reason = "cannot decode speculatively"
+    if reason is not None:
+        who = "the assistant" if generation_config.is_assistant else "model"
+        raise ValueError(f'policy "grow" {reason}. Use set_policy({who}, "fit").')
+
+
+def _refuse_growth_of_a_part(dial: Dial, prompt: Sequence[int], new: int) -> None:
+    if any(dial.factor_for(length) != dial.factor_for(length + new) for length in prompt):
+        raise ValueError(
+            f'policy "grow" reads the text again where t grows, which {new} new tokens may need: pass the whole text '
+            "as input_ids, also what is in the cache."
+        )
+
+
+def _before_forward(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A forward outside of `generate`. Under torch.compile it is steered by its position ids and `set_policy` alone."""
+    if torch.compiler.is_compiling() or _call_of(model) is not None:
+        return None
+    changed = before_forward(model, args, kwargs)
+    return None if changed is None else (args, {**kwargs, **changed})
+
+
+def _save_recognised(model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
+    """An extension that is in the config as it was loaded needs no other place."""
+    if extension(model).recognised:
+        type(model).save_pretrained(model, *args, **kwargs)
+        return
+    raise ValueError(
+        "save_pretrained would write a folder that transformers loads without the extension. "
+        "Use longwave.save(model, folder), or longwave.restore(model) first for the plain model."
+    )

@@ -1,0 +1,200 @@
+"""What is on a model: one handle that holds the parts of its extension, the dial, and where they sit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from longwave.extensions.dial import Dial
+from longwave.extensions.rotary import ScaledRotary
+from longwave.extensions.sites import host_of, reset_frequencies
+from longwave.logn import log_n_of
+from longwave.rope import Rope
+from longwave.schedule import Schedule
+from longwave.trajectory import Trajectory
+
+HANDLE = "_longwave"
+
+
+@dataclass(frozen=True, eq=False)
+class Seat:
+    """A place of the model that refers to a rotary module.
+
+    Arguments:
+        parent, name: `getattr(parent, name)` is that module.
+        scaled: the checkpoint's own module, with the RoPE scaling of its config, where the extension starts from
+            another one; None where it starts from the model's own.
+    """
+
+    parent: nn.Module
+    name: str
+    scaled: nn.Module | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Mount:
+    """A scaled rotary module in its place, and what `restore` puts there.
+
+    Arguments:
+        parent, name: of the seat, or of a place inside a wrapper (PEFT) that has taken the seat.
+        rotary: the module.
+        own: the module that was there before `extend`.
+    """
+
+    parent: nn.Module
+    name: str
+    rotary: ScaledRotary
+    own: nn.Module
+
+    def put_on(self) -> None:
+        reset_frequencies(self.rotary.base, self.rotary.layer_type)
+        setattr(self.parent, self.name, self.rotary)
+
+
+@dataclass(eq=False)
+class Extension:
+    """Everything that `extend` put on a model; `longwave.extension(model)` gives it.
+
+    Arguments:
+        host: the transformers model.
+        seats: where its rotary modules are.
+        dial: which t every sequence runs at.
+        recognised: `load` found the extension in the checkpoint's config; `extend` may replace it.
+    """
+
+    host: PreTrainedModel
+    seats: tuple[Seat, ...]
+    dial: Dial = field(repr=False)
+    recognised: bool = False
+
+    @property
+    def mounts(self) -> list[Mount]:
+        """The scaled rotary modules where they are now: PEFT may have wrapped them, and copied them."""
+        found = []
+        for seat in self.seats:
+            held = getattr(seat.parent, seat.name)
+            inside = [(seat.parent, seat.name, held)] if isinstance(held, ScaledRotary) else _inside(held)
+            for parent, name, rotary in inside:
+                if rotary.dial is not self.dial:  # a copy, with a copy of the dial
+                    rotary.dial = self.dial
+                found.append(Mount(parent, name, rotary, rotary.base if seat.scaled is None else seat.scaled))
+        self.dial.followers = list(dict.fromkeys(mount.rotary for mount in found))
+        return found
+
+    @property
+    def rotaries(self) -> list[ScaledRotary]:
+        """The distinct scaled rotary modules, mostly one."""
+        return list(dict.fromkeys(mount.rotary for mount in self.mounts))
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """The distinct trajectories, mostly one, in the order of the model.
+
+        Of a rotary module that PEFT trains (`modules_to_save`), its copy counts and not the original.
+        """
+        in_use = [mount.rotary for mount in self.mounts if mount.name != "original_module"]
+        return list(dict.fromkeys(rotary.trajectory for rotary in in_use))
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The one trajectory.
+
+        Raises:
+            ValueError: if there are several.
+        """
+        found = self.trajectories
+        if len(found) > 1:
+            raise ValueError(f"the model follows {len(found)} trajectories. Ask each of longwave.rotaries(model).")
+        return found[0]
+
+    @property
+    def method(self) -> str:
+        """The name of the scaling method."""
+        return self.trajectories[0].name
+
+    @property
+    def rope(self) -> Rope:
+        """What the model was pre-trained with, z(1)."""
+        return self.trajectory.rope
+
+    @property
+    def schedule(self) -> Schedule:
+        """n tokens -> t."""
+        return self.dial.now.schedule
+
+    @property
+    def original_length(self) -> int:
+        """L, in tokens."""
+        return self.dial.original_length
+
+    @property
+    def max_factor(self) -> float:
+        """The largest t in range."""
+        return self.dial.max_factor
+
+    @property
+    def max_length(self) -> int:
+        """The longest sequence in range, in tokens."""
+        return self.dial.max_length
+
+    @property
+    def log_n(self) -> float:
+        """Exponent of the per-query log-n attention scaling, 0 for off."""
+        return log_n_of(self.host)
+
+    @property
+    def unscaled(self) -> bool:
+        """Whether z(1) is the rope without the RoPE scaling of the checkpoint's config."""
+        return any(seat.scaled is not None for seat in self.seats)
+
+
+def find_extension(model: nn.Module) -> Extension | None:
+    """The extension of a model, None for a plain one; the model may be wrapped (PEFT, torch.compile, DDP)."""
+    found: Extension | None = vars(model).get(HANDLE)
+    if found is None and not isinstance(model, PreTrainedModel):
+        host = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+        found = None if host is None else vars(host).get(HANDLE)
+    return found
+
+
+def extension(model: nn.Module) -> Extension:
+    """The extension of a model: its parts, its dial, and what it reaches.
+
+    Raises:
+        ValueError: if the model is not extended.
+    """
+    found = find_extension(model)
+    if found is None:
+        raise ValueError("the model is not extended. Call longwave.extend(model, ...) or longwave.load(path).")
+    return found
+
+
+def rotaries(model: nn.Module) -> list[ScaledRotary]:
+    """The scaled rotary modules of an extended model.
+
+    Raises:
+        ValueError: if the model is not extended.
+    """
+    return extension(model).rotaries
+
+
+def hold(handle: Extension) -> None:
+    """Let the model know its extension."""
+    vars(handle.host)[HANDLE] = handle  # not through nn.Module, which would look for parameters in it
+
+
+def let_go(host: PreTrainedModel) -> None:
+    vars(host).pop(HANDLE, None)
+
+
+def _inside(wrapper: nn.Module) -> Iterator[tuple[nn.Module, str, ScaledRotary]]:
+    for parent in wrapper.modules():
+        for name, child in parent._modules.items():
+            if isinstance(child, ScaledRotary):
+                yield parent, name, child
+
+
+__all__ = ["Extension", "Mount", "Seat", "extension", "find_extension", "host_of", "rotaries"]

@@ -1,0 +1,75 @@
+"""Steer the length factor of an extended model, and freeze it as an export does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from longwave.extensions.dial import lock_of
+from longwave.extensions.handle import extension
+from longwave.logn import attention_of, disable_log_n, set_attention
+from longwave.trajectory import Snapshot
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def set_policy(model: Model, policy: str = "fit", t: float | Tensor | None = None) -> Model:
+    """Choose how t follows the length.
+
+    - `fit` (the state after `extend`): a forward takes t from the length of each sequence, and `generate` from
+      prompt + new tokens, once per call. Decoding with a cache then equals the forward over the whole text.
+    - `grow`, for text without a known end: lengths count as L, 2L, 4L, ..., so that t changes rarely; where it
+      does, `generate` computes the cache again from the first token, which doubling keeps at O(1) per token.
+      Greedy decoding with and without a cache agree under it, too.
+    - `fixed`: t is the same in every call; a tensor [batch] gives each row its own. A compiled forward without
+      gradient keeps the frequencies from this moment: call it again (or `model.eval()`) after changing a field's
+      weights.
+
+    In a batch every row has its own t, and so has every sequence packed into a row. While `generate` runs in another
+    thread, the call waits for it.
+
+    Raises:
+        ValueError: unknown policy; `fixed` without t or another with one; t outside [1, max_factor].
+    """
+    dial = extension(model).dial
+    with lock_of(dial):
+        dial.turn(policy, t)
+    return model
+
+
+def set_length(model: Model, policy: str = "fit", factor: float | Tensor | None = None) -> Model:
+    """The old name of `set_policy`."""
+    warnings.warn("set_length is now set_policy(model, policy, t).", DeprecationWarning, stacklevel=2)
+    return set_policy(model, policy, factor)
+
+
+@contextmanager
+def frozen(model: Model, factor: float) -> Iterator[Model]:
+    """For the length of a `with` block, the model as an export of it at t = `factor` runs.
+
+    t is fixed, and per-query log-n gives way to the constant that it is for the query at t·L, as in
+    `Snapshot.with_log_n`.
+    """
+    handle = extension(model)
+    attention, constant = attention_of(handle.host), handle.trajectories[0].at(factor).constant_log_n(handle.log_n)
+    disable_log_n(handle.host)
+    try:
+        with handle.dial.held() as dial:
+            dial.set(constant_scaling=constant)
+            dial.turn("fixed", factor)
+            yield model
+    finally:
+        set_attention(handle.host, attention)
+
+
+def snapshot(model: nn.Module, t: float) -> Snapshot:
+    """The model's trajectory frozen at t.
+
+    Raises:
+        ValueError: if the model is not extended, or its rotary modules follow different trajectories.
+    """
+    return extension(model).trajectory.at(t)

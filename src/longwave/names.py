@@ -1,0 +1,31 @@
+"""Look a name up in a table; a name that is not there is answered with the nearest one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+def look_up(what: str, name: str, table: Mapping[str, Value]) -> Value:
+    """The entry of that name.
+
+    Arguments:
+        what: what the table holds, for the message: `method`, `evaluation`.
+
+    Raises:
+        ValueError: if there is none; the message offers the nearest name and lists all.
+    """
+    if name not in table:
+        raise ValueError(unknown(what, name, table))
+    return table[name]
+
+
+def unknown(what: str, name: str, available: Iterable[str]) -> str:
+    """The message for a name that is none of those available."""
+    names = list(available)
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return f"unknown {what} {name!r}. {hint}Available: {', '.join(names) or 'none'}."

@@ -1,0 +1,106 @@
+"""Settings: frozen dataclasses whose fields carry their help, their choices and their limits.
+
+The options of a command, its help page and the check of a suite are made from the same fields. No torch here: the
+help of every command is made from such classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+
+from longwave.names import unknown
+
+KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    group: str | None = None,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """A field of a `Settings` class.
+
+    Arguments:
+        default: its value where none is given; None stands for one that depends on the model or the data, and the
+            help says which.
+        help: one sentence for the help page.
+        group: the part of the help page that it stands in.
+        choices: what it may be, if not anything of its type.
+        least: the smallest number allowed.
+        metavar: what stands for its value on the help page, `N` for numbers and `TEXT` for text by default.
+    """
+    metadata = {"help": help, "group": group, "choices": choices, "least": least, "metavar": metavar}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that were checked when they were made: `create` for what comes from outside.
+
+    Raises:
+        ValueError: naming the setting, what it got, and what is allowed.
+    """
+
+    whose: ClassVar[str] = ""  # in messages: `windows of perplexity must be ...`
+
+    def __post_init__(self) -> None:
+        kinds = get_type_hints(type(self))
+        for item in fields(self):
+            value = getattr(self, item.name)
+            allowed = self._allowed(item.metadata, kinds[item.name], value)
+            if allowed is not None:
+                of = f" of {self.whose}" if self.whose else ""
+                raise ValueError(f"{item.name.replace('_', ' ')}{of} must be {allowed}, got {value!r}.")
+            if type(value) is int and kind_of(kinds[item.name]) is float:
+                object.__setattr__(self, item.name, float(value))
+
+    @classmethod
+    def create(cls, **given: Any) -> Self:
+        """Defaults, and what is `given` in their place; None counts as not given.
+
+        Raises:
+            ValueError: also for a setting that there is not.
+        """
+        known = [item.name for item in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise ValueError(unknown(f"setting of {cls.whose}" if cls.whose else "setting", name, known))
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings by name, as JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def _allowed(metadata: Any, kind: Any, value: Any) -> str | None:
+        """What the value should have been, None if it is fine."""
+        if value is None and is_optional(kind):
+            return None
+        wanted = kind_of(kind)
+        types = (int, float) if wanted is float else (wanted,)
+        if wanted in KINDS and (type(value) not in types or (wanted is float and not math.isfinite(value))):
+            return KINDS[wanted]
+        if metadata["choices"] and value not in metadata["choices"]:
+            return f"one of {', '.join(metadata['choices'])}"
+        if metadata["least"] is not None and value < metadata["least"]:
+            return f"at least {metadata['least']:g}"
+        return None
+
+
+def kind_of(kind: Any) -> Any:
+    """The type of a field, `int` for `int | None`."""
+    if get_origin(kind) in (Union, UnionType):
+        return next(each for each in get_args(kind) if each is not NoneType)
+    return kind
+
+
+def is_optional(kind: Any) -> bool:
+    """Whether a field of this type may be None."""
+    return get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind)

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 import longwave
 from longwave.cli import evaluating, generating
-from longwave.evaluation.lengths import original_length_of
 from longwave.evaluation.passkey import SHORT, Prompts
+from longwave.extensions.reach import original_length_of
 from longwave.io import versions, write_json
 
 

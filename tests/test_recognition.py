@@ -21,10 +21,10 @@ from transformers.utils import logging
 
 import longwave
 from longwave.adapter import extension_of
-from longwave.evaluation.lengths import max_length_of, reach_of
 from longwave.evaluation.subjects import under
 from longwave.exporters.run import export
 from longwave.exporters.source import open_source
+from longwave.extensions.reach import max_length_of, reach_of
 from longwave.generation import rotaries_of
 from longwave.recognition import follow_config
 from longwave.schedule import Static

@@ -32,8 +32,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "longwave.adapter": ("load", "save"),
     "longwave.extensions.handle": ("Extension", "extension"),
-    "longwave.attach": ("extend", "extended", "restore", "rotaries", "set_length",
-    "set_policy", "snapshot"),
+    "longwave.attach": ("extend", "extended", "restore", "rotaries", "set_length", "set_policy", "snapshot"),
     "longwave.evaluation.needle": ("needle",),
     "longwave.evaluation.passkey": ("passkey",),
     "longwave.evaluation.perplexity": ("perplexity",),

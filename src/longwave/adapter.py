@@ -22,7 +22,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from longwave.architectures import host_of
-from longwave.attach import extension, extend, extend_again, rotaries, suspended, trajectories_of
+from longwave.attach import extend, extend_again, extension, rotaries, suspended, trajectories_of
 from longwave.generation import rotaries_of
 from longwave.io import EXPORT_RECORD, check_model, prepare_output, read_json, write_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from longwave.architectures import Site, find_sites, rope_at
-from longwave.attach import extend_from, restore, extension
+from longwave.attach import extend_from, extension, restore
 from longwave.generation import rotaries_of
 from longwave.rope import Rope
 from longwave.rotary import undecorated_forward

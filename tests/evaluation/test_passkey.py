@@ -89,8 +89,8 @@ def test_a_model_that_copies_finds_the_keys_it_sees(
 def test_one_forward_equals_greedy_decoding(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """A random model repeats itself: answers taken from its own greedy output are right, changed ones wrong."""
     longwave.extend(llama, "ntk", max_factor=4)
-    from longwave.evaluation.lengths import fixed_length
     from longwave.evaluation.loss import Scorer
+    from longwave.extensions.reach import fixed_length
 
     prompts = torch.randint(1, 256, (8, 120))
     with fixed_length(llama, 125):

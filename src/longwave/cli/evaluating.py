@@ -111,7 +111,7 @@ def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajector
 
 def default_lengths(model: PreTrainedModel) -> str:
     """Doublings of the trained length up to an extended model's maximum, or to 16x of a plain one."""
-    from longwave.evaluation.lengths import original_length_of, reach_of
+    from longwave.extensions.reach import original_length_of, reach_of
     from longwave.generation import rotaries_of
 
     most = reach_of(model) // original_length_of(model) if rotaries_of(model) else 16
@@ -120,8 +120,8 @@ def default_lengths(model: PreTrainedModel) -> str:
 
 def choose(model: PreTrainedModel, methods: str | None, lengths: list[int]) -> list[str]:
     """The method specs to measure, each of them tried: what cannot work fails before anything is computed."""
-    from longwave.evaluation.lengths import check_lengths
     from longwave.evaluation.subjects import default_specs, under
+    from longwave.extensions.reach import check_lengths
 
     if methods is None:
         specs = default_specs(model)

@@ -62,13 +62,13 @@ def load(path: str, *, method: str | None, to: int | None, dtype: str, device: s
     """A folder's own extension, or `method` put on a plain model, of which RoPE scaling in its config is a part."""
     import longwave
     from longwave.cli import evaluating
-    from longwave.evaluation.lengths import original_length_of
-    from longwave.generation import rotaries_of
+    from longwave.extensions.handle import find_extension
+    from longwave.extensions.reach import original_length_of
     from longwave.methods import parse_method
 
     loaded = evaluating.load(path, dtype, device, scaling="trajectory" if method is None else "plain")
-    rotaries = rotaries_of(loaded.model)
-    if not (find_extension(loaded.model) is None or find_extension(loaded.model).recognised):
+    handle = find_extension(loaded.model)
+    if handle is not None and not handle.recognised:
         if method is not None or to is not None:
             raise ValueError(f"{path} has its own extension. --method and --to are for plain models: leave them out.")
         return loaded
@@ -115,14 +115,14 @@ def continue_text(
     from transformers import TextStreamer
 
     import longwave
-    from longwave.evaluation.lengths import reach_of
-    from longwave.generation import rotaries_of
+    from longwave.extensions.handle import find_extension
+    from longwave.extensions.reach import reach_of
 
     for name, value in (("max new tokens", max_new_tokens), ("prefill chunk", chunk)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
-    rotaries = rotaries_of(model)
-    extensible = (find_extension(loaded.model) is None or find_extension(loaded.model).recognised)
+    handle = find_extension(model)
+    extensible = handle is None or handle.recognised
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].to(model.device)
     length, limit = ids.shape[1], reach_of(model)
     if length >= limit:
@@ -134,7 +134,7 @@ def continue_text(
         hint = "Shorten the prompt or lower --max-new-tokens"
         hint += ", or extend the model: --method yarn --to TOKENS." if extensible else "."
         raise ValueError(f"{length} tokens of prompt and {max_new_tokens} new ones are more than {limit}. {hint}")
-    if rotaries:
+    if handle is not None:
         longwave.set_policy(model, policy)
     started = time.perf_counter()
     with torch.no_grad():

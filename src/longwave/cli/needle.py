@@ -55,8 +55,9 @@ def needle(
 
     from longwave.cli import evaluating
     from longwave.evaluation import needle as measure
-    from longwave.evaluation.lengths import original_length_of, parse_lengths
+    from longwave.evaluation.lengths import parse_lengths
     from longwave.evaluation.results import NEEDLE, record
+    from longwave.extensions.reach import original_length_of
     from longwave.text import data_hashes, read_documents
 
     texts: dict[str, Any] = {"needle": needle or measure.NEEDLE, "question": question or measure.QUESTION}

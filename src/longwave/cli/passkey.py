@@ -47,8 +47,9 @@ def passkey(
 
     from longwave.cli import evaluating
     from longwave.evaluation import passkey as measure
-    from longwave.evaluation.lengths import original_length_of, parse_lengths
+    from longwave.evaluation.lengths import parse_lengths
     from longwave.evaluation.results import PASSKEY, record
+    from longwave.extensions.reach import original_length_of
 
     folder = evaluating.results_folder(output, "passkey", model, overwrite)
     loaded = evaluating.load(model, dtype, device)

@@ -75,9 +75,10 @@ def perplexity(
 
     from longwave.cli import evaluating
     from longwave.evaluation import perplexity as measure
-    from longwave.evaluation.lengths import original_length_of, parse_lengths
+    from longwave.evaluation.lengths import parse_lengths
     from longwave.evaluation.results import PERPLEXITY, record
     from longwave.evaluation.windows import check_stretches, chunk_of, plan
+    from longwave.extensions.reach import original_length_of
     from longwave.text import data_hashes, read_documents, stream_and_starts
 
     folder = evaluating.results_folder(output, "perplexity", model, overwrite)

@@ -69,10 +69,11 @@ def tasks(
 
     from longwave.cli import evaluating, generating
     from longwave.cli.options import print_json
-    from longwave.evaluation.lengths import original_length_of, parse_lengths
+    from longwave.evaluation.lengths import parse_lengths
     from longwave.evaluation.results import TASKS, record, write
     from longwave.evaluation.tasks.bridge import run_tasks
     from longwave.evaluation.tasks.local import run_local
+    from longwave.extensions.reach import original_length_of
     from longwave.report.tables import tasks_table
 
     if (names is None) == (samples is None):

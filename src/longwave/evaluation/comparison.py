@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from longwave.adapter import extension_of
 from longwave.evaluation.cells import Cell, Store, fingerprint, versions
-from longwave.evaluation.lengths import check_lengths, doublings, original_length_of, parse_lengths
+from longwave.evaluation.lengths import doublings, parse_lengths
 from longwave.evaluation.registry import Inputs, Text
 from longwave.evaluation.results import Record, record
 from longwave.evaluation.subjects import TRAINING_FREE, under
 from longwave.evaluation.suites import Step
+from longwave.extensions.reach import check_lengths, original_length_of
 from longwave.io import data_identity
 from longwave.methods import parse_method
 from longwave.text import data_hashes, read_documents, stream_and_starts

@@ -23,10 +23,9 @@ from transformers.utils.logging import tqdm
 
 from longwave.adapter import is_trained, load
 from longwave.attach import extend, restore, set_policy
-from longwave.evaluation.lengths import max_length_of, original_length_of
 from longwave.evaluation.tasks.truncation import truncate_middle
-from longwave.generation import rotaries_of
 from longwave.extensions.handle import find_extension
+from longwave.extensions.reach import max_length_of, original_length_of
 from longwave.methods import parse_method
 
 TRUNCATIONS = ("left", "middle")
@@ -115,8 +114,8 @@ class LongwaveLM(HFLM):
     @property
     def max_length(self) -> int:
         """The longest text, prompt and answer together: as asked for, or all that the extension reaches."""
-        reach = [rotary.max_length for rotary in rotaries_of(self.model)]
-        return self._max_length or (min(reach) if reach else super().max_length)
+        handle = find_extension(self.model)
+        return self._max_length or (super().max_length if handle is None else handle.max_length)
 
     def _loglikelihood_tokens(
         self,
@@ -182,7 +181,8 @@ def _refuse_others(arguments: dict[str, Any]) -> None:
 
 def _extend(model: PreTrainedModel, method: str | None, to: int | None) -> None:
     """Put `method` on a plain model, of which RoPE scaling in its config is a part; one with its own takes none."""
-    if not (find_extension(model) is None or find_extension(model).recognised):
+    handle = find_extension(model)
+    if handle is not None and not handle.recognised:
         if method is not None or to is not None:
             raise ValueError("the model has its own extension. method and to are for plain models: leave them out.")
         if not is_trained(model):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from longwave.adapter import load
 from longwave.evaluation.cells import fingerprint
-from longwave.evaluation.lengths import reach_of
-from longwave.generation import rotaries_of
+from longwave.extensions.handle import find_extension
+from longwave.extensions.reach import reach_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -107,7 +107,7 @@ class Evaluator:
 
 
 def _limit(model: PreTrainedModel) -> int | None:
-    if rotaries_of(model):
+    if find_extension(model) is not None:
         return reach_of(model)
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 

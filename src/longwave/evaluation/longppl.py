@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from longwave.evaluation.keytokens import Choice, Evaluator, check_fast
-from longwave.evaluation.lengths import check_lengths, fixed_length
 from longwave.evaluation.loss import Scorer
 from longwave.evaluation.statistics import Z95, mean_nll
 from longwave.evaluation.windows import Windows, plan
+from longwave.extensions.reach import check_lengths, fixed_length
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from longwave.evaluation.lengths import check_lengths, fixed_length, original_length_of, parse_lengths
+from longwave.evaluation.lengths import parse_lengths
 from longwave.evaluation.loss import Scorer
 from longwave.evaluation.statistics import Interval, wilson
 from longwave.evaluation.windows import rows_per_batch
+from longwave.extensions.reach import check_lengths, fixed_length, original_length_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

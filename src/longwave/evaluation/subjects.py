@@ -11,9 +11,9 @@ from torch import nn
 
 from longwave.adapter import is_trained
 from longwave.architectures import host_of
-from longwave.attach import extended, extension, suspended
-from longwave.evaluation.lengths import original_length_of
-from longwave.generation import rotaries_of
+from longwave.attach import extended, suspended
+from longwave.extensions.handle import find_extension
+from longwave.extensions.reach import original_length_of
 from longwave.logn import log_n_of
 from longwave.methods import METHODS, parse_method
 from longwave.schedule import Schedule, factor_of
@@ -51,8 +51,8 @@ class Subject:
 
 def default_specs(model: nn.Module) -> list[str]:
     """Its own method for an extended model, the training-free ones for any other."""
-    found = rotaries_of(model)
-    return [found[0].trajectory.name] if found else list(TRAINING_FREE)
+    handle = find_extension(model)
+    return list(TRAINING_FREE) if handle is None else [handle.method]
 
 
 @contextmanager
@@ -66,22 +66,24 @@ def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subje
         ValueError: for an unknown method, or one that needs trained weights the model does not have.
     """
     method, schedule = parse_method(spec)
-    found = rotaries_of(model)
-    own = bool(found) and found[0].trajectory.name == method.name
+    handle = find_extension(model)
+    own = handle is not None and handle.method == method.name
     if method.trained and not (own and is_trained(model)):
         raise ValueError(
             f"{method.name} needs trained weights, and this model has none. Run `longwave train` first, "
             f"or choose among {', '.join(name for name, m in METHODS.items() if not m.trained)}."
         )
     exponent = log_n_of(host_of(model))
-    if own:
-        with _scheduled(model, schedule if "@" in spec else found[0].schedule) as now:
-            yield Subject(method.name, now.spec, found[0].trajectory.max_factor, exponent, own=True)
+    if handle is not None and own:
+        with handle.dial.held() as dial:
+            if "@" in spec:
+                dial.set(schedule=schedule)
+            yield Subject(method.name, handle.schedule.spec, handle.max_factor, handle.log_n, own=True)
         return
     original = original_length_of(model)
     factor = _range(schedule, lengths, original)
     with ExitStack() as stack:
-        if found:
+        if handle is not None:
             stack.enter_context(suspended(model))
         log_n = exponent or None  # None: the method's default
         stack.enter_context(extended(model, spec, max_factor=factor, log_n=log_n, original_length=original))
@@ -92,10 +94,3 @@ def _range(schedule: Schedule, lengths: Sequence[int], original: int) -> float:
     """The smallest max_factor that has room for all lengths, and for every t that the schedule asks for."""
     longest = factor_of(max(lengths), original)
     return max(longest, *(schedule(length, original, longest) for length in lengths))
-
-
-@contextmanager
-def _scheduled(model: nn.Module, schedule: Schedule) -> Iterator[Schedule]:
-    with extension(model).dial.held() as dial:
-        dial.set(schedule=schedule)
-        yield schedule

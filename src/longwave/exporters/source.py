@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from longwave.adapter import MODEL, SETTINGS, WEIGHTS, extend_as_saved, is_trained, skeleton
 from longwave.architectures import host_of
-from longwave.attach import extension, extend, rope_of, rotaries, snapshot
+from longwave.attach import extend, extension, rope_of, rotaries, snapshot
 from longwave.generation import rotaries_of
 from longwave.io import read_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy

@@ -9,8 +9,8 @@ import torch
 from jinja2 import TemplateError
 from transformers import DynamicCache
 
-from longwave.evaluation.lengths import reach_of
 from longwave.extensions.handle import find_extension
+from longwave.extensions.reach import reach_of
 from longwave.io import write_json
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ what the new t would have given. Two policies follow from that, both exact with 
 - `fit` fixes t once per call, for each row from the longest that it can get;
 - `grow` lets t double as the text grows, and at each doubling computes the cache again from the first token.
 
-A cache remembers the t it was filled at (`longwave.extensions.caches`). One that does not fit is filled again where the whole
-text is given, and refused where it is not.
+A cache remembers the t it was filled at (`longwave.extensions.caches`). One that does not fit is filled again where
+the whole text is given, and refused where it is not.
 """
 
 from __future__ import annotations

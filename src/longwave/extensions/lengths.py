@@ -66,9 +66,6 @@ def prompt_lengths(inputs: Mapping[str, Any], width: int) -> tuple[int, ...]:
     positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")
     if positions is None and mask is None:
         return (width,)
-    if positions is None:
-        found = mask.sum(-1)
-    else:
-        found = row_ends(positions if positions.ndim > 1 else positions[None])
+    found = mask.sum(-1) if positions is None else row_ends(torch.atleast_2d(positions))
     lengths: list[int] = found.tolist()
     return tuple(lengths) if len(set(lengths)) > 1 else (lengths[0],)

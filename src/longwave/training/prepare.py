@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from longwave.adapter import load
 from longwave.architectures import host_of
-from longwave.attach import extension, extend, extend_again, restore, rope_of, rotaries, trajectories_of
+from longwave.attach import extend, extend_again, extension, restore, rope_of, rotaries, trajectories_of
 from longwave.generation import rotaries_of
 from longwave.logn import count_keys, log_n_of
 from longwave.methods import parse_method

@@ -9,9 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from longwave.architectures import host_of
-from longwave.generation import rotaries_of
-from longwave.logn import log_n_of
+from longwave.extensions.handle import find_extension
 
 
 def known(asked: Sequence[str], available: Sequence[str]) -> list[str]:
@@ -33,15 +31,15 @@ def known(asked: Sequence[str], available: Sequence[str]) -> list[str]:
 
 def steering(model: nn.Module) -> dict[str, Any] | None:
     """The extension and how its t is chosen at the moment, None for a plain model."""
-    found = rotaries_of(model)
-    if not found:
+    handle = find_extension(model)
+    if handle is None:
         return None
-    factor = found[0].factor
+    factor = handle.dial.now.factor
     return {
-        "method": found[0].trajectory.name,
-        "schedule": found[0].schedule.spec,
-        "max_factor": found[0].trajectory.max_factor,
-        "log_n": log_n_of(host_of(model)),
-        "policy": "fixed" if factor is not None else "grow" if found[0].grows else "fit",
+        "method": handle.method,
+        "schedule": handle.schedule.spec,
+        "max_factor": handle.max_factor,
+        "log_n": handle.log_n,
+        "policy": handle.dial.policy,
         "factor": factor.tolist() if isinstance(factor, Tensor) else factor,
     }

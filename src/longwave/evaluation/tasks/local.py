@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from longwave import io
-from longwave.evaluation.lengths import max_length_of, reach_of
 from longwave.evaluation.tasks.common import known, steering
 from longwave.evaluation.tasks.metrics import TASKS, Score, Task
 from longwave.evaluation.tasks.samples import Sample, read_samples, sample_files
 from longwave.evaluation.tasks.truncation import truncate_middle
+from longwave.extensions.reach import max_length_of, reach_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

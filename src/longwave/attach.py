@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from longwave.architectures import Site, find_sites, host_of, reset_frequencies, rope_at
 from longwave.generation import install_hooks, remove_hooks, rotaries_of
-from longwave.logn import attention_of, disable_log_n, enable_log_n, log_n_of, set_attention
+from longwave.logn import disable_log_n, enable_log_n, log_n_of, put_log_n_back
 from longwave.methods import Method, parse_method
 from longwave.rope import Rope
 from longwave.rotary import ScaledRotary, frequency_name
@@ -168,16 +168,16 @@ def _without_recognised(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def suspended(model: Model) -> Iterator[Model]:
     """The plain model, at z(1), for the length of a `with` block, then the very same extension again."""
-    host = host_of(model)
-    attention, places = attention_of(host), _places(model)
+    host, places = host_of(model), _places(model)
     for parent, name, rotary in places:
         setattr(parent, name, rotary.base)
+    log_n = disable_log_n(host)
     _clean(model)
     try:
         yield model
     finally:
         _put_back(model, places)
-        set_attention(host, attention)
+        put_log_n_back(host, log_n)
 
 
 def rotaries(model: nn.Module) -> list[ScaledRotary]:
@@ -200,15 +200,15 @@ def frozen(model: Model, factor: float) -> Iterator[Model]:
     `Snapshot.with_log_n`.
     """
     host = host_of(model)
-    attention, exponent = attention_of(host), log_n_of(host)
+    exponent = log_n_of(host)
     before = [(rotary, rotary.factor, rotary.grows) for rotary in rotaries(model)]
     for rotary, *_ in before:
         rotary.constant_scaling = rotary.trajectory.at(factor).constant_log_n(exponent)
-    disable_log_n(host)
+    log_n = disable_log_n(host)
     try:
         yield set_length(model, "fixed", factor)
     finally:
-        set_attention(host, attention)
+        put_log_n_back(host, log_n)
         for rotary, old, grows in before:
             rotary.constant_scaling = 1.0
             rotary.fix(old, grows=grows)

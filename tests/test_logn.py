@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import copy
 import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_config, tiny_model
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
     AutoModelForCausalLM,
     LlamaForCausalLM,
     PreTrainedModel,
+    modeling_flash_attention_utils,
 )
+from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import is_flash_attention_requested
 
 import longwave
 from longwave.architectures import host_of
+from longwave.attach import frozen, suspended
 from longwave.logn import _decode, count_keys, log_n_of, log_n_scale
 
 L = 64
@@ -155,15 +166,156 @@ def test_attention_that_cannot_have_it(model_type: str) -> None:
     longwave.extend(model, "ntk", max_factor=2)
 
 
-@pytest.mark.parametrize("implementation", ["flash_attention_2", "kernels-community/paged-attention"])
-def test_attention_that_finds_its_kernel_by_name_is_refused(llama: LlamaForCausalLM, implementation: str) -> None:
-    """Under our name it would fail, in the first forward at the latest."""
-    llama.config._attn_implementation = implementation
-    with pytest.raises(ValueError, match=r"cannot have log-n scaling.*its own name.*log_n=False"):
+def flash_kernel(calls: list[dict[str, Any]]) -> Callable[..., Tensor]:
+    """What the flash packages export, computed by the `sdpa` of torch: [batch, n, heads, d] in and out."""
+
+    def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, **others):
+        calls.append({"dtype": q.dtype, "shape": tuple(q.shape)})
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        out = scaled_dot_product_attention(q, k, v, is_causal=causal, scale=softmax_scale, enable_gqa=True)
+        return out.transpose(1, 2)
+
+    return flash_attn_func
+
+
+@pytest.mark.parametrize("implementation", ["flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"])
+def test_flash_attention_finds_its_kernel_by_its_own_name(
+    llama: LlamaForCausalLM, ids: Tensor, monkeypatch: pytest.MonkeyPatch, implementation: str
+) -> None:
+    """The flash attention of transformers itself, down to the package that cannot be installed without a GPU."""
+    asked: list[str | None] = []
+    calls: list[dict[str, Any]] = []
+    kernel = flash_kernel(calls)
+
+    def load(implementation: str | None, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        asked.append(implementation)
+        return kernel, kernel, None, None, None
+
+    monkeypatch.setattr(modeling_flash_attention_utils, "_lazy_imports", load)
+    monkeypatch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)
+    AttentionInterface.register("kernels-community/flash-attn2", flash_attention_forward)  # as its download does
+    AttentionMaskInterface.register("kernels-community/flash-attn2", flash_attention_mask)
+    expected = logits(with_log_n(llama), ids)
+    longwave.restore(llama)
+    llama.config._attn_implementation = implementation  # setting it would look for a GPU
+    plain = logits(llama, ids)
+    longwave.extend(llama, "none", max_factor=16, log_n=True, original_length=L)
+    found = logits(llama, ids)
+    assert torch.equal(found[:, :L], plain[:, :L])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert set(asked) == {implementation} and calls[-1]["shape"] == (2, LENGTH, 4, 16)
+    assert is_flash_attention_requested(llama.config)  # what models and caches ask
+    longwave.restore(llama)
+    assert llama.config._attn_implementation == implementation
+    assert torch.equal(logits(llama, ids), plain)
+
+
+def test_a_flash_kernel_gets_flash_masks_and_its_own_layer(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    """A registered implementation that looks at all that transformers' own looks at."""
+    seen: list[dict[str, Any]] = []
+
+    def my_flash(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        linear = next(part for part in module.modules() if isinstance(part, torch.nn.Linear))
+        seen.append(
+            {
+                "name": module.config._attn_implementation,
+                "layer": module.layer_idx,
+                "causal": module.is_causal,
+                "dtype": linear.weight.dtype,
+                "hidden": module.config.hidden_size,
+                "quantized": hasattr(module.config, "_is_quantized"),
+                "mask": None if attention_mask is None else tuple(attention_mask.shape),
+            }
+        )
+        return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)
+
+    AttentionInterface.register("my_flash", my_flash)
+    AttentionMaskInterface.register("my_flash", flash_attention_mask)
+    llama.config._attn_implementation = "my_flash"
+    longwave.extend(llama, "none", max_factor=16, log_n=True, original_length=L)
+    mask = torch.ones_like(ids)
+    logits(llama, ids, attention_mask=mask)
+    mask[0, :5] = 0
+    logits(llama, ids, attention_mask=mask)
+    ours = {"name": "my_flash", "causal": True, "dtype": torch.float32, "hidden": 64, "quantized": False}
+    assert seen == [
+        {**ours, "layer": layer, "mask": shape} for shape in (None, (2, LENGTH)) for layer in (0, 1)
+    ]  # two axes: a flash mask says what is padding
+    assert llama.model.layers[0].self_attn.config is llama.config
+
+
+def test_a_kernel_that_nobody_registered_is_refused(llama: LlamaForCausalLM) -> None:
+    llama.config._attn_implementation = "kernels-community/paged-attention"
+    with pytest.raises(ValueError, match=r"cannot have log-n scaling.*log_n=False"):
         longwave.extend(llama, "ntk", max_factor=2, log_n=True)
     with pytest.raises(ValueError, match="not extended"):
         longwave.rotaries(llama)
     longwave.extend(llama, "ntk", max_factor=2, log_n=False)
+
+
+def test_one_name_for_every_setting(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    """The setting is the model's: other models, other settings and copies add no name and do not meddle."""
+    other = copy.deepcopy(llama)
+    expected = {log_n: logits(with_log_n(copy.deepcopy(llama), log_n=log_n), ids) for log_n in (0.25, 0.75)}
+    known = set(ALL_ATTENTION_FUNCTIONS), set(ALL_MASK_ATTENTION_FUNCTIONS)
+    with_log_n(llama, log_n=0.25), with_log_n(other, log_n=0.75)
+    for length in (16, 32):
+        longwave.extend(copy.deepcopy(longwave.restore(copy.deepcopy(llama))), "none", max_factor=2, log_n=length / 100,
+                        original_length=length)  # fmt: skip
+    count_keys(other, True), count_keys(other, False)
+    assert (set(ALL_ATTENTION_FUNCTIONS), set(ALL_MASK_ATTENTION_FUNCTIONS)) == known
+    assert (log_n_of(llama), log_n_of(other)) == (0.25, 0.75)
+    assert torch.equal(logits(llama, ids), expected[0.25]) and torch.equal(logits(other, ids), expected[0.75])
+
+    twin = copy.deepcopy(llama)
+    longwave.restore(llama)
+    assert (log_n_of(llama), log_n_of(twin)) == (0.0, 0.25)
+    assert torch.equal(logits(twin, ids), expected[0.25])
+    assert not any("longwave" in name for layer in llama.model.layers for name in vars(layer.self_attn))
+
+
+def test_a_pickled_model_runs_in_another_process(llama: LlamaForCausalLM, ids: Tensor, tmp_path: Path) -> None:
+    with_log_n(llama, "eager", log_n=0.5)
+    torch.save(llama.model, tmp_path / "model.pt")
+    torch.save(ids, tmp_path / "ids.pt")
+    code = """
+import sys, torch
+model, ids = (torch.load(f"{sys.argv[1]}/{name}.pt", weights_only=False) for name in ("model", "ids"))
+with torch.no_grad():
+    torch.save(model(ids, use_cache=False).last_hidden_state, f"{sys.argv[1]}/out.pt")
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        expected = llama.model(ids, use_cache=False).last_hidden_state
+    assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "my_compiled_flash"])
+def test_a_compiled_model_scales_too(llama: LlamaForCausalLM, ids: Tensor, implementation: str) -> None:
+    def my_flash(module, query, key, value, attention_mask, scaling=None, **kwargs):
+        assert module.config._attn_implementation == "my_compiled_flash"
+        return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=True)
+
+    AttentionInterface.register("my_compiled_flash", my_flash)
+    AttentionMaskInterface.register("my_compiled_flash", flash_attention_mask)
+    expected = logits(with_log_n(llama), ids)
+    longwave.restore(llama)
+    llama.config._attn_implementation = implementation
+    longwave.extend(llama, "none", max_factor=16, log_n=True, original_length=L)
+    longwave.set_length(llama, "fixed", 1.0)
+    compiled = torch.compile(llama, backend="eager", fullgraph=True)
+    torch.testing.assert_close(logits(compiled, ids), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_log_n_outlives_what_is_done_to_an_extended_model(llama: LlamaForCausalLM, ids: Tensor) -> None:
+    expected = logits(with_log_n(llama, log_n=0.5), ids)
+    with suspended(llama):
+        assert log_n_of(llama) == 0.0 and llama.config._attn_implementation == "sdpa"
+    assert torch.equal(logits(llama, ids), expected)
+    with frozen(llama, 2.0):
+        assert log_n_of(llama) == 0.0
+    assert log_n_of(llama) == 0.5 and torch.equal(logits(llama, ids), expected)
 
 
 @pytest.mark.parametrize("log_n", [1e-5, 0.5, 2.0])
@@ -205,10 +357,13 @@ def test_a_vision_tower_keeps_its_attention() -> None:
     assert torch.equal(logits(model, ids, **inputs), plain)
 
 
-def test_attention_without_positions_says_so(ids: Tensor) -> None:
-    model = longwave.extend(tiny_model("persimmon"), "ntk", max_factor=4, log_n=True)
-    with pytest.raises(ValueError, match=r"PersimmonAttention hands no position_ids.*log_n=False"):
-        logits(model, ids % 100)
+@pytest.mark.parametrize("model_type", ["persimmon", "llama4_text", "granitemoehybrid", "zaya", "moshi"])
+def test_attention_without_positions_is_refused_by_extend(model_type: str) -> None:
+    """By the attention itself, its layer or the model around it; not in the first forward, after the weights came."""
+    model = tiny_model(model_type)
+    with pytest.raises(ValueError, match=r"Attention hands no position_ids to the attention function.*log_n=False"):
+        longwave.extend(model, "ntk", max_factor=4, log_n=True)
+    longwave.extend(model, "ntk", max_factor=4)
 
 
 def test_counting_keys_ignores_where_the_tokens_are_said_to_stand(llama: LlamaForCausalLM, ids: Tensor) -> None:

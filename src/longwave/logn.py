@@ -4,8 +4,8 @@ q_p <- q_p · max(1, ln(p + 1) / ln L)^exponent for the query at position p: att
 keeps its entropy as n grows beyond L (YaRN calls a constant form of it a temperature). Below L the
 factor is exactly 1. cos and sin are shared by queries and keys, so it cannot live in the rotary module.
 
-The whole setting is an attention implementation, registered as e.g. `longwave-sdpa-256-1.0`: its name
-is what the model's config carries, and `log_n_of` looks it up.
+Three things, each on its own: the scale (`LogN`), the attention function that transformers calls (`_Hook`), and a
+faster kernel for decode on CPUs (`_decode`). The setting lies on the attention layers, where the function finds it.
 
 Source: github.com/DAMO-NLP-SG/CLEX (`log_scale`), there one scalar over the whole key length.
 """
@@ -27,36 +27,48 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
-PREFIX, BY_KEYS = "longwave", "-keys"
+from longwave.interface import attention_layers, hands_on
+
+PREFIX = "longwave-"  # of the names under which transformers calls us: longwave-sdpa, longwave-eager, ...
+ON_LAYER = "_longwave_scaled"  # the attribute of an attention layer
+
+
+# The model: put it on, take it off, look it up.
 
 
 def enable_log_n(model: PreTrainedModel, original_length: int, exponent: float) -> None:
     """Scale the queries of every layer of the text model that attends to the whole context.
 
     Raises:
-        ValueError: if the model's attention does not go through the interface of transformers, or the
-            exponent is not a number > 0.
+        ValueError: if the model's attention does not go through the interface of transformers or is not told
+            the positions of its queries, or the exponent is not a number > 0.
     """
     if not (math.isfinite(exponent) and exponent > 0):
         raise ValueError(f"log_n must be True, False or an exponent >= 0, got {exponent}.")
-    text = _text_model(model)
     base = attention_of(model)
-    if is_flash_attention_requested(requested_attention_implementation=base) or "/" in base:
-        raise ValueError(
-            f"{base!r} attention cannot have log-n scaling: it finds its kernel by its own name. "
-            'Load the model with attn_implementation="sdpa", or pass log_n=False.'
-        )
-    usable = type(text)._can_set_attn_implementation() and base in ALL_MASK_ATTENTION_FUNCTIONS
-    if not usable or _asks_for(text, base):
-        raise ValueError(
-            f"{type(model).__name__} with {base!r} attention cannot have log-n scaling: its attention does not go "
-            "through the interface of transformers, or depends on its name. Pass log_n=False."
-        )
-    name = f"{PREFIX}-{base}-{original_length}-{exponent}"
-    for key, by_keys in ((name, False), (name + BY_KEYS, True)):
-        AttentionInterface.register(key, _LogN(base, original_length, exponent, by_keys))
-        AttentionMaskInterface.register(key, ALL_MASK_ATTENTION_FUNCTIONS[base])
-    set_attention(model, name)
+    _require_interface(model, base)
+    _require_positions(model)
+    put_log_n_back(model, Scaled(base, LogN(original_length, exponent)))
+
+
+def disable_log_n(model: PreTrainedModel) -> Scaled | None:
+    """Back to the attention from before `enable_log_n`. Returns what `put_log_n_back` takes, None if log-n was off."""
+    text, found = _text_model(model), _setting(model)
+    for layer in attention_layers(text):
+        vars(layer).pop(ON_LAYER, None)
+    if found is not None:
+        _set_attention(text, found.base)
+    return found
+
+
+def put_log_n_back(model: PreTrainedModel, setting: Scaled | None) -> None:
+    """The very log-n that `disable_log_n` took off; nothing if that was None."""
+    if setting is None:
+        return
+    text = _text_model(model)
+    for layer in attention_layers(text):
+        setattr(layer, ON_LAYER, setting)
+    _set_attention(text, PREFIX + setting.base)
 
 
 def count_keys(model: PreTrainedModel, on: bool) -> None:
@@ -66,31 +78,19 @@ def count_keys(model: PreTrainedModel, on: bool) -> None:
     said to stand; sharpened by its positions, it teaches the weights to expect sharper attention than
     a real window of p + 1 keys will give them. Rows must be single sequences without padding.
     """
-    if log_n_of(model):
-        name = attention_of(model).removesuffix(BY_KEYS)
-        set_attention(model, name + BY_KEYS if on else name)
-
-
-def disable_log_n(model: PreTrainedModel) -> None:
-    """Back to the attention implementation from before `enable_log_n`; nothing if it is not enabled."""
     if (setting := _setting(model)) is not None:
-        set_attention(model, setting.base)
+        setting.temperature.by_keys = on
 
 
 def log_n_of(model: PreTrainedModel) -> float:
     """The exponent in force, 0 for off."""
     setting = _setting(model)
-    return 0.0 if setting is None else setting.exponent
+    return 0.0 if setting is None else setting.temperature.exponent
 
 
 def attention_of(model: PreTrainedModel) -> str:
-    """The name of the text model's attention implementation, which log-n is part of."""
+    """The name of the text model's attention implementation, which is another one under log-n."""
     return _text_model(model).config._attn_implementation or ""
-
-
-def set_attention(model: PreTrainedModel, name: str) -> None:
-    """Set it for the text model alone: a vision tower keeps its own."""
-    _text_model(model).set_attn_implementation({"": name})
 
 
 def _text_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -100,33 +100,162 @@ def _text_model(model: PreTrainedModel) -> PreTrainedModel:
     return next(parts, model)
 
 
-def _setting(model: PreTrainedModel) -> _LogN | None:
-    """What is registered under the name of the model's attention, if it is ours."""
-    found = ALL_ATTENTION_FUNCTIONS.get(attention_of(model))
-    return found if isinstance(found, _LogN) else None
+def _setting(model: PreTrainedModel) -> Scaled | None:
+    """What lies on the text model's attention layers, if its attention is ours."""
+    text = _text_model(model)
+    if not attention_of(text).startswith(PREFIX):
+        return None
+    found = (getattr(layer, ON_LAYER, None) for layer in attention_layers(text))
+    return next((setting for setting in found if setting is not None), None)
 
 
-class _LogN:
-    """An attention function: scales the queries and calls the implementation it wraps."""
+def _set_attention(text: PreTrainedModel, name: str) -> None:
+    """Set it for the text model alone: a vision tower keeps its own.
 
-    def __init__(self, base: str, original_length: int, exponent: float, by_keys: bool) -> None:
-        self.base, self.original_length, self.exponent, self.by_keys = base, original_length, exponent, by_keys
-        self._last: tuple[Tensor, int, Tensor] | None = None  # position ids, their version, their scale
+    In the config: `set_attn_implementation` would look for a flash kernel that has our name.
+    """
+    text.config._attn_implementation = {"": name}
+
+
+def _require_interface(model: PreTrainedModel, base: str) -> None:
+    text = _text_model(model)
+    known = (base == "eager" or base in ALL_ATTENTION_FUNCTIONS) and base in ALL_MASK_ATTENTION_FUNCTIONS
+    usable = known and type(text)._can_set_attn_implementation() and bool(attention_layers(text))
+    if not usable or _asks_for(text, base):
+        raise ValueError(
+            f"{type(model).__name__} with {base!r} attention cannot have log-n scaling: its attention does not go "
+            "through the interface of transformers, or depends on its name. Pass log_n=False."
+        )
+
+
+def _require_positions(model: PreTrainedModel) -> None:
+    text = _text_model(model)
+    for layer in attention_layers(text):
+        if not (_is_local(layer, {}) or hands_on(text, layer, "position_ids")):
+            raise ValueError(f"{type(model).__name__} cannot have log-n scaling: {_without_positions(layer)}")
+
+
+def _without_positions(layer: nn.Module) -> str:
+    return f"its {type(layer).__name__} hands no position_ids to the attention function. Pass log_n=False."
+
+
+def _asks_for(model: PreTrainedModel, implementation: str) -> bool:
+    """Whether the model's code branches on the implementation's name, which scaling changes.
+
+    Sparse attention does (deepseek_v32, glm_moe_dsa): under a name that it does not know it would drop its mask.
+    """
+    question = re.compile(rf'_attn_implementation (==|!=|in|not in) [^:\n]*"{re.escape(implementation)}"')
+    files = {type(module).__module__ for module in model.modules()}
+    return any(
+        question.search(inspect.getsource(sys.modules[name]))
+        for name in files
+        if name.startswith("transformers.models.")
+    )
+
+
+# The hook: the function registered with transformers, and what it finds on a layer.
+
+
+class Scaled:
+    """What lies on an attention layer: the attention that it had before, and how its queries are scaled.
+
+    All layers of a model share one. It is copied and pickled with the model, and makes the name in the model's
+    config known wherever it comes to life.
+    """
+
+    def __init__(self, base: str, temperature: LogN) -> None:
+        self.base, self.temperature = base, temperature
+        AttentionInterface.register(PREFIX + base, _Hook(base))
+        if base in ALL_MASK_ATTENTION_FUNCTIONS:
+            AttentionMaskInterface.register(PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Scaled, (self.base, self.temperature)
+
+
+class _Hook:
+    """An attention function: scales the queries as the layer says, and calls the implementation it wraps."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        # These find their kernel by the name in the layer's config.
+        self.by_name = is_flash_attention_requested(requested_attention_implementation=base) or "/" in base
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         attention = _eager(module) if self.base == "eager" else ALL_ATTENTION_FUNCTIONS[self.base]
-        # Rows of at most L keys, counted by keys: the factor is 1, and training need not multiply by it.
-        if not _is_local(module, kwargs) and not (self.by_keys and key.shape[-2] <= self.original_length):
-            position_ids = _key_counts(query, key) if self.by_keys else kwargs.get("position_ids")
-            query = self._scale(module, query, position_ids)
+        setting: Scaled | None = getattr(module, ON_LAYER, None)
+        if setting is not None and not _is_local(module, kwargs):
+            positions = setting.temperature.positions(query, key, kwargs.get("position_ids"))
+            if positions is not None:
+                query = setting.temperature.scaled(query, positions)
+            elif not setting.temperature.by_keys:
+                raise ValueError(f"log-n scaling lacks the positions: {_without_positions(module)}")
         if self.base == "sdpa" and _is_plain_decode(query, key, *args, **kwargs):
             return _decode(query, key, value, **kwargs)
-        return attention(module, query, key, value, *args, **kwargs)
+        return attention(_Renamed(module, self.base) if self.by_name else module, query, key, value, *args, **kwargs)
 
-    def _scale(self, module: nn.Module, query: Tensor, position_ids: Tensor | None) -> Tensor:
+
+class _Renamed:
+    """An attention layer as the wrapped implementation knows it: the name in its config is its own."""
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        self.layer, self.config = layer, _NamedConfig(layer.config, name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.layer, name)
+
+
+class _NamedConfig:
+    def __init__(self, config: Any, name: str) -> None:
+        self.config, self._attn_implementation = config, name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+
+def _is_local(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Sliding-window and chunked layers see at most a window, however long the context."""
+    if kwargs.get("sliding_window") is not None or getattr(module, "is_sliding", False):
+        return True
+    return getattr(module, "sliding_window", None) is not None
+
+
+def _eager(module: nn.Module) -> Callable[..., Any]:
+    """The eager attention of the file that the attention layer comes from: each family has its own."""
+    attention: Callable[..., Any] = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+    return attention
+
+
+# The temperature: the scale of a query by its position.
+
+
+class LogN:
+    """max(1, ln(p + 1)/ln L)^exponent for the query at position p.
+
+    Arguments:
+        original_length: L in tokens.
+        exponent: a number > 0.
+        by_keys: count the keys before the query in the place of p, see `count_keys`.
+    """
+
+    def __init__(self, original_length: int, exponent: float, by_keys: bool = False) -> None:
+        self.original_length, self.exponent, self.by_keys = original_length, exponent, by_keys
+        self._last: tuple[Tensor, int, Tensor] | None = None  # position ids, their version, their scale
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LogN, (self.original_length, self.exponent, self.by_keys)
+
+    def positions(self, query: Tensor, key: Tensor, position_ids: Tensor | None) -> Tensor | None:
+        """p of each query, as `scaled` takes it; None if all scales are 1 anyway, or the positions are unknown."""
+        if not self.by_keys:
+            return position_ids
+        seen = key.shape[-2]  # at most L: training need not multiply by 1
+        if seen <= self.original_length:
+            return None
+        return torch.arange(seen - query.shape[-2], seen, device=query.device)[None]
+
+    def scaled(self, query: Tensor, position_ids: Tensor) -> Tensor:
         """query: [batch, heads, n, head_dim]; position_ids: [batch or 1, n], or [axes, batch, n]."""
-        if position_ids is None:
-            raise ValueError(f"{type(module).__name__} hands no position_ids to its attention. Pass log_n=False.")
         wide = torch.promote_types(query.dtype, torch.float32)
         return (query.to(wide) * self._scale_of(position_ids)).to(query.dtype)
 
@@ -146,16 +275,13 @@ class _LogN:
         return scale
 
 
-def _key_counts(query: Tensor, key: Tensor) -> Tensor:
-    """What stands for the position of each query, [1, n]: how many keys come before its own."""
-    seen = key.shape[-2]
-    return torch.arange(seen - query.shape[-2], seen, device=query.device)[None]
-
-
 def log_n_scale(position_ids: Tensor, original_length: int, exponent: float) -> Tensor:
     """max(1, ln(p + 1)/ln L)^exponent in float32, exactly 1 for p < L; shape of `position_ids`."""
     ratio = (position_ids.float() + 1).log() / math.log(original_length)
     return torch.where(position_ids < original_length, 1.0, ratio.clamp(min=1.0) ** exponent)
+
+
+# The kernel: decode on CPUs.
 
 
 def _is_plain_decode(query: Tensor, key: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> bool:
@@ -179,30 +305,3 @@ def _decode(
     packed = query.view(batch, key.shape[1], heads // key.shape[1], width)
     output = scaled_dot_product_attention(packed, key, value, scale=scaling)
     return output.reshape(batch, 1, heads, value.shape[-1]), None
-
-
-def _asks_for(model: PreTrainedModel, implementation: str) -> bool:
-    """Whether the model's code branches on the implementation's name, which scaling changes.
-
-    Sparse attention does (deepseek_v32, glm_moe_dsa): under a name that it does not know it would drop its mask.
-    """
-    question = re.compile(rf'_attn_implementation (==|!=|in|not in) [^:\n]*"{re.escape(implementation)}"')
-    files = {type(module).__module__ for module in model.modules()}
-    return any(
-        question.search(inspect.getsource(sys.modules[name]))
-        for name in files
-        if name.startswith("transformers.models.")
-    )
-
-
-def _is_local(module: nn.Module, kwargs: dict[str, Any]) -> bool:
-    """Sliding-window and chunked layers see at most a window, however long the context."""
-    if kwargs.get("sliding_window") is not None or getattr(module, "is_sliding", False):
-        return True
-    return getattr(module, "sliding_window", None) is not None
-
-
-def _eager(module: nn.Module) -> Callable[..., Any]:
-    """The eager attention of the file that the attention layer comes from: each family has its own."""
-    attention: Callable[..., Any] = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
-    return attention

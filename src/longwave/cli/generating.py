@@ -152,7 +152,7 @@ def continue_text(
         "text": tokenizer.decode(new, skip_special_tokens=True),
         "prompt_tokens": length,
         "new_tokens": len(new),
-        "factor": rotaries[0].factor_for(reached) if rotaries else 1.0,
+        "factor": 1.0 if handle is None else handle.dial.factor_for(reached),
         "policy": policy if rotaries else None,
         "seconds": time.perf_counter() - started,
     }

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from longwave.attention.hook import Scaled
 from longwave.extensions.dial import Dial
 from longwave.extensions.generation import install_hooks, remove_hooks
 from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go
+from longwave.extensions.log_n import disable_log_n, enable_log_n, put_log_n_back, scaled_of
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import Site, find_sites, host_of, reset_frequencies, rope_at
 from longwave.extensions.standin import frequency_name
-from longwave.logn import attention_of, disable_log_n, enable_log_n, set_attention
 from longwave.methods import Method, parse_method
 from longwave.rope import Rope
 from longwave.schedule import Schedule, Static, parse_schedule
@@ -190,16 +191,16 @@ def rope_of(model: nn.Module, original_length: int | None = None) -> Rope:
 
 @dataclass(frozen=True, eq=False)
 class _Before:
-    """An extension with the places of its modules and the model's attention, so that it can come back."""
+    """An extension with the places of its modules and its log-n, so that it can come back."""
 
     handle: Extension
     mounts: list[Mount]
-    attention: str
+    log_n: Scaled | None
 
 
 def _remember(model: nn.Module) -> _Before | None:
     handle = find_extension(model)
-    return None if handle is None else _Before(handle, handle.mounts, attention_of(handle.host))
+    return None if handle is None else _Before(handle, handle.mounts, scaled_of(handle.host))
 
 
 def _put_back(before: _Before | None) -> None:
@@ -207,7 +208,7 @@ def _put_back(before: _Before | None) -> None:
         return
     for mount in before.mounts:
         mount.put_on()
-    set_attention(before.handle.host, before.attention)
+    put_log_n_back(before.handle.host, before.log_n)
     _hold(before.handle)
 
 

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from longwave.extensions.dial import Dial
+from longwave.extensions.log_n import log_n_of
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import host_of, reset_frequencies
-from longwave.logn import log_n_of
 from longwave.rope import Rope
 from longwave.schedule import Schedule
 from longwave.trajectory import Trajectory

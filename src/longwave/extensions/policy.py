@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from longwave.extensions.dial import lock_of
 from longwave.extensions.handle import extension
-from longwave.logn import attention_of, disable_log_n, set_attention
+from longwave.extensions.log_n import disable_log_n, put_log_n_back
 from longwave.trajectory import Snapshot
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -55,15 +55,15 @@ def frozen(model: Model, factor: float) -> Iterator[Model]:
     `Snapshot.with_log_n`.
     """
     handle = extension(model)
-    attention, constant = attention_of(handle.host), handle.trajectories[0].at(factor).constant_log_n(handle.log_n)
-    disable_log_n(handle.host)
+    constant = handle.trajectories[0].at(factor).constant_log_n(handle.log_n)
+    log_n = disable_log_n(handle.host)
     try:
         with handle.dial.held() as dial:
             dial.set(constant_scaling=constant)
             dial.turn("fixed", factor)
             yield model
     finally:
-        set_attention(handle.host, attention)
+        put_log_n_back(handle.host, log_n)
 
 
 def snapshot(model: nn.Module, t: float) -> Snapshot:

@@ -30,9 +30,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
 import longwave
-from longwave.architectures import host_of
-from longwave.attach import frozen, suspended
-from longwave.logn import _decode, count_keys, log_n_of, log_n_scale
+from longwave.extensions.sites import host_of
+from longwave.extensions.attach import suspended
+from longwave.extensions.policy import frozen
+from longwave.attention.kernels import decode as _decode
+from longwave.attention.temperature import log_n_scale
+from longwave.extensions.log_n import count_keys, log_n_of
 
 L = 64
 LENGTH = 160
@@ -410,7 +413,7 @@ def test_decode_takes_the_grouped_path_and_only_then(llama: LlamaForCausalLM, id
         return attention(query, *args, **kwargs)
 
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("longwave.logn.scaled_dot_product_attention", watched)
+        patch.setattr("longwave.attention.kernels.scaled_dot_product_attention", watched)
         cache = llama(ids, use_cache=True).past_key_values
         assert not seen
         llama(ids[:, :1], past_key_values=cache)

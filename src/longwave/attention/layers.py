@@ -10,10 +10,12 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
@@ -35,6 +37,17 @@ def hands_on(model: PreTrainedModel, layer: nn.Module, argument: str) -> bool:
     """
     steps = [*_way(model, layer), (layer, INTERFACE)]
     return all(_forward_hands_on(type(module), child, argument) for module, child in steps)
+
+
+def is_local(module: nn.Module, kwargs: dict[str, Any]) -> bool:
+    """Sliding-window and chunked layers see at most a window, however long the context."""
+    if kwargs.get("sliding_window") is not None or getattr(module, "is_sliding", False):
+        return True
+    return getattr(module, "sliding_window", None) is not None
+
+
+def without_positions(layer: nn.Module) -> str:
+    return f"its {type(layer).__name__} hands no position_ids to the attention function. Pass log_n=False."
 
 
 @cache

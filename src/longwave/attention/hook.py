@@ -1,0 +1,83 @@
+"""The one function that transformers calls for attention. What it does lies on the attention layer, not in its name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import is_flash_attention_requested
+
+from longwave.attention.kernels import decode, is_plain_decode
+from longwave.attention.layers import is_local, without_positions
+from longwave.attention.temperature import LogN
+
+PREFIX = "longwave-"  # of the names under which transformers calls us: longwave-sdpa, longwave-eager, ...
+ON_LAYER = "_longwave_scaled"  # the attribute of an attention layer
+
+
+class Scaled:
+    """What lies on an attention layer: the attention that it had before, and how its queries are scaled.
+
+    All layers of a model share one. It is copied and pickled with the model, and makes the name in the model's
+    config known wherever it comes to life.
+    """
+
+    def __init__(self, base: str, temperature: LogN) -> None:
+        self.base, self.temperature = base, temperature
+        AttentionInterface.register(PREFIX + base, _Hook(base))
+        if base in ALL_MASK_ATTENTION_FUNCTIONS:
+            AttentionMaskInterface.register(PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Scaled, (self.base, self.temperature)
+
+
+class _Hook:
+    """An attention function: scales the queries as the layer says, and calls the implementation it wraps."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        # These find their kernel by the name in the layer's config.
+        self.by_name = is_flash_attention_requested(requested_attention_implementation=base) or "/" in base
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        attention = _eager(module) if self.base == "eager" else ALL_ATTENTION_FUNCTIONS[self.base]
+        setting: Scaled | None = getattr(module, ON_LAYER, None)
+        if setting is not None and not is_local(module, kwargs):
+            positions = setting.temperature.positions(query, key, kwargs.get("position_ids"))
+            if positions is not None:
+                query = setting.temperature.scaled(query, positions)
+            elif not setting.temperature.by_keys:
+                raise ValueError(f"log-n scaling lacks the positions: {without_positions(module)}")
+        if self.base == "sdpa" and is_plain_decode(query, key, *args, **kwargs):
+            return decode(query, key, value, **kwargs)
+        return attention(_Renamed(module, self.base) if self.by_name else module, query, key, value, *args, **kwargs)
+
+
+class _Renamed:
+    """An attention layer as the wrapped implementation knows it: the name in its config is its own."""
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        self.layer, self.config = layer, _NamedConfig(layer.config, name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.layer, name)
+
+
+class _NamedConfig:
+    def __init__(self, config: Any, name: str) -> None:
+        self.config, self._attn_implementation = config, name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+
+def _eager(module: nn.Module) -> Callable[..., Any]:
+    """The eager attention of the file that the attention layer comes from: each family has its own."""
+    attention: Callable[..., Any] = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+    return attention

@@ -7,69 +7,36 @@
 
 Every scaling method is a trajectory of frequencies over the length factor t; CLEX (arXiv 2310.16450)
 learns one. The names below are imported when they are first used: `import longwave` loads nothing.
+Type checkers read the same names in `__init__.pyi`.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from longwave.adapter import load, save
-    from longwave.attach import extend, extended, restore, rotaries, set_length, set_policy, snapshot
-    from longwave.evaluation.needle import needle
-    from longwave.evaluation.passkey import passkey
-    from longwave.evaluation.perplexity import perplexity
-    from longwave.exporters.run import export
-    from longwave.methods import METHODS, parse_method
-    from longwave.rope import Rope
-    from longwave.schedule import Schedule
-    from longwave.training import train
-    from longwave.trajectory import Snapshot, Trajectory
+from typing import Any
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "longwave.adapter": ("load", "save"),
-    "longwave.extensions.handle": ("Extension", "extension"),
-    "longwave.attach": ("extend", "extended", "restore", "rotaries", "set_length", "set_policy", "snapshot"),
     "longwave.evaluation.needle": ("needle",),
-    "longwave.evaluation.passkey": ("passkey",),
-    "longwave.evaluation.perplexity": ("perplexity",),
-    "longwave.exporters.run": ("export",),
-    "longwave.methods": ("METHODS", "parse_method"),
+    "longwave.evaluation.passkey": ("Retrieval", "passkey"),
+    "longwave.evaluation.perplexity": ("Perplexity", "perplexity"),
+    "longwave.exporters.run": ("Exported", "export"),
+    "longwave.extensions.attach": ("extend", "extended", "restore", "suspended"),
+    "longwave.extensions.conversation": ("Conversation",),
+    "longwave.extensions.handle": ("Extension", "extension", "rotaries"),
+    "longwave.extensions.policy": ("frozen", "set_length", "set_policy", "snapshot"),
+    "longwave.methods": ("METHODS", "Method", "parse_method"),
     "longwave.rope": ("Rope",),
-    "longwave.schedule": ("Schedule",),
+    "longwave.schedule": ("Ceiling", "Continuous", "Schedule", "Static", "Threshold", "parse_schedule"),
+    "longwave.training.config": ("TrainConfig",),
+    "longwave.training.run": ("train",),
     "longwave.trajectory": ("Snapshot", "Trajectory"),
-    "longwave.training": ("train",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "METHODS",
-    "Extension",
-    "Rope",
-    "Schedule",
-    "Snapshot",
-    "Trajectory",
-    "__version__",
-    "export",
-    "extend",
-    "extended",
-    "extension",
-    "load",
-    "needle",
-    "parse_method",
-    "passkey",
-    "perplexity",
-    "restore",
-    "rotaries",
-    "save",
-    "set_length",
-    "set_policy",
-    "snapshot",
-    "train",
-]
+__all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class Snapshot:
 class Trajectory(nn.Module, ABC):
     """z(t) = ln θ(t) for t in [1, max_factor], with z(1) the pre-trained frequencies, exactly.
 
-    A subclass writes `log_freq`, `rate` and, where it has them, `attention_scaling` and `options`.
+    A subclass writes `log_freq` and, where it has them, `rate`, `attention_scaling` and `options`.
     `t` is a number or a tensor of any shape [...]; results have shape [..., d/2] and are float64
     (float32 on devices without float64), whatever `.to(dtype)` or autocast say: at position 10^6 a
     bfloat16 frequency turns a pair by the wrong thousand radians.
@@ -92,9 +92,11 @@ class Trajectory(nn.Module, ABC):
     def log_freq(self, t: float | Tensor) -> Tensor:
         """z(t), differentiable in the method's parameters."""
 
-    @abstractmethod
     def rate(self, t: float | Tensor) -> Tensor:
-        """dz/dt at t."""
+        """dz/dt at t, by automatic differentiation of `log_freq`; a subclass that knows it in closed form says it."""
+        at = torch.as_tensor(t, dtype=self.log_freq_1.dtype, device=self.log_freq_1.device)
+        _, rate = torch.func.jvp(self.log_freq, (at,), (torch.ones_like(at),))
+        return cast(Tensor, rate)
 
     def attention_scaling(self, t: float) -> float:
         """The factor on cos and sin at t; 1 at t = 1."""

@@ -10,18 +10,15 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
 
-def attention_layers(model: PreTrainedModel) -> list[nn.Module]:
+def attention_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that look their attention function up under the name in the model's own config."""
     return [
         module
@@ -30,7 +27,7 @@ def attention_layers(model: PreTrainedModel) -> list[nn.Module]:
     ]
 
 
-def hands_on(model: PreTrainedModel, layer: nn.Module, argument: str) -> bool:
+def hands_on(model: nn.Module, layer: nn.Module, argument: str) -> bool:
     """Whether an argument of the model's forward gets through `layer` to its attention function.
 
     Every forward on the way must hand it on, by name or in its `**kwargs`. True where the source does not say.

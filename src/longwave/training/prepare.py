@@ -34,8 +34,8 @@ def load_with_tokenizer(
 def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     """Attach the method and make its sampler.
 
-    A model that is extended already keeps its original length; one that follows the method keeps what it
-    learned, its options and its schedule, too. RoPE scaling of a checkpoint's config is a method to go on with;
+    A model that is extended already keeps its original length and what it does beyond max_factor; one that follows
+    the method keeps what it learned, its options and its schedule, too. RoPE scaling of a checkpoint's config is a method to go on with;
     to any other it is part of the plain model.
     """
     method, schedule = parse_method(config.method)
@@ -55,10 +55,10 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     sampler(
         config.batch_size, config.train_length, step=0
     )  # a window that cannot fit is an error here, not in the first batch
-    options, learned = config.method_options, None
+    options, learned, beyond = config.method_options, None, "error"
     if rotaries_of(model):
         options, learned = _carried_over(model, method.name, options | {"original_length": original_length})
-        before = rotaries(model)[0].schedule
+        before, beyond = rotaries(model)[0].schedule, rotaries(model)[0].beyond
         outgrown = isinstance(before, Static) and before.factor < config.max_factor
         if _name(model) == method.name and "@" not in config.method and not outgrown:
             schedule = before
@@ -70,8 +70,7 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
         max_factor=config.max_factor,
         schedule=schedule,
         trajectory=learned,
-        # Draws beyond max_factor are wanted where train_factor asks for them; the sampler keeps to its range.
-        beyond="clamp" if config.largest_draw > config.max_factor else "error",
+        beyond=beyond,
         **options,
     )
     count_keys(host_of(model), config.log_n_count == "keys")
@@ -126,7 +125,7 @@ def settle(trainer: Trainer, config: TrainConfig, *, use_cache: bool) -> None:
     """Take off the model what training put on it."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     for rotary in rotaries(model):
-        rotary.factor, rotary.beyond = None, "error"
+        rotary.factor = None
     count_keys(host_of(model), False)
     model.config.use_cache = use_cache
     if config.gradient_checkpointing:

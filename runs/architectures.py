@@ -48,7 +48,7 @@ that need a line are in `src/longwave/architectures.py`.
 
 ## Extended, without per-query log-n
 
-`extend` refuses (or the first forward does) and says so; `log_n=False` works.
+`extend` refuses and says so; `log_n=False` works.
 
 {without_log_n}
 

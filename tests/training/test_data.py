@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longwave.training.data import PackedRows, collate, pack
+from longwave.training.data import MicroBatches, PackedRows, collate, pack
+from longwave.training.positions import LengthSampler
 
 
 def test_packing_cuts_in_order_and_drops_the_rest() -> None:
@@ -36,6 +38,49 @@ def test_an_item_depends_on_nothing_that_was_read_before() -> None:
     assert [data[k]["input_ids"].item() for k in reversed(range(40))] == in_order[::-1]
     assert in_order[:10] != in_order[10:20]
     assert [PackedRows(rows, 40, 4)[k]["input_ids"].item() for k in range(40)] != in_order
+
+
+class Watched(PackedRows):
+    """Packed rows that note which of them were read."""
+
+    read: list[int] = []  # noqa: RUF012 - set by the test
+
+    def __getitem__(self, item: int) -> dict[str, torch.Tensor]:
+        self.read.append(item)
+        return super().__getitem__(item)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_micro_batch_draws_for_its_place_in_the_run(processes: int) -> None:
+    """Whichever process loads it: the draw is that of (step, micro-batch, rank)."""
+    sampler = LengthSampler(64, 8.0, short_share=0.2, long_share=0.4, seed=3)
+    items = 4 * 2 * 5 * processes  # rows, micro-batches, steps, processes
+    rows = PackedRows(torch.arange(40 * 16).view(40, 16), items, 3)
+    batches = MicroBatches(rows, sampler, size=4, accumulation=2, processes=processes)
+    order = torch.utils.data.BatchSampler(torch.utils.data.SequentialSampler(batches), 4, drop_last=False)
+    for rank in range(processes):
+        shard = BatchSamplerShard(order, processes, rank)  # what the Trainer has accelerate do
+        for number, own in enumerate(shard):
+            batch = batches.collate([batches[item] for item in own])
+            step, micro_batch = divmod(number, 2)
+            t, positions = sampler(4, 16, step=step, micro_batch=micro_batch, rank=rank)
+            assert batch["draw"].t == t
+            assert torch.equal(batch["position_ids"], positions) and torch.equal(batch["draw"].positions, positions)
+            assert batch["input_ids"].shape == batch["labels"].shape == positions.shape
+
+
+def test_rows_are_read_only_where_they_are_trained_on() -> None:
+    sampler = LengthSampler(64, 8.0, long_share=0.5, seed=1)
+    rows = Watched(torch.arange(40 * 16).view(40, 16), 80, 1)
+    batches, expected = MicroBatches(rows, sampler, size=4), []
+    Watched.read = []
+    for first in range(0, 80, 4):
+        items = list(range(first, first + 4))
+        batch = batches.collate(items)
+        assert batch["input_ids"].numel() == 64
+        expected += items if batch["input_ids"].shape == (4, 16) else []
+    assert rows.read == expected
+    assert 0 < len(expected) < 80
 
 
 def test_batches_have_labels_and_a_mask() -> None:

@@ -136,6 +136,9 @@ def test_long_share_draws_real_windows_of_as_many_tokens():
     sampler = LengthSampler(64, 10.0, short_share=0.2, long_share=0.5, seed=1)
     assert sampler.multiples(16, 64) == [2, 4, 8]
     assert sampler.multiples(4, 64) == [2, 4]
+    assert sampler.multiples(6, 64) == [2, 3, 6]
+    assert sampler.multiples(9, 64) == [3, 9]
+    assert sampler.multiples(11, 64) == []
     draws = [sampler(16, 64, step=step) for step in range(400)]
     long = [(t, ids) for t, ids in draws if ids.shape[1] > 64]
     assert 0.4 < len(long) / len(draws) < 0.6
@@ -146,8 +149,18 @@ def test_long_share_draws_real_windows_of_as_many_tokens():
         assert torch.equal(ids, torch.arange(ids.shape[1]).expand_as(ids))
 
 
+@pytest.mark.parametrize("rows", [3, 6, 9])
+def test_long_windows_leave_no_row_out(rows):
+    sampler = LengthSampler(64, 10.0, long_share=1.0, seed=1)
+    draws = [sampler(rows, 64, step=step)[1] for step in range(40)]
+    assert {ids.numel() for ids in draws} == {rows * 64}
+    assert {ids.shape[1] // 64 for ids in draws} == set(sampler.multiples(rows, 64))
+
+
 def test_long_share_without_room_is_refused():
     with pytest.raises(ValueError, match=r"batch size of at least 2 \(got 1\)"):
         LengthSampler(64, 8.0, long_share=0.1)(1, 64, step=0)
     with pytest.raises(ValueError, match="long share needs room"):
         LengthSampler(64, 1.5, long_share=0.1)(4, 64, step=0)
+    with pytest.raises(ValueError, match=r"a window of 7 x 64 tokens.*\(got 7\).*batch size with a smaller divisor"):
+        LengthSampler(64, 4.0, long_share=0.1)(7, 64, step=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from longwave.training.checkpoints import checkpoints, publish
@@ -70,6 +71,44 @@ def test_resumed_in_process(llama, train, tmp_path, method):
     assert len({tuple(row["factors"]) for row in exact(broken / "metrics.jsonl")}) == 12
     same_result(whole, broken)
     assert not (broken / "checkpoints").exists()
+
+
+def test_tied_weights_go_on_without_a_word(llama, train, caplog, monkeypatch):
+    """safetensors keeps a tensor with two names once; the Trainer would call the other name missing."""
+    llama.config.tie_word_embeddings = True
+    llama.tie_weights()
+    assert llama.lm_head.weight is llama.model.embed_tokens.weight
+    start = copy.deepcopy(llama)
+    whole = train(copy.deepcopy(start), "whole", **STEPS)
+    with pytest.raises(KeyboardInterrupt):
+        train(copy.deepcopy(start), "broken", callbacks=[Stop(10)], **STEPS)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    broken = train(copy.deepcopy(start), "broken", resume=True, **STEPS)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    same_result(whole, broken)
+
+
+def test_a_checkpoint_without_all_weights_is_not_filled_up(llama, train, tmp_path):
+    start = copy.deepcopy(llama)
+    with pytest.raises(KeyboardInterrupt):
+        train(llama, callbacks=[Stop(5)], **STEPS)
+    path = tmp_path / "out" / "checkpoints" / "checkpoint-4" / "model.safetensors"
+    tensors = load_file(path)
+    lost = tensors.pop("model.norm.weight")
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"not of this model: model\.norm\.weight is missing\. Remove it"):
+        train(copy.deepcopy(start), resume=True, **STEPS)
+    save_file(tensors | {"model.norm.weight": lost, "other": lost.clone()}, path)
+    with pytest.raises(ValueError, match="other is unknown"):
+        train(start, resume=True, **STEPS)
+
+
+def test_loading_processes_change_nothing(llama, train):
+    settings = {**STEPS, "steps": 4, "long_share": 0.5}
+    alone = train(copy.deepcopy(llama), "alone", **settings)
+    helped = train(copy.deepcopy(llama), "helped", workers=2, **settings)
+    assert exact(alone / "metrics.jsonl") == exact(helped / "metrics.jsonl")
+    same_result(alone, helped)
 
 
 def test_resume_of_another_run_is_refused(llama, train, book, tmp_path, monkeypatch):

@@ -107,6 +107,17 @@ def test_a_schedule_is_carried_over_unless_it_is_given(llama, train):
     assert specs == ["ceiling", "continuous", "continuous"]
 
 
+@pytest.mark.parametrize("settings", [{}, {"train_factor": 64}, {"max_factor": 16}, {"method": "yarn"}])
+def test_what_happens_beyond_the_largest_factor_is_kept(llama, train, settings):
+    """A model that clamps goes on to clamp when it was trained further, in memory and in the folder."""
+    longwave.extend(llama, "ntk", max_factor=8, beyond="clamp")
+    first = train(llama, "first", **({"method": "ntk"} | settings))
+    assert longwave.rotaries(llama)[0].beyond == "clamp"
+    second = train(first, "second", **({"method": "ntk"} | settings))
+    for folder in (first, second):
+        assert json.loads((folder / "longwave.json").read_text())["beyond"] == "clamp"
+
+
 def test_recipes_lose_against_what_is_given():
     needed = {"train_length": 64, "max_factor": 4}
     recipe = METHODS["clex-paper"].recipe

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, TrainingArguments
 
 import longwave
-from longwave.logn import log_n_of
+from longwave.logn import ON_LAYER, log_n_of
 from longwave.training.data import collate
 from longwave.training.metrics import read_metrics
 from longwave.training.positions import LengthSampler
@@ -223,10 +224,13 @@ def test_short_micro_batches_and_factors_beyond_the_one_in_use(llama, train):
 
 def test_long_micro_batches_are_real_windows_of_the_text(llama, train, book, tokenizer):
     """A model that reads a span of the text, at consecutive positions, log-n counting the keys that are there."""
-    seen: list[tuple[torch.Tensor, torch.Tensor, str]] = []
+    seen: list[tuple[torch.Tensor, torch.Tensor, bool]] = []
+
+    def counts_keys() -> bool:
+        return all(getattr(layer.self_attn, ON_LAYER).temperature.by_keys for layer in llama.model.layers)
 
     def watch(module, args, kwargs):
-        seen.append((kwargs["input_ids"], kwargs["position_ids"], module.config._attn_implementation))
+        seen.append((kwargs["input_ids"], kwargs["position_ids"], counts_keys()))
 
     handle = llama.register_forward_pre_hook(watch, with_kwargs=True)
     rows = read_metrics(train(llama, steps=12, long_share=0.5) / "metrics.jsonl")
@@ -238,10 +242,29 @@ def test_long_micro_batches_are_real_windows_of_the_text(llama, train, book, tok
     for ids, positions in long:
         assert torch.equal(positions, torch.arange(ids.shape[1]).expand_as(ids))
         assert all(tokenizer.decode(row) in text for row in ids.tolist())
-    assert all(name.endswith("-keys") for _, _, name in seen)
+    assert all(by_keys for *_, by_keys in seen)
     assert log_n_of(llama) == 1.0
-    assert not llama.config._attn_implementation.endswith("-keys")
+    assert not counts_keys()
     assert {row["tokens"] // row["step"] for row in rows} == {192}
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(3, 1), (4, 1), (4, 2)])
+def test_the_loss_is_the_mean_over_the_tokens_that_the_model_read(llama, train, batch_size, accumulation):
+    """Long windows predict more of their tokens than the rows in their place; none of the batch is left out."""
+    losses: list[torch.Tensor] = []
+
+    def watch(module, args, kwargs, output):
+        targets = kwargs["input_ids"][:, 1:]
+        losses.append(cross_entropy(output.logits[:, :-1].detach().flatten(0, 1), targets.flatten(), reduction="none"))
+        assert kwargs["input_ids"].numel() == batch_size * 48
+
+    handle = llama.register_forward_hook(watch, with_kwargs=True)
+    settings = {"batch_size": batch_size, "accumulation": accumulation, "long_share": 0.5, "steps": 8}
+    rows = read_metrics(train(llama, **settings) / "metrics.jsonl")
+    handle.remove()
+    assert {len(loss) for loss in losses} >= {batch_size * 47, batch_size * 48 - 1}
+    steps = [torch.cat(losses[first : first + accumulation]) for first in range(0, len(losses), accumulation)]
+    assert [row["loss"] for row in rows] == pytest.approx([float(step.mean()) for step in steps], rel=1e-5)
 
 
 def _poison(model) -> None:

@@ -64,7 +64,7 @@ class TrainConfig:
 
     long_share: float = setting(
         0.0,
-        "Share of micro-batches with real windows of 2, 4, 8, ... n tokens, as many in all; costs memory.",
+        "Share of micro-batches with real windows of m n tokens, m a divisor of the batch size; costs memory.",
         "Sampling",
     )
 

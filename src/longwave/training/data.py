@@ -1,13 +1,15 @@
-"""Rows of token ids for the Trainer, in an order that depends on the seed alone."""
+"""What the Trainer loads: rows of token ids, and micro-batches of them whose draw is made before anything is read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from longwave.training.positions import counter_generator
+from longwave.training.positions import LengthSampler, counter_generator
 
 
 def pack(stream: Tensor, length: int) -> Tensor:
@@ -57,6 +59,59 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
         stream = self.rows.flatten()
         starts = torch.randint(0, stream.numel() - length + 1, (count,), generator=generator)
         return collate([{"input_ids": stream[start : start + length]} for start in starts])
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What was drawn for a micro-batch.
+
+    Arguments:
+        t: the length factor.
+        positions: position ids, int64 [rows, tokens], on the CPU.
+    """
+
+    t: float
+    positions: Tensor
+
+
+class MicroBatches(torch.utils.data.Dataset[int]):
+    """The micro-batches of a run. Items are numbers; `collate` draws for a micro-batch of them and then reads the text.
+
+    Micro-batch g of the run goes to process g mod `processes`, as its micro-batch ⌊g / processes⌋. So its draw is a
+    function of g, whatever was loaded before and by which worker.
+
+    Arguments:
+        rows: the rows of the run; item k stands for row k.
+        sampler: draws t and positions.
+        size: rows of a micro-batch.
+        accumulation: micro-batches of an optimizer step, in each process.
+        processes: of the run.
+    """
+
+    def __init__(
+        self, rows: PackedRows, sampler: LengthSampler, *, size: int, accumulation: int = 1, processes: int = 1
+    ) -> None:
+        self.rows, self.sampler = rows, sampler
+        self.size, self.accumulation, self.processes = size, accumulation, processes
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, item: int) -> int:
+        return item
+
+    def collate(self, items: Sequence[int]) -> dict[str, Any]:
+        """What `collate` makes of rows or of longer windows, with `position_ids` and the `draw`."""
+        own, rank = divmod(items[0] // self.size, self.processes)
+        step, micro_batch = divmod(own, self.accumulation)
+        length = self.rows.rows.shape[1]
+        t, positions = self.sampler(len(items), length, step=step, micro_batch=micro_batch, rank=rank)
+        if positions.shape[1] == length:
+            batch = collate([self.rows[item] for item in items])
+        else:
+            text = counter_generator(self.sampler.seed, "span", step, micro_batch, rank)
+            batch = self.rows.spans(*positions.shape, text)
+        return {**batch, "position_ids": positions, "draw": Draw(t, positions)}
 
 
 def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

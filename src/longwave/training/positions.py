@@ -107,8 +107,9 @@ class LengthSampler:
         factors: a key of FACTORS.
         chunks: number of chunks, for `positions="chunks"`.
         short_share: share of micro-batches left as pre-training had them: t = 1, no gaps.
-        long_share: share of micro-batches that are real windows: 2, 4, 8, ... times as long without gaps, in as
-            many fewer rows. They alone show the weights and the field how dense a long context is.
+        long_share: share of micro-batches that are real windows: m times as long without gaps, in as many fewer
+            rows, for each m that divides the rows. They alone show the weights and the field how dense a long
+            context is.
         seed: of every draw.
     """
 
@@ -122,9 +123,12 @@ class LengthSampler:
     seed: int = 0
 
     def multiples(self, rows: int, length: int) -> list[int]:
-        """How many times as long a real window can be: powers of two that max_factor and the batch allow."""
+        """How many times as long a real window can be: what max_factor allows and divides the batch.
+
+        A batch then has as many tokens either way, and no row is left over.
+        """
         most = min(rows, math.floor(self.max_factor * self.original_length) // length)
-        return [2**k for k in range(1, most.bit_length())]
+        return [multiple for multiple in range(2, most + 1) if rows % multiple == 0]
 
     def __call__(
         self, rows: int, length: int, *, step: int, micro_batch: int = 0, rank: int = 0
@@ -165,7 +169,9 @@ class LengthSampler:
                 f"{self.original_length}, beyond the largest factor {self.max_factor:g}. Raise it, or train shorter."
             )
         if self.long_share and not self.multiples(rows, length):
+            least = next((multiple for multiple in range(2, rows + 1) if rows % multiple == 0), 2)
             raise ValueError(
-                f"long share needs room for a window of 2 x {length} tokens: a batch size of at least 2 (got {rows}) "
-                f"and {self.max_factor:g} x {self.original_length} positions. Raise them, or set long share to 0."
+                f"long share needs room for a window of {least} x {length} tokens: a batch size of at least 2 (got "
+                f"{rows}) and {self.max_factor:g} x {self.original_length} positions. Raise them, take a batch size "
+                "with a smaller divisor, or set long share to 0."
             )

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from longwave.adapter import load
-from longwave.architectures import host_of
-from longwave.attach import extend, extend_again, extension, restore, rope_of, rotaries, trajectories_of
-from longwave.generation import rotaries_of
-from longwave.logn import count_keys, log_n_of
+from longwave.extensions.attach import extend, extend_again, restore, rope_of
+from longwave.extensions.handle import extension, find_extension
+from longwave.extensions.log_n import count_keys
+from longwave.extensions.sites import host_of
 from longwave.methods import parse_method
 from longwave.schedule import Static
 from longwave.training.config import TrainConfig
@@ -34,13 +34,15 @@ def load_with_tokenizer(
 def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     """Attach the method and make its sampler.
 
-    A model that is extended already keeps its original length; one that follows the method keeps what it
-    learned, its options and its schedule, too. RoPE scaling of a checkpoint's config is a method to go on with;
+    A model that is extended already keeps its original length and what it does beyond max_factor; one that follows
+    the method keeps what it learned, its options and its schedule, too. RoPE scaling of a checkpoint's config is a method to go on with;
     to any other it is part of the plain model.
     """
     method, schedule = parse_method(config.method)
-    if rotaries_of(model) and extension(model).unscaled and _name(model) != method.name:
+    handle = find_extension(model)
+    if handle is not None and handle.unscaled and handle.method != method.name:
         restore(model)
+        handle = None
     original_length = _original_length(model, config)
     sampler = LengthSampler(
         original_length=original_length,
@@ -55,23 +57,22 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     sampler(
         config.batch_size, config.train_length, step=0
     )  # a window that cannot fit is an error here, not in the first batch
-    options, learned = config.method_options, None
-    if rotaries_of(model):
+    options, learned, beyond = config.method_options, None, "error"
+    if handle is not None:
         options, learned = _carried_over(model, method.name, options | {"original_length": original_length})
-        before = rotaries(model)[0].schedule
+        before, beyond = handle.schedule, handle.dial.now.beyond
         outgrown = isinstance(before, Static) and before.factor < config.max_factor
-        if _name(model) == method.name and "@" not in config.method and not outgrown:
+        if handle.method == method.name and "@" not in config.method and not outgrown:
             schedule = before
     if learned is not None:
         learned.max_factor = config.max_factor
-    (extend_again if rotaries_of(model) else extend)(
+    (extend if handle is None else extend_again)(
         model,
         method.name,
         max_factor=config.max_factor,
         schedule=schedule,
         trajectory=learned,
-        # Draws beyond max_factor are wanted where train_factor asks for them; the sampler keeps to its range.
-        beyond="clamp" if config.largest_draw > config.max_factor else "error",
+        beyond=beyond,
         **options,
     )
     count_keys(host_of(model), config.log_n_count == "keys")
@@ -80,14 +81,11 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     return sampler
 
 
-def _name(model: PreTrainedModel) -> str:
-    return trajectories_of(model)[0].name
-
-
 def _original_length(model: PreTrainedModel, config: TrainConfig) -> int:
     """L as given, or else as the model was extended with, or else as its config says it."""
-    if config.original_length is None and rotaries_of(model):
-        return trajectories_of(model)[0].rope.original_length
+    handle = find_extension(model)
+    if config.original_length is None and handle is not None:
+        return handle.original_length
     return config.original_length or rope_of(model).original_length
 
 
@@ -95,10 +93,11 @@ def _carried_over(
     model: PreTrainedModel, method: str, options: dict[str, Any]
 ) -> tuple[dict[str, Any], Trajectory | None]:
     """Of an extended model: the options that stay in force unless they are given, and what it learned."""
-    current = trajectories_of(model)
+    handle = extension(model)
+    current = handle.trajectories
     if current[0].name != method:
         return options, None
-    options = {"log_n": log_n_of(model), **options}
+    options = {"log_n": handle.log_n, **options}
     if not list(current[0].parameters()):
         return {**current[0].options(), **options}, None
     if len(current) > 1:
@@ -114,7 +113,7 @@ def _carried_over(
 
 
 def _freeze_weights(model: PreTrainedModel, method: str) -> None:
-    learnable = {id(parameter) for trajectory in trajectories_of(model) for parameter in trajectory.parameters()}
+    learnable = {id(parameter) for trajectory in extension(model).trajectories for parameter in trajectory.parameters()}
     if not learnable:
         restore(model)
         raise ValueError(f"freeze weights leaves nothing to train: {method} has no learned frequencies.")
@@ -125,8 +124,7 @@ def _freeze_weights(model: PreTrainedModel, method: str) -> None:
 def settle(trainer: Trainer, config: TrainConfig, *, use_cache: bool) -> None:
     """Take off the model what training put on it."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    for rotary in rotaries(model):
-        rotary.factor, rotary.beyond = None, "error"
+    extension(model).dial.set(factor=None)
     count_keys(host_of(model), False)
     model.config.use_cache = use_cache
     if config.gradient_checkpointing:

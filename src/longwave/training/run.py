@@ -22,7 +22,7 @@ from longwave.io import check_output, command, read_json, versions, write_json
 from longwave.text import data_hashes, read_documents, token_stream
 from longwave.training.checkpoints import checkpoint_step, checkpoints, discard
 from longwave.training.config import TrainConfig
-from longwave.training.data import PackedRows, collate, pack
+from longwave.training.data import PackedRows, pack
 from longwave.training.metrics import MetricsLog, read_metrics
 from longwave.training.prepare import attach_method, load_with_tokenizer, settle, switch_checkpointing
 from longwave.training.progress import ProgressCallback
@@ -138,7 +138,6 @@ def train(
         field_lr=config.field_lr,
         metrics=metrics,
         train_dataset=PackedRows(rows, consumed, config.seed),
-        data_collator=collate,
         callbacks=[*callbacks, *([bar] if progress else [])],
     )
     if config.gradient_checkpointing:

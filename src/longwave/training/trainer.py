@@ -14,10 +14,11 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from longwave.attach import rotaries
+from longwave.extensions.handle import extension
 from longwave.training.checkpoints import STAGING, checkpoints, publish
+from longwave.training.data import Draw, MicroBatches, PackedRows
 from longwave.training.metrics import MetricsLog
-from longwave.training.positions import LengthSampler, counter_generator
+from longwave.training.positions import LengthSampler
 from longwave.trajectory import Trajectory
 
 
@@ -31,12 +32,14 @@ class LengthTrainer(Trainer):
     """Trains an extended model at a drawn length factor and drawn positions per micro-batch.
 
     Everything else (optimizers, precision, accumulation, distribution) is the Trainer's own. The draw
-    of a micro-batch depends on (seed, optimizer step, micro-batch, rank) and nothing else.
+    of a micro-batch depends on (seed, optimizer step, micro-batch, rank) and nothing else, and is made before
+    its text is read (`MicroBatches`).
 
     Arguments:
         model: an extended model.
         args: `logging_steps=1`, `save_total_limit=None`; checkpoints go to `args.output_dir`.
-        sampler: draws t and the position ids; with a `long_share`, `train_dataset` must be `PackedRows`.
+        sampler: draws t and the position ids.
+        train_dataset: the rows of the whole run.
         field_lr: learning rate of the trajectory's parameters (rad/token in the log), without weight decay.
         metrics: where a row per optimizer step goes; None writes none.
         keep: number of checkpoints to keep while training.
@@ -55,6 +58,7 @@ class LengthTrainer(Trainer):
         *,
         sampler: LengthSampler,
         field_lr: float,
+        train_dataset: PackedRows | None = None,
         metrics: MetricsLog | None = None,
         keep: int = 2,
         **others: Any,
@@ -62,7 +66,7 @@ class LengthTrainer(Trainer):
         refuse_reentrant(model, args)
         refuse_data_parallel(args)
         self.sampler, self.field_lr, self.metrics, self.keep = sampler, field_lr, metrics, keep
-        self._draws: list[tuple[float, Tensor]] = []
+        self._draws: list[Draw] = []
         self._drawn_at, self._clock = -1, time.perf_counter()
         self._root = Path(str(args.output_dir))
         self._staging: Path | None = None
@@ -70,8 +74,33 @@ class LengthTrainer(Trainer):
         self._field_norm: Any = None  # of the step before clipping, where the field is clipped by itself
         self._warned = False
         self._network = model  # as given: `self.model` may be a wrapper
+        if train_dataset is not None:
+            batches = MicroBatches(
+                train_dataset,
+                sampler,
+                size=args.train_batch_size,
+                accumulation=args.gradient_accumulation_steps,
+                processes=args.world_size,
+            )
+            others |= {"train_dataset": batches, "data_collator": batches.collate}
         super().__init__(model=model, args=args, **others)
         self.remove_callback(PrinterCallback)  # prints a dict per step where there is no tqdm
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's. Draws may be beyond the largest factor in use, whatever the model does beyond it later."""
+        before = [(rotary, rotary.factor, rotary.beyond) for rotary in rotaries(self._network)]
+        for rotary, *_ in before:
+            if self.sampler.max_factor > rotary.trajectory.max_factor:
+                rotary.beyond = "clamp"  # the sampler keeps to its own range
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for rotary, factor, beyond in before:
+                rotary.factor, rotary.beyond = factor, beyond
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
+        """In sequence: `PackedRows` has the order, and a micro-batch knows itself by its first item."""
+        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
@@ -81,16 +110,11 @@ class LengthTrainer(Trainer):
             self._clock = time.perf_counter()
         if step != self._drawn_at:
             self._draws, self._drawn_at = [], step
-        rows, length = inputs["input_ids"].shape
-        place = {"step": step, "micro_batch": len(self._draws), "rank": self.args.process_index}
-        t, positions = self.sampler(rows, length, **place)
-        self._draws.append((t, positions))
-        if positions.shape[1] != length:
-            text = counter_generator(self.sampler.seed, "span", *place.values())
-            inputs = self.train_dataset.spans(*positions.shape, text)  # type: ignore[union-attr]
-        for rotary in rotaries(self._network):
-            rotary.factor = t  # not through `set_policy`: t may be drawn beyond the largest in use
-        loss = super().training_step(model, {**inputs, "position_ids": positions}, num_items_in_batch)
+        inputs = dict(inputs)
+        draw: Draw = inputs.pop("draw")
+        self._draws.append(draw)
+        extension(self._network).dial.set(factor=draw.t)  # not through a policy: t may be beyond the largest in use
+        loss = super().training_step(model, inputs, num_items_in_batch)
         self._require_finite("loss", loss)
         if not self._reaches_field:
             self._require_field_gradient()
@@ -177,7 +201,7 @@ class LengthTrainer(Trainer):
             return
         last = checkpoints(self._root)
         kept = f"Last good checkpoint: {last[-1]}; go on from it" if last else "No checkpoint yet; start again"
-        factors = ", ".join(f"{t:.3g}" for t, _ in self._draws)
+        factors = ", ".join(f"{draw.t:.3g}" for draw in self._draws)
         raise ValueError(
             f"{what} is {float(value)} at step {self.state.global_step + 1} (t = {factors}): training stopped. "
             f"{kept} with a smaller lr or field lr."
@@ -188,8 +212,8 @@ class LengthTrainer(Trainer):
         if "loss" in logs and "grad_norm" in logs:
             now = time.perf_counter()
             spent, self._clock = now - self._clock, now
-            tokens = sum(positions.numel() for _, positions in self._draws) * self.args.world_size
-            places = hashlib.sha256(b"".join(p.numpy().tobytes() for _, p in self._draws))
+            tokens = sum(draw.positions.numel() for draw in self._draws) * self.args.world_size
+            places = hashlib.sha256(b"".join(draw.positions.numpy().tobytes() for draw in self._draws))
             row: dict[str, Any] = {
                 "step": self.state.global_step,
                 "loss": logs["loss"],
@@ -198,7 +222,7 @@ class LengthTrainer(Trainer):
                 "grad_norm": float(logs["grad_norm"]),
                 "field_grad_norm": None if self._field_norm is None else float(self._field_norm),
                 "tokens": tokens * self.state.global_step,
-                "factors": [t for t, _ in self._draws],
+                "factors": [draw.t for draw in self._draws],
                 "positions": places.hexdigest()[:12],
                 "seconds": round(spent, 4),
             }
@@ -207,6 +231,23 @@ class LengthTrainer(Trainer):
             logs = row
         super().log(logs, start_time)
         self.state.log_history.clear()  # metrics.jsonl has it; every checkpoint would repeat it
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A checkpoint holds a tensor that has two names (tied embeddings) once: the other name is not missing.
+
+        Raises:
+            ValueError: for anything else that is, or is too much: the Trainer would go on without it.
+        """
+        names: dict[int, set[str]] = {}
+        for name, tensor in self._network.state_dict(keep_vars=True).items():
+            names.setdefault(id(tensor), set()).add(name)
+        missing = set(load_result.missing_keys)
+        lacking = sorted(group.pop() for group in names.values() if group <= missing)
+        if wrong := [*lacking, *load_result.unexpected_keys]:
+            raise ValueError(
+                f"the last checkpoint in {self._root} is not of this model: {wrong[0]} is "
+                f"{'missing' if lacking else 'unknown'}. Remove it to go on from the one before."
+            )
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))

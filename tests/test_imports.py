@@ -22,6 +22,7 @@ LAYERS = (
     ("rope", "schedule"),
     ("trajectory",),
     ("methods",),
+    ("vocabulary",),
     ("rotary",),
     ("architectures", "logn", "attach", "caches", "generation", "legacy", "recognition", "adapter"),
     ("training", "evaluation", "exporters", "report"),

@@ -16,6 +16,7 @@ from longwave.evaluation.lengths import check_lengths, fixed_length
 from longwave.evaluation.loss import Scorer
 from longwave.evaluation.statistics import Z95, mean_nll
 from longwave.evaluation.windows import Windows, plan
+from longwave.vocabulary import check_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -145,6 +146,7 @@ def longppl(
     check_lengths(model, lengths)
     choice.check(lengths)
     plans = texts.plan(lengths, windows)
+    check_ids(texts.tokens, model, texts.tokenizer)
     scorer = Scorer(model)
     training = model.training
     model.eval()

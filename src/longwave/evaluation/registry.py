@@ -14,11 +14,13 @@ from longwave.evaluation.keytokens import Choice, Evaluator, digest_of, evaluato
 from longwave.evaluation.longppl import Texts, longppl
 from longwave.evaluation.longppl import cost as longppl_cost
 from longwave.evaluation.needle import NEEDLE as NEEDLE_TEXT
-from longwave.evaluation.needle import QUESTION, needle, template_of
-from longwave.evaluation.passkey import TEMPLATES, passkey
-from longwave.evaluation.perplexity import cost, perplexity
+from longwave.evaluation.needle import QUESTION, needle, prompts_in
+from longwave.evaluation.passkey import TEMPLATES, Prompts, passkey
+from longwave.evaluation.passkey import cost as passkey_cost
+from longwave.evaluation.perplexity import check_cache, cost, perplexity
 from longwave.evaluation.results import LONGPPL, NEEDLE, PASSKEY, PERPLEXITY
 from longwave.evaluation.windows import check_stretches, chunk_of, plan
+from longwave.vocabulary import check_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -153,6 +155,9 @@ def _perplexity_cost(inputs: Inputs, settings: Mapping[str, Any]) -> int:
     check_stretches(settings["by_position"], settings["protocol"], inputs.lengths)
     asked = {**_without(settings, "by_position"), "chunk": chunk_of(settings["chunk"], inputs.original_length)}
     text = inputs.text
+    check_ids(text.tokens, inputs.model, inputs.tokenizer)
+    if settings["protocol"] == "chunked-cache":
+        check_cache(inputs.model)
     return cost(plan(tokens=text.tokens.numel(), lengths=inputs.lengths, documents=text.starts, **asked))
 
 
@@ -173,24 +178,24 @@ def _passkey(inputs: Inputs, settings: Mapping[str, Any], progress: Progress) ->
 def _passkey_cost(inputs: Inputs, settings: Mapping[str, Any]) -> int:
     if settings["template"] not in TEMPLATES:
         raise ValueError(unknown("template", str(settings["template"]), TEMPLATES))
-    return int(settings["trials"]) * sum(inputs.lengths)
+    prompts = Prompts(inputs.tokenizer, TEMPLATES[settings["template"]])
+    return passkey_cost(inputs.model, prompts, inputs.lengths, **_without(settings, "template"))
 
 
 def _needle(inputs: Inputs, settings: Mapping[str, Any], progress: Progress) -> Iterable[Entry]:
-    haystack = "\n\n".join(inputs.text.documents["text"])
     return needle(
-        inputs.model, inputs.tokenizer, haystack, inputs.lengths, progress=progress, **inputs.shared(), **settings
+        inputs.model, inputs.tokenizer, _haystack(inputs), inputs.lengths, progress=progress, **inputs.shared(), **settings
     ).lengths  # fmt: skip
 
 
 def _needle_cost(inputs: Inputs, settings: Mapping[str, Any]) -> int:
-    template_of(settings["needle"], settings["question"])
-    longest, held = max(inputs.lengths), inputs.text.tokens.numel()
-    if held < longest:
-        raise ValueError(
-            f"the haystack has {held} tokens, fewer than the length {longest}. Give more text or shorter lengths."
-        )
-    return int(settings["trials"]) * sum(inputs.lengths)
+    texts = {name: settings[name] for name in ("needle", "question", "depths")}
+    prompts = prompts_in(inputs.tokenizer, _haystack(inputs), **texts)
+    return passkey_cost(inputs.model, prompts, inputs.lengths, **_without(settings, "needle", "question"))
+
+
+def _haystack(inputs: Inputs) -> str:
+    return "\n\n".join(inputs.text.documents["text"])
 
 
 def _longppl(inputs: Inputs, settings: Mapping[str, Any], progress: Progress) -> Iterable[Entry]:

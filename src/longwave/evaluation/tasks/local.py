@@ -16,6 +16,7 @@ from longwave.evaluation.tasks.common import known, steering
 from longwave.evaluation.tasks.metrics import TASKS, Score, Task
 from longwave.evaluation.tasks.samples import Sample, read_samples, sample_files
 from longwave.evaluation.tasks.truncation import truncate_middle
+from longwave.vocabulary import check_ids, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -100,7 +101,7 @@ def _run(
     progress: Callable[[str], None] | None,
 ) -> dict[str, Any]:
     room = max_length - task.new_tokens
-    encode = partial(tokenizer.encode, verbose=False)
+    encode = partial(prompt_ids, tokenizer)
 
     def decode(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -110,6 +111,7 @@ def _run(
         prompt = truncate_middle(sample.prompt, encode, decode, room)
         truncated += prompt != sample.prompt
         ids = torch.tensor([encode(prompt)], device=model.device)
+        check_ids(ids, model, tokenizer)
         answer = decode(_generate(model, tokenizer, ids, task.new_tokens))
         outputs.append(answer)
         lengths.append(ids.shape[1])

@@ -57,7 +57,7 @@ def check_ids(ids: Tensor | Iterable[int], model: nn.Module, tokenizer: PreTrain
     rows = len(embedding.get_parameter("weight"))
     if not tensor.numel() or (largest := int(tensor.max())) < rows:
         return
-    lacking = tensor[tensor >= rows].unique().tolist()
+    lacking = sorted(set(tensor[tensor >= rows].tolist()))
     names = [str(id) if tokenizer is None else _name(tokenizer, id) for id in lacking[:NAMED]]
     more = f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
     raise ValueError(

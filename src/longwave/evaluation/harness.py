@@ -191,8 +191,8 @@ class LongwaveLM(HFLM):
         appended = self._appended(strings[0], getattr(self.tokenizer, "bos_token", None))
         if appended and padding_side != "left":
             raise ValueError(f"prompts are padded on the left, got padding_side {padding_side!r}.")
-        room = left_truncate_len and left_truncate_len + appended
-        ids, mask = super().tok_batch_encode(strings, padding_side, room, truncation)
+        most = left_truncate_len and left_truncate_len + appended
+        ids, mask = super().tok_batch_encode(strings, padding_side, most, truncation)
         kept = ids.shape[1] - appended  # padding is on the left: all rows end alike
         ids, mask = ids[:, :kept], mask[:, :kept]
         check_ids(ids, self.model, self.tokenizer)

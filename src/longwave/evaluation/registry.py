@@ -183,8 +183,9 @@ def _passkey_cost(inputs: Inputs, settings: Mapping[str, Any]) -> int:
 
 
 def _needle(inputs: Inputs, settings: Mapping[str, Any], progress: Progress) -> Iterable[Entry]:
+    haystack = _haystack(inputs)
     return needle(
-        inputs.model, inputs.tokenizer, _haystack(inputs), inputs.lengths, progress=progress, **inputs.shared(), **settings
+        inputs.model, inputs.tokenizer, haystack, inputs.lengths, progress=progress, **inputs.shared(), **settings
     ).lengths  # fmt: skip
 
 

@@ -61,6 +61,8 @@ def run_local(
     names = list(found) if tasks is None else known(tasks, list(TASKS))
     if absent := [name for name in names if name not in found]:
         raise ValueError(f"{path} has no samples of {absent[0]}; it has {', '.join(found)}.")
+    if not names:
+        raise ValueError(f"no tasks given. Name one of those that {path} has: {', '.join(found)}.")
     known(names, list(TASKS))
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}.")

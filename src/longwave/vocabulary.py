@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,17 @@ def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def closing_length(tokenizer: PreTrainedTokenizerBase) -> int:
     """How many special tokens the tokenizer appends to a text."""
     return len(_frame(tokenizer)[1])
+
+
+def identity(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Hex SHA-256 of what decides how a text is read: the same for a copy in another folder.
+
+    None for a slow tokenizer, which cannot be written as one text.
+    """
+    if not tokenizer.is_fast:
+        return None
+    ends = f"{tokenizer.bos_token_id} {tokenizer.eos_token_id}"
+    return hashlib.sha256(f"{ends} {tokenizer.backend_tokenizer.to_str()}".encode()).hexdigest()
 
 
 def check_ids(ids: Tensor | Iterable[int], model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None) -> None:

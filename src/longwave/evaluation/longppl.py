@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from longwave.evaluation.keytokens import Choice, Evaluator, check_fast
+from longwave.evaluation.keytokens import Choice, Evaluator, Reader, check_fast
 from longwave.evaluation.lengths import check_lengths, fixed_length
 from longwave.evaluation.loss import Scorer
 from longwave.evaluation.statistics import Z95, mean_nll
@@ -156,9 +156,7 @@ def longppl(
         model.train(training)
 
 
-def cost(
-    texts: Texts, lengths: Sequence[int], *, evaluator: Evaluator, choice: Choice, windows: int | None = None
-) -> int:
+def cost(texts: Texts, lengths: Sequence[int], *, evaluator: Reader, choice: Choice, windows: int | None = None) -> int:
     """About how many tokens `longppl` reads; raises what it would for texts that the evaluator cannot read."""
     choice.check(lengths)
     plans = texts.plan(lengths, windows)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
-from longwave.evaluation.keytokens import Choice, Evaluator, digest_of, evaluator_of, package
+from longwave.evaluation.keytokens import Choice, digest_of, evaluator_of, package, reader_of
 from longwave.evaluation.longppl import Texts, longppl
 from longwave.evaluation.longppl import cost as longppl_cost
 from longwave.evaluation.needle import NEEDLE as NEEDLE_TEXT
@@ -55,7 +55,7 @@ class Inputs:
     """What an evaluation is given.
 
     Arguments:
-        model: a transformers causal LM under the method to be measured.
+        model: a transformers causal LM under the method to be measured; without weights where only `cost` is asked.
         tokenizer: its tokenizer.
         lengths: context lengths in tokens.
         original_length: L.
@@ -91,7 +91,8 @@ class Evaluation:
         summary: one line for tables.
         defaults: every setting with its default.
         measure: (inputs, settings, progress) -> an entry for each length; `progress` is told tokens as they are read.
-        cost: (inputs, settings) -> tokens it will read; raises `ValueError` for what cannot be measured.
+        cost: (inputs, settings) -> tokens it will read; raises `ValueError` for what cannot be measured. The model's
+            parameters may be on the meta device: only their shapes count.
         needs_data: True where it reads the user's text.
         recorded: (inputs, settings) -> those that a record states: what makes results comparable.
         depends: settings -> what its numbers depend on as well, in a cell's hash; raises `ValueError` for what is not
@@ -201,35 +202,32 @@ def _haystack(inputs: Inputs) -> str:
 
 def _longppl(inputs: Inputs, settings: Mapping[str, Any], progress: Progress) -> Iterable[Entry]:
     texts, asked = _longppl_asked(inputs, settings)
-    return longppl(inputs.model, texts, inputs.lengths, progress=progress, **asked)
+    weight = next(inputs.model.parameters())
+    evaluator = evaluator_of(settings["evaluator"], weight.dtype, weight.device)
+    return longppl(inputs.model, texts, inputs.lengths, evaluator=evaluator, progress=progress, **asked)
 
 
 def _longppl_cost(inputs: Inputs, settings: Mapping[str, Any]) -> int:
     texts, asked = _longppl_asked(inputs, settings)
-    return longppl_cost(texts, inputs.lengths, **asked)
+    check_ids(texts.tokens, inputs.model, inputs.tokenizer)
+    return longppl_cost(texts, inputs.lengths, evaluator=reader_of(settings["evaluator"]), **asked)
 
 
 def _longppl_asked(inputs: Inputs, settings: Mapping[str, Any]) -> tuple[Texts, dict[str, Any]]:
     given = inputs.text
     texts = Texts(inputs.tokenizer, given.documents, given.tokens, given.starts)
     choice = Choice(**_without(settings, "evaluator", "windows"))
-    return texts, {"evaluator": _evaluator(inputs, settings), "choice": choice, "windows": settings["windows"]}
+    return texts, {"choice": choice, "windows": settings["windows"]}
 
 
 def _longppl_recorded(inputs: Inputs, settings: Mapping[str, Any]) -> dict[str, Any]:
     found = {**_without(settings, "evaluator"), "package": package()}  # a digest is the same wherever it lies
-    return {**found, "evaluator_digest": _evaluator(inputs, settings).digest, "tokens": inputs.text.tokens.numel()}
+    return {**found, "evaluator_digest": reader_of(settings["evaluator"]).digest, "tokens": inputs.text.tokens.numel()}
 
 
 def _longppl_depends(settings: Mapping[str, Any]) -> dict[str, Any]:
     digest = digest_of(settings["evaluator"])
     return {"package": package(), "evaluator": digest, "settings": _without(settings, "evaluator")}
-
-
-def _evaluator(inputs: Inputs, settings: Mapping[str, Any]) -> Evaluator:
-    """On the model's device, in its dtype."""
-    weight = next(inputs.model.parameters())
-    return evaluator_of(settings["evaluator"], weight.dtype, weight.device)
 
 
 EVALUATIONS: dict[str, Evaluation] = {

@@ -21,7 +21,7 @@ LAYERS = (
     ("rope", "schedule"),
     ("trajectory",),
     ("methods",),
-    ("data", "text", "weights"),
+    ("data", "text", "weights", "vocabulary"),
     ("attention",),
     ("extensions",),
     ("checkpoints", "legacy", "recognition", "adapter"),

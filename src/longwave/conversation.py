@@ -1,1 +1,148 @@
+<<<<<<< HEAD
 from longwave.extensions.conversation import *
+=======
+"""A conversation on one key/value cache: every turn adds what is new, and t grows with the text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import DynamicCache
+
+from longwave.evaluation.lengths import reach_of
+from longwave.generation import rotaries_of
+from longwave.io import write_json
+from longwave.vocabulary import check_ids, opening
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Conversation:
+    """Turns of a user and a model.
+
+    With a chat template the tokenizer formats the messages; without one the texts simply follow each other, a line
+    break after each, for models that continue text. Cached tokens are used as far as the new text begins with them.
+
+    Arguments:
+        model: a causal LM, extended or not; an extended one is best under `set_length(model, "grow")`.
+        tokenizer: the model's.
+        system: a message before the first turn.
+        generation: keyword arguments of `model.generate`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        system: str | None = None,
+        **generation: Any,
+    ) -> None:
+        self.model: Any = model
+        self.tokenizer, self.system, self.generation = tokenizer, system, generation
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+        self._tokens: list[int] = []
+        self._empty_cache()
+
+    @property
+    def length(self) -> int:
+        """Tokens of the conversation so far."""
+        return len(self._tokens)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that it may have."""
+        return reach_of(self.model)
+
+    @property
+    def factor(self) -> float:
+        """t at the present length; 1 for a model that is not extended."""
+        rotaries = rotaries_of(self.model)
+        return rotaries[0].factor_for(max(1, self.length)) if rotaries else 1.0
+
+    def say(self, text: str, *, max_new_tokens: int = 256, streamer: Any = None) -> str:
+        """Add a message, and return the model's answer.
+
+        Raises:
+            ValueError: if the conversation has no room for an answer, or tokens that the model does not know; the
+                message is then not added.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        ids = self._encode(messages)
+        check_ids(ids, self.model, self.tokenizer)
+        room = self.max_length - len(ids)
+        if room < 1:
+            raise ValueError(
+                f"the conversation would have {len(ids):,} tokens, and the model reads {self.max_length:,}. "
+                "/reset or a new Conversation starts over."
+            )
+        try:
+            answer = self._answer(ids, min(room, max_new_tokens), streamer)
+        except BaseException:  # interrupted, too: the cache may be half a step ahead of what we know of it
+            self._empty_cache()
+            raise
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
+        return answer
+
+    def save(self, path: Path | str) -> Path:
+        """Write the messages as JSON; an existing file is a `ValueError`."""
+        path = Path(path)
+        if path.exists():
+            raise ValueError(f"{path} exists. Choose another name.")
+        write_json(path, self.messages)
+        return path
+
+    def _answer(self, ids: list[int], most: int, streamer: Any) -> str:
+        self._keep_common(ids)
+        whole = torch.tensor([ids], device=self.model.device)
+        result = self.model.generate(
+            whole,
+            attention_mask=torch.ones_like(whole),
+            past_key_values=self._cache,
+            max_new_tokens=most,
+            streamer=streamer,
+            return_dict_in_generate=True,
+            **self.generation,
+        )
+        self._tokens = result.sequences[0].tolist()
+        new = self._tokens[len(ids) :]
+        return str(self.tokenizer.decode(new, skip_special_tokens=True))
+
+    def _keep_common(self, ids: list[int]) -> None:
+        """Take from the cache what the new text does not begin with (a template may rewrite earlier turns)."""
+        held = int(self._cache.get_seq_length())
+        same = 0
+        while same < min(held, len(ids) - 1) and self._tokens[same] == ids[same]:
+            same += 1
+        if same < held:
+            if all(getattr(layer, "is_croppable", False) for layer in self._cache.layers):
+                self._cache.crop(same - held)
+            else:
+                self._empty_cache()
+
+    def _empty_cache(self) -> None:
+        self._cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+
+    def _encode(self, messages: list[dict[str, str]]) -> list[int]:
+        if self.tokenizer.chat_template:
+            try:
+                found: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            except TemplateError as error:  # such as a template without system messages
+                raise ValueError(f"the tokenizer's chat template refuses these messages: {error}") from None
+            return list(found["input_ids"])
+        # What the model said is kept to the token: its text may tokenise in another way.
+        start = self._tokens or opening(self.tokenizer)
+        if not self._tokens:
+            text = "".join(f"{message['content']}\n" for message in messages)
+        else:
+            text = f"\n{messages[-1]['content']}\n"
+        return [*start, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+>>>>>>> f-eval

@@ -61,7 +61,11 @@ ANSWERS: list[tuple[str, tuple[str, ...], tuple[str, ...], list[tuple[str, float
         [("He was born in the province", 1.0), ("in the city", 2 / 3), ("elsewhere", 0.0), ("", 0.0), (" . ", 0.0)],
     ),
     ("bamboo_paperqa", ("B",), (), [("B. Because", 1.0), (" b", 1.0), ("A", 0.0), ("The answer is B", 0.0), ("", 0.0)]),
-    ("ruler_niah", ("e514", "77C2"), (), [("E514, 77c2", 1.0), ("it is e514", 0.5), ("e51", 0.0), ("", 0.0)]),
+    *(
+        (f"ruler_{name}", ("e514", "77C2"), (), [("E514, 77c2", 1.0), ("it is e514", 0.5), ("e51", 0.0), ("", 0.0)])
+        for name in ("niah", "vt", "cwe", "fwe")
+    ),
+    ("ruler_qa", ("e514", "77C2"), (), [("E514, 77c2", 1.0), ("it is e514", 1.0), ("e51", 0.0), ("", 0.0)]),
     ("passkey", ("72498",), (), [(" 72498.\n", 1.0), ("724981", 0.0), ("1 72498", 0.0), ("", 0.0)]),
 ]
 
@@ -90,6 +94,37 @@ def test_ruler_scores_as_in_lm_eval() -> None:
     for answer in ("E514\x03 77c2", "e5\t14", "77C2\n", "none"):
         expected = string_match_all(postprocess_pred([answer]), [list(references)])
         assert score(answer, Sample("ruler_niah", "", references)) == expected
+
+
+HIDDEN = "hidden within the following text. Make sure to memorize it. I will quiz you about the"
+VT = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\nVAR A = 1\nQuestion: Find"
+QA = "Answer the question based on the given documents. Only give me the answer.\n\nDocument 1: A.\n\nQuestion: Who?"
+CWE = "Below is a numbered list of words. In these words, some appear more often than others. 1. a 2. b Question: What?"
+FWE = "Read the following coded text and track the frequency of each coded word. Find the three. aa bb\nQuestion: What?"
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "prefix", "end", "new_tokens"),
+    [
+        ("ruler_niah", f"A special magic uuid is {HIDDEN} uuid.\nWhat?", " The special magic uuid is", None, 128),
+        ("ruler_niah", f"Some special magic uuids are {HIDDEN} uuids. What", "", "", 128),
+        ("ruler_vt", VT, " Answer: they are: ", None, 30),
+        ("ruler_vt", VT, "Answer: they are:", " Answer: they are:", 30),  # as lm-eval has it, stripped
+        ("ruler_vt", VT + " Answer: they are:", " Answer: they are:", "", 30),  # there already
+        ("ruler_cwe", f"<|user|>\n{CWE}<|assistant|>\n", "Answer: The top 10 words are:", None, 120),
+        ("ruler_fwe", FWE, " Answer: the three words are:", None, 50),
+        ("ruler_qa", QA, " Answer:", None, 32),
+    ],
+)
+@pytest.mark.parametrize("field", ["answer_prefix", "gen_prefix"])
+def test_a_row_of_ruler(
+    tmp_path: Path, task: str, text: str, prefix: str, end: str | None, new_tokens: int, field: str
+) -> None:
+    path = tmp_path / "validation.jsonl"
+    path.write_text(json.dumps({"index": 0, "input": text, "outputs": ["a", "b"], "length": 9, field: prefix}))
+    (sample,) = read_samples(path)
+    assert sample == Sample(task, text + (prefix if end is None else end), ("a", "b"))
+    assert TASKS[task].new_tokens == new_tokens
 
 
 def words(text: str) -> list[int]:
@@ -142,7 +177,14 @@ def test_text_that_has_more_tokens_once_cut_is_cut_further() -> None:
 def test_what_the_published_samples_become(shared: Path) -> None:
     samples = read_samples(shared / "data" / "eval")
     counts = Counter(sample.task for sample in samples)
-    assert set(counts) == set(TASKS) - {"longbench_narrativeqa"}  # of which there is no sample
+    absent = {
+        "longbench_narrativeqa",
+        "ruler_vt",
+        "ruler_cwe",
+        "ruler_fwe",
+        "ruler_qa",
+    }  # there are no samples of these
+    assert set(counts) == set(TASKS) - absent
     assert (counts["longbench_trec"], counts["ruler_niah"], counts["passkey"], counts["longbench_v2"]) == (4, 20, 4, 10)
     assert all(sample.prompt and all(sample.answers) for sample in samples)
     first = {sample.task: sample for sample in reversed(samples)}
@@ -167,7 +209,13 @@ def test_what_the_published_samples_become(shared: Path) -> None:
 
 
 ROWS: dict[str, dict[str, Any]] = {
-    "ruler": {"index": 0, "input": "A needle: 77c2. " * 30 + "The needle is", "outputs": ["77c2"], "length": 9},
+    "ruler": {
+        "index": 0,
+        "input": f"A special magic uuid is {HIDDEN} uuid. " + "A needle: 77c2. " * 30 + "What is it?",
+        "answer_prefix": " The needle is",
+        "outputs": ["77c2"],
+        "length": 9,
+    },
     "passkey": {"input": "The pass key is 12345.\n" + "Grass.\n" * 20, "target": "12345", "passkey_position": 0},
 }
 
@@ -238,6 +286,7 @@ def test_a_model_that_answers_right_scores_one(folder: Path, tokenizer: PreTrain
         ({"max_length": 128}, "leaves no room for a prompt beside 128 tokens"),
         ({"max_length": 300}, "beyond the model's maximum of 256"),
         ({"limit": 0}, "limit must be at least 1"),
+        ({"tasks": []}, "no tasks given. Name one of those that .* has: passkey, ruler_niah"),
     ],
 )
 def test_what_cannot_run(
@@ -255,7 +304,14 @@ def test_what_cannot_run(
         ("[1]", "line 2: ValueError: no benchmark known by the fields of a non-object"),
         ('{"text": "a"}', "line 2: ValueError: no benchmark known by the fields text"),
         ('{"input": "a", "qa_pairs": "[{"}', "line 2: SyntaxError"),
-        ('{"input": "a", "outputs": null}', "line 2: TypeError"),
+        (
+            '{"input": "a", "outputs": ["b"]}',
+            "line 2: ValueError: the input has no instruction of a RULER task. Known: ",
+        ),
+        (json.dumps({**ROWS["ruler"], "outputs": None}), "line 2: TypeError"),
+        (json.dumps({**ROWS["ruler"], "outputs": []}), "line 2: ValueError: expected one reference answer or more"),
+        (json.dumps({**ROWS["passkey"], "target": 12345}), r"line 2: .* as text, got \[12345\]"),
+        ('{"task": "trec", "prompt": " ", "answers": ["b"]}', "line 2: ValueError: the prompt is not a text"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, line: str, complaint: str) -> None:
@@ -272,6 +328,16 @@ def test_no_files(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b"\xe9")
     with pytest.raises(ValueError, match="not UTF-8"):
         read_samples(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", '{"input": "Text.", "qa_pairs": []}\n'])
+def test_files_without_a_sample(folder: Path, text: str) -> None:
+    """Also one among others: a benchmark that lacks a file has another score."""
+    path = folder / "empty.jsonl"
+    path.write_text(text)
+    for where in (path, folder):
+        with pytest.raises(ValueError, match=r"samples .*empty\.jsonl holds no sample. Replace the file"):
+            read_samples(where)
 
 
 def test_names_of_tasks() -> None:

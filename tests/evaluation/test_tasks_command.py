@@ -53,13 +53,20 @@ def test_local_samples(plain: Path, samples: Path, tmp_path: Path, capsys: pytes
     [
         ((), "give --tasks NAME,... or --samples PATH, one of them"),
         (("--samples", "/absent"), "/absent"),
+        (
+            ("--samples", "empty.jsonl"),
+            "error: samples empty.jsonl holds no sample. Replace the file or leave it out.\n",
+        ),
         (("--samples", "/absent", "--chat"), "--factor, --chat and --lengths are for --tasks"),
         (("--tasks", "niah_single_9", "--method", "yran"), "Did you mean 'yarn'"),
     ],
 )
 def test_bad_input_is_one_line(
-    plain: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
-) -> None:
+    plain: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...], message: str,
+) -> None:  # fmt: skip
+    (tmp_path / "empty.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
     assert run("tasks", plain, *arguments, "-o", tmp_path / "out") == 1
     error = capfd.readouterr().err
     assert message in error and "Traceback" not in error

@@ -9,19 +9,33 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from transformers import AutoTokenizer
+
 from longwave.adapter import extension_of
+from longwave.evaluation.alike import Table, check_trained_lengths
 from longwave.evaluation.cells import Cell, Store, fingerprint, versions
+<<<<<<< HEAD
 from longwave.evaluation.lengths import doublings, parse_lengths
+=======
+from longwave.evaluation.lengths import check_lengths, doublings, original_length_of, parse_lengths
+from longwave.evaluation.outline import outline
+>>>>>>> f-eval
 from longwave.evaluation.registry import Inputs, Text
 from longwave.evaluation.results import Record, record
 from longwave.evaluation.subjects import TRAINING_FREE, under
 from longwave.evaluation.suites import Step
+<<<<<<< HEAD
 from longwave.extensions.reach import check_lengths, original_length_of
+=======
+from longwave.evaluation.windows import rows_per_batch
+>>>>>>> f-eval
 from longwave.io import data_identity
 from longwave.methods import parse_method
 from longwave.text import data_hashes, read_documents, stream_and_starts
+from longwave.vocabulary import identity
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 OWN = "own"
@@ -29,15 +43,28 @@ MOST = 16.0  # times L, by default
 POLL = 1.0  # seconds between looks at cells that another process computes
 
 
-class Loaded(Protocol):
-    """A model ready to be measured, its tokenizer, and the `model` entry of its records."""
+class Sketch(Protocol):
+    """A model, perhaps without its weights, and its tokenizer: what is planned with."""
 
     @property
     def model(self) -> PreTrainedModel: ...
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+
+class Loaded(Sketch, Protocol):
+    """A model ready to be measured, its tokenizer, and the `model` entry of its records."""
+
     @property
     def about(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """A `Sketch` without weights."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -105,11 +132,17 @@ class Comparison:
             self.lengths = doublings(min([MOST, *reach]))
         self.store = Store(self.folder)
         self._loaded: tuple[str, Loaded] | None = None
+        self._texts: dict[str, Text] = {}  # by the model's path, and by the tokenizer's identity
 
     @cached_property
     def hashes(self) -> dict[str, str]:
         """SHA-256 of the data files."""
         return data_hashes(self.data) if self.data else {}
+
+    @cached_property
+    def documents(self) -> Dataset:
+        """The data, read once."""
+        return read_documents(self.data)
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -156,26 +189,52 @@ class Comparison:
         return candidate.name if len(candidate.specs) == 1 else f"{candidate.name}: {spec}"
 
     def missing(self) -> list[Cell]:
-        """Cells that are not finished."""
-        return list({cell.key: cell for cell in self.cells if not self.store.has(cell)}.values())
+        """Cells that are not finished, all of a model together; those of one that is loaded come first."""
+        found = list({cell.key: cell for cell in self.cells if not self.store.has(cell)}.values())
+        paths = list(dict.fromkeys(cell.model for cell in found))
+        held = None if self._loaded is None else self._loaded[0]
+        return sorted(found, key=lambda cell: (cell.model != held, paths.index(cell.model)))
 
     def cost(self) -> int:
-        """Tokens that the missing cells will read. Loads each of their models and tries what will be asked of it.
+        """Tokens that the missing cells will read. Tries what will be asked of each model, without its weights.
+
+        A model that cannot be had without its weights is loaded, and stays for its cells if it is the last such one.
 
         Raises:
-            ValueError: for anything that could not be measured, before a first cell is.
+            ValueError: for anything that could not be measured, or not be put into one table with the finished
+                cells, before a first cell is measured.
         """
-        total, units = 0, dict[str, int]()
-        for cell in self.missing():
-            step, loaded = self._step(cell), self._get(cell.model)
-            units[cell.model] = original_length_of(loaded.model)
-            if len(set(units.values())) > 1:
-                trained = ", ".join(f"{Path(path).name} {length}" for path, length in units.items())
-                raise ValueError(f"the models were trained at different lengths ({trained}). Compare them apart.")
-            inputs = self._inputs(step, loaded)
-            with under(loaded.model, cell.method, inputs.lengths):
-                check_lengths(loaded.model, inputs.lengths)
-                total += step.evaluation.cost(inputs, step.settings)
+        rows_per_batch(self.tokens_per_batch, 1)
+        tables = {step.name: Table(step.name) for step in self.steps}
+        trained: dict[str, int] = {}
+        for cell in self.cells:
+            if self.store.has(cell):
+                found = self.store.read(cell)
+                trained[cell.model] = found["original_length"]
+                tables[cell.step].add(cell.model, found["settings"])
+        missing, total = self.missing(), 0
+        for path in dict.fromkeys(cell.model for cell in missing):
+            sketch = self._sketch(path)
+            trained[path] = original_length_of(sketch.model)
+            check_trained_lengths(trained)
+            total += self._plan(sketch, [cell for cell in missing if cell.model == path], tables)
+        return total
+
+    def _plan(self, sketch: Sketch, cells: Sequence[Cell], tables: Mapping[str, Table]) -> int:
+        """Tokens that the cells of one model will read, each of its methods tried."""
+        total, tried = 0, set[tuple[Any, ...]]()
+        for step in self.steps:
+            methods = [cell.method for cell in cells if cell.step == step.name]
+            if not methods:
+                continue
+            inputs = self._inputs(step, cells[0].model, sketch)
+            for method in methods:
+                if (asked := (method, *inputs.lengths)) not in tried:
+                    tried.add(asked)
+                    with under(sketch.model, method, inputs.lengths):
+                        check_lengths(sketch.model, inputs.lengths)
+            total += len(methods) * step.evaluation.cost(inputs, step.settings)
+            tables[step.name].add(cells[0].model, step.evaluation.recorded(inputs, step.settings))
         return total
 
     def run(
@@ -213,12 +272,10 @@ class Comparison:
             for row in each["rows"]
         ]
         shared = {key: found[0][key] for key in ("settings", "original_length", "data", "seed")}
-        for key in ("settings", "original_length"):
-            if any(each[key] != shared[key] for each in found):
-                raise ValueError(
-                    f"the rows of {cells[0].step} differ in their {key}, models with other tokenizers for example, "
-                    "and cannot be compared. Measure them apart."
-                )
+        check_trained_lengths({cell.model: each["original_length"] for cell, each in zip(cells, found, strict=True)})
+        table = Table(cells[0].step)
+        for cell, each in zip(cells, found, strict=True):
+            table.add(cell.model, each["settings"])
         models = list(dict.fromkeys(cell.model for cell in cells))
         about = found[0]["model"] if len(models) == 1 else {"path": ", ".join(models)}
         merged = record(found[0]["schema"], model=about, rows=rows, **shared)
@@ -233,24 +290,41 @@ class Comparison:
 
     def _measure(self, cell: Cell, progress: Callable[[int], None]) -> Record:
         step, loaded = self._step(cell), self._get(cell.model)
-        inputs = self._inputs(step, loaded)
+        inputs = self._inputs(step, cell.model, loaded)
         with under(loaded.model, cell.method, inputs.lengths) as subject:
-            entries = step.evaluation.measure(inputs, step.settings, progress)
+            # Within: a generator measures as it is read, and outside the method would be off again.
+            entries = [entry.to_json() for entry in step.evaluation.measure(inputs, step.settings, progress)]
         settings = step.evaluation.recorded(inputs, step.settings)
-        row = {**subject.to_json(), "lengths": [entry.to_json() for entry in entries]}
+        row = {**subject.to_json(), "lengths": entries}
         return record(
             step.evaluation.schema, model=loaded.about, settings=settings, original_length=inputs.original_length,
             rows=[row], data=self.hashes if step.evaluation.needs_data else None, seed=step.settings.get("seed"),
         )  # fmt: skip
 
-    def _inputs(self, step: Step, loaded: Loaded) -> Inputs:
-        original = original_length_of(loaded.model)
+    def _inputs(self, step: Step, path: str, sketch: Sketch) -> Inputs:
+        original = original_length_of(sketch.model)
         lengths = parse_lengths(step.lengths or self.lengths or "", original)
-        given = None
-        if step.evaluation.needs_data:
-            documents = read_documents(self.data)  # this and what follows is cached on disk by `datasets`
-            given = Text(documents, *stream_and_starts(documents, loaded.tokenizer))
-        return Inputs(loaded.model, loaded.tokenizer, lengths, original, given, self.tokens_per_batch)
+        given = self._text(path, sketch.tokenizer) if step.evaluation.needs_data else None
+        return Inputs(sketch.model, sketch.tokenizer, lengths, original, given, self.tokens_per_batch)
+
+    def _text(self, path: str, tokenizer: PreTrainedTokenizerBase) -> Text:
+        """The data as tokens of a model; models with one tokenizer share them."""
+        if path not in self._texts:
+            key = identity(tokenizer) or path
+            if key not in self._texts:
+                self._texts[key] = Text(self.documents, *stream_and_starts(self.documents, tokenizer))
+            self._texts[path] = self._texts[key]
+        return self._texts[path]
+
+    def _sketch(self, path: str) -> Sketch:
+        """The model without its weights; loaded where it cannot be had so, for `load` says best what is wrong."""
+        model = outline(path)
+        if model is not None:
+            try:
+                return Outline(model, AutoTokenizer.from_pretrained(path))
+            except (OSError, ValueError):
+                pass
+        return self._get(path)
 
     def _get(self, path: str) -> Loaded:
         """One model at a time: the next one takes its place."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections import defaultdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import has_bos_prefix
 from lm_eval.models.utils_hf import get_dtype
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -27,6 +28,7 @@ from longwave.evaluation.tasks.truncation import truncate_middle
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import max_length_of, original_length_of
 from longwave.methods import parse_method
+from longwave.vocabulary import check_ids, closing_length
 
 TRUNCATIONS = ("left", "middle")
 FACTOR = 8  # of `method` without `to`
@@ -147,6 +149,31 @@ class LongwaveLM(HFLM):
         with torch.no_grad(), torch.autocast(self.device.type, dtype=cast, enabled=cast is not None):
             return self.model(inps, use_cache=False, **keep).logits[:, -self._scored :]
 
+    @cached_property
+    def closing(self) -> int:
+        """How many special tokens the tokenizer appends to a text; they would say that a prompt is over."""
+        return closing_length(self.tokenizer)
+
+    def _appended(self, text: str, start: str | None, special: bool | None = None) -> int:
+        """How many of them `HFLM` lets it append: none to a text that begins with the `start` token already."""
+        if special is None:
+            special = False if has_bos_prefix(text, start) else self.add_bos_token
+        return 0 if special is False else self.closing
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """`HFLM`'s, without what the tokenizer appends to a text: it would stand between context and continuation."""
+        appended = self._appended(string, self.tokenizer.decode(self.prefix_token_id), add_special_tokens)
+        ids = super().tok_encode(string, add_special_tokens, **kwargs)
+        ids = ids[: len(ids) - appended]
+        check_ids(ids, self.model, self.tokenizer)
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
     def tok_batch_encode(
         self,
         strings: list[str],
@@ -154,14 +181,22 @@ class LongwaveLM(HFLM):
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """`HFLM`'s, after prompts that are too long lost their middle, if `truncate` says so."""
+        """`HFLM`'s, after prompts that are too long lost their middle, if `truncate` says so, and open at their end."""
         if self.truncate == "middle" and left_truncate_len is not None:
             # Special tokens stay: those in the text are a chat template's. `HFLM` adds its own, which need room.
             encode = partial(self.tok_encode, add_special_tokens=False)
             decode = partial(self.tok_decode, skip_special_tokens=False)
             room = left_truncate_len - len(self.tok_encode(""))
             strings = [truncate_middle(text, encode, decode, room) for text in strings]
-        return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
+        appended = self._appended(strings[0], getattr(self.tokenizer, "bos_token", None))
+        if appended and padding_side != "left":
+            raise ValueError(f"prompts are padded on the left, got padding_side {padding_side!r}.")
+        most = left_truncate_len and left_truncate_len + appended
+        ids, mask = super().tok_batch_encode(strings, padding_side, most, truncation)
+        kept = ids.shape[1] - appended  # padding is on the left: all rows end alike
+        ids, mask = ids[:, :kept], mask[:, :kept]
+        check_ids(ids, self.model, self.tokenizer)
+        return ids, mask
 
 
 def _refuse_others(arguments: dict[str, Any]) -> None:

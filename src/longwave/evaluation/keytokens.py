@@ -15,8 +15,14 @@ from torch import Tensor
 
 from longwave.adapter import load
 from longwave.evaluation.cells import fingerprint
+<<<<<<< HEAD
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import reach_of
+=======
+from longwave.evaluation.lengths import reach_of
+from longwave.evaluation.outline import outline
+from longwave.generation import rotaries_of
+>>>>>>> f-eval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,31 +63,43 @@ class Choice:
 
 
 @dataclass(eq=False)
-class Evaluator:
-    """A long-context model that says which tokens of a text are key ones. It keeps its answers.
+class Reader:
+    """An evaluator without its weights: what it can read, and what a record says of it.
 
     Arguments:
         path: folder, or name on a hub.
-        model, tokenizer: what is there.
+        tokenizer: what is there.
         digest: of the contents.
+        limit: tokens that it reads, None where that is not known.
     """
 
     path: str
-    model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     digest: str
-    _known: dict[tuple[str, Choice], list[list[int]]] = field(default_factory=dict, init=False, repr=False)
+    limit: int | None
 
     def encode(self, text: str) -> dict[str, Tensor]:
         """Ids and offsets; a text beyond what the model reads is a `ValueError`."""
         encoded = self.tokenizer(text, return_tensors="pt", return_offsets_mapping=True, verbose=False)
-        count, limit = encoded["input_ids"].shape[1], _limit(self.model)
-        if limit is not None and count > limit:
+        count = encoded["input_ids"].shape[1]
+        if self.limit is not None and count > self.limit:
             raise ValueError(
-                f"the evaluator {self.path} reads {limit} tokens, and a text has {count} of its tokens. "
+                f"the evaluator {self.path} reads {self.limit} tokens, and a text has {count} of its tokens. "
                 "Give one with a longer context, or shorter lengths."
             )
         return {name: encoded[name] for name in ("input_ids", "offset_mapping")}
+
+
+@dataclass(eq=False)
+class Evaluator(Reader):
+    """A long-context model that says which tokens of a text are key ones. It keeps its answers.
+
+    Arguments:
+        model: with its weights.
+    """
+
+    model: PreTrainedModel
+    _known: dict[tuple[str, Choice], list[list[int]]] = field(default_factory=dict, init=False, repr=False)
 
     def key_intervals(self, text: str, choice: Choice) -> list[list[int]]:
         """The characters that key tokens cover: start and end of each run of them."""
@@ -112,9 +130,9 @@ def _limit(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-@lru_cache(maxsize=1)
-def evaluator_of(path: str, dtype: torch.dtype, device: torch.device) -> Evaluator:
-    """The evaluator, read once and kept; a `ValueError` for none, or one whose tokenizer has no offsets."""
+@lru_cache(maxsize=4)
+def reader_of(path: str) -> Reader:
+    """The evaluator without its weights; a `ValueError` for none, or one whose tokenizer has no offsets."""
     from transformers import AutoTokenizer
 
     digest = digest_of(path)
@@ -124,9 +142,17 @@ def evaluator_of(path: str, dtype: torch.dtype, device: torch.device) -> Evaluat
         reason = str(error).splitlines()[0]
         raise ValueError(f"cannot load a tokenizer from the evaluator {path}: {reason}") from None
     check_fast(tokenizer)
+    model = outline(path)
+    return Reader(path, tokenizer, digest, None if model is None else _limit(model))
+
+
+@lru_cache(maxsize=1)
+def evaluator_of(path: str, dtype: torch.dtype, device: torch.device) -> Evaluator:
+    """The evaluator, read once and kept; a `ValueError` as in `reader_of`."""
+    reader = reader_of(path)
     model = load(path, dtype=dtype).to(device).eval()  # type: ignore[arg-type]
     model.config.use_cache = False  # the library does not ask for none
-    return Evaluator(path, model, tokenizer, digest)
+    return Evaluator(path, reader.tokenizer, reader.digest, _limit(model), model)
 
 
 def digest_of(path: str) -> str:

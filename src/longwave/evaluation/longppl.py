@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from longwave.evaluation.keytokens import Choice, Evaluator, check_fast
+from longwave.evaluation.keytokens import Choice, Evaluator, Reader, check_fast
 from longwave.evaluation.loss import Scorer
 from longwave.evaluation.statistics import Z95, mean_nll
 from longwave.evaluation.windows import Windows, plan
 from longwave.extensions.reach import check_lengths, fixed_length
+from longwave.vocabulary import check_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -145,6 +146,7 @@ def longppl(
     check_lengths(model, lengths)
     choice.check(lengths)
     plans = texts.plan(lengths, windows)
+    check_ids(texts.tokens, model, texts.tokenizer)
     scorer = Scorer(model)
     training = model.training
     model.eval()
@@ -154,9 +156,7 @@ def longppl(
         model.train(training)
 
 
-def cost(
-    texts: Texts, lengths: Sequence[int], *, evaluator: Evaluator, choice: Choice, windows: int | None = None
-) -> int:
+def cost(texts: Texts, lengths: Sequence[int], *, evaluator: Reader, choice: Choice, windows: int | None = None) -> int:
     """About how many tokens `longppl` reads; raises what it would for texts that the evaluator cannot read."""
     choice.check(lengths)
     plans = texts.plan(lengths, windows)

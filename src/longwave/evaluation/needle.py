@@ -81,6 +81,11 @@ def template_of(needle: str, question: str) -> Template:
     return Template(needle=f" {needle}", filler="", question=f"\n\n{question}", answer=" {key}")
 
 
+def prompts_in(tokenizer: PreTrainedTokenizerBase, haystack: str, needle: str, question: str, depths: int) -> Prompts:
+    """Prompts that hide the needle at so many depths of a text; a `ValueError` as in `template_of` and `Haystack`."""
+    return Prompts(tokenizer, template_of(needle, question), Haystack(tokenizer, haystack, depths))
+
+
 def needle(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -113,9 +118,8 @@ def needle(
 
     Source: github.com/gkamradt/LLMTest_NeedleInAHaystack, here with an answer that cannot be guessed.
     """
-    template = template_of(needle, question)
     return retrieve(
-        model, Prompts(tokenizer, template, Haystack(tokenizer, haystack, depths)), lengths, trials=trials,
+        model, prompts_in(tokenizer, haystack, needle, question, depths), lengths, trials=trials,
         depths=depths, seed=seed, original_length=original_length, tokens_per_batch=tokens_per_batch,
         progress=progress,
     )  # fmt: skip

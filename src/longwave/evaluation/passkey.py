@@ -15,6 +15,7 @@ from longwave.evaluation.loss import Scorer
 from longwave.evaluation.statistics import Interval, wilson
 from longwave.evaluation.windows import rows_per_batch
 from longwave.extensions.reach import check_lengths, fixed_length, original_length_of
+from longwave.vocabulary import check_ids, opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -140,8 +141,7 @@ class Prompts:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, filler: Filler | None = None) -> None:
         self.tokenizer = tokenizer
         self.template = template
-        start = tokenizer.bos_token_id
-        self.intro = ([] if start is None else [start]) + self._encode(template.intro)
+        self.intro = opening(tokenizer) + self._encode(template.intro)
         self.filler = filler or Repeated(self._encode(template.filler))
 
     def trial(self, length: int, key: str, depth: float) -> Trial:
@@ -160,6 +160,8 @@ class Prompts:
 
     def trials(self, length: int, count: int, depths: int, seed: int) -> list[Trial]:
         """`count` trials with random keys, spread evenly over `depths` depths from 0 to 1."""
+        if count < 1 or depths < 1:
+            raise ValueError(f"trials and depths must be at least 1, got {count} and {depths}.")
         draw = random.Random(f"{seed}/{length}")
         depths = min(depths, count)  # or the end of the text would never be asked for
         places = [i / (depths - 1) if depths > 1 else 0.5 for i in range(depths)]
@@ -239,9 +241,7 @@ def retrieve(
     original = original_length if original_length is not None else original_length_of(model)
     counts = parse_lengths(lengths, original)
     check_lengths(model, counts)
-    if trials < 1 or depths < 1:
-        raise ValueError(f"trials and depths must be at least 1, got {trials} and {depths}.")
-    asked = {length: prompts.trials(length, trials, depths, seed) for length in counts}
+    asked = {length: draw(model, prompts, length, trials, depths, seed) for length in counts}
     scorer = Scorer(model)
     training = model.training
     model.eval()
@@ -250,6 +250,18 @@ def retrieve(
     finally:
         model.train(training)
     return Retrieval(original, tuple(results))
+
+
+def draw(model: nn.Module, prompts: Prompts, length: int, trials: int, depths: int, seed: int) -> list[Trial]:
+    """The trials of one length; a `ValueError` for token ids that the model has no row for."""
+    found = prompts.trials(length, trials, depths, seed)
+    check_ids(set[int]().union(*(trial.ids for trial in found)), model, prompts.tokenizer)
+    return found
+
+
+def cost(model: nn.Module, prompts: Prompts, lengths: Iterable[int], *, trials: int, depths: int, seed: int = 0) -> int:
+    """Tokens that `retrieve` reads. Every prompt is made once: what cannot be asked is a `ValueError` now."""
+    return sum(len(trial.ids) for length in lengths for trial in draw(model, prompts, length, trials, depths, seed))
 
 
 def _at_length(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ from longwave.evaluation.loss import BLOCK_ELEMENTS, Scorer
 from longwave.evaluation.statistics import Z95, Interval, mean_nll
 from longwave.evaluation.windows import Windows, check_stretches, chunk_of, plan
 from longwave.extensions.reach import check_lengths, fixed_length, original_length_of
+from longwave.extensions.sites import host_of
+from longwave.vocabulary import check_ids
 
 TOKENS_PER_BATCH = 8192
 
@@ -160,8 +163,8 @@ def perplexity(
         progress: called after each batch with the number of tokens read.
 
     Raises:
-        ValueError: for bad lengths, a length beyond the model's maximum, too little data, or a loss that is
-            not a finite number.
+        ValueError: for bad lengths, a length beyond the model's maximum, too little data, token ids
+            that the model has no row for, or a loss that is not a finite number.
 
     Source: `stride` Press et al. (arXiv 2012.15832), `overlap` LongLoRA (2309.12307), `truncate` YaRN (2309.00071),
     `chunked-cache` github.com/DAMO-NLP-SG/CLEX.
@@ -174,6 +177,9 @@ def perplexity(
         chunk=chunk_of(chunk, original), documents=documents,
     )  # fmt: skip
     check_stretches(by_position, protocol, counts)
+    check_ids(tokens, model)
+    if protocol == "chunked-cache":
+        check_cache(model)
     scorer = Scorer(model, block_elements=block_elements)
     training = model.training
     model.eval()
@@ -224,12 +230,23 @@ def _through_cache(scorer: Scorer, rows: Tensor, chunk: int) -> Tensor:
         output = scorer.model(input_ids=ids, past_key_values=cache, use_cache=True)
         cache = getattr(output, "past_key_values", None)
         if cache is None:
-            name = type(scorer.model).__name__
-            raise ValueError(f"{name} keeps no key/value cache to read chunks into. Choose another protocol.")
+            raise _no_cache(scorer.model)
         logits = output.logits[:, :-1].float()
         targets = ids[:, 1:].to(logits.device)
         found.append(cross_entropy(logits.transpose(1, 2), targets, reduction="none").cpu())
     return torch.cat(found, dim=1)
+
+
+def check_cache(model: nn.Module) -> None:
+    """Refuse a model that cannot be given a key/value cache, for `chunked-cache`."""
+    host = host_of(model)
+    if "past_key_values" not in inspect.signature(host.forward).parameters:
+        raise _no_cache(host)
+
+
+def _no_cache(model: nn.Module) -> ValueError:
+    name = type(model).__name__
+    return ValueError(f"{name} keeps no key/value cache to read chunks into. Choose another protocol.")
 
 
 def _stretches(along: Tensor, windows: Windows, count: int) -> Iterator[Stretch]:

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
-from longwave.evaluation.keytokens import Choice, Evaluator, digest_of, evaluator_of, package
+from longwave.evaluation.keytokens import Choice, digest_of, evaluator_of, package, reader_of
 from longwave.evaluation.longppl import Texts, longppl
 from longwave.evaluation.longppl import cost as longppl_cost
 from longwave.evaluation.needle import NEEDLE as NEEDLE_TEXT
-from longwave.evaluation.needle import QUESTION, needle, template_of
-from longwave.evaluation.passkey import TEMPLATES, passkey
-from longwave.evaluation.perplexity import cost, perplexity
+from longwave.evaluation.needle import QUESTION, needle, prompts_in
+from longwave.evaluation.passkey import TEMPLATES, Prompts, passkey
+from longwave.evaluation.passkey import cost as passkey_cost
+from longwave.evaluation.perplexity import check_cache, cost, perplexity
 from longwave.evaluation.results import LONGPPL, NEEDLE, PASSKEY, PERPLEXITY
 from longwave.evaluation.windows import check_stretches, chunk_of, plan
+from longwave.vocabulary import check_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,7 +55,7 @@ class Inputs:
     """What an evaluation is given.
 
     Arguments:
-        model: a transformers causal LM under the method to be measured.
+        model: a transformers causal LM under the method to be measured; without weights where only `cost` is asked.
         tokenizer: its tokenizer.
         lengths: context lengths in tokens.
         original_length: L.
@@ -89,7 +91,8 @@ class Evaluation:
         summary: one line for tables.
         defaults: every setting with its default.
         measure: (inputs, settings, progress) -> an entry for each length; `progress` is told tokens as they are read.
-        cost: (inputs, settings) -> tokens it will read; raises `ValueError` for what cannot be measured.
+        cost: (inputs, settings) -> tokens it will read; raises `ValueError` for what cannot be measured. The model's
+            parameters may be on the meta device: only their shapes count.
         needs_data: True where it reads the user's text.
         recorded: (inputs, settings) -> those that a record states: what makes results comparable.
         depends: settings -> what its numbers depend on as well, in a cell's hash; raises `ValueError` for what is not
@@ -153,6 +156,9 @@ def _perplexity_cost(inputs: Inputs, settings: Mapping[str, Any]) -> int:
     check_stretches(settings["by_position"], settings["protocol"], inputs.lengths)
     asked = {**_without(settings, "by_position"), "chunk": chunk_of(settings["chunk"], inputs.original_length)}
     text = inputs.text
+    check_ids(text.tokens, inputs.model, inputs.tokenizer)
+    if settings["protocol"] == "chunked-cache":
+        check_cache(inputs.model)
     return cost(plan(tokens=text.tokens.numel(), lengths=inputs.lengths, documents=text.starts, **asked))
 
 
@@ -173,57 +179,55 @@ def _passkey(inputs: Inputs, settings: Mapping[str, Any], progress: Progress) ->
 def _passkey_cost(inputs: Inputs, settings: Mapping[str, Any]) -> int:
     if settings["template"] not in TEMPLATES:
         raise ValueError(unknown("template", str(settings["template"]), TEMPLATES))
-    return int(settings["trials"]) * sum(inputs.lengths)
+    prompts = Prompts(inputs.tokenizer, TEMPLATES[settings["template"]])
+    return passkey_cost(inputs.model, prompts, inputs.lengths, **_without(settings, "template"))
 
 
 def _needle(inputs: Inputs, settings: Mapping[str, Any], progress: Progress) -> Iterable[Entry]:
-    haystack = "\n\n".join(inputs.text.documents["text"])
+    haystack = _haystack(inputs)
     return needle(
         inputs.model, inputs.tokenizer, haystack, inputs.lengths, progress=progress, **inputs.shared(), **settings
     ).lengths  # fmt: skip
 
 
 def _needle_cost(inputs: Inputs, settings: Mapping[str, Any]) -> int:
-    template_of(settings["needle"], settings["question"])
-    longest, held = max(inputs.lengths), inputs.text.tokens.numel()
-    if held < longest:
-        raise ValueError(
-            f"the haystack has {held} tokens, fewer than the length {longest}. Give more text or shorter lengths."
-        )
-    return int(settings["trials"]) * sum(inputs.lengths)
+    texts = {name: settings[name] for name in ("needle", "question", "depths")}
+    prompts = prompts_in(inputs.tokenizer, _haystack(inputs), **texts)
+    return passkey_cost(inputs.model, prompts, inputs.lengths, **_without(settings, "needle", "question"))
+
+
+def _haystack(inputs: Inputs) -> str:
+    return "\n\n".join(inputs.text.documents["text"])
 
 
 def _longppl(inputs: Inputs, settings: Mapping[str, Any], progress: Progress) -> Iterable[Entry]:
     texts, asked = _longppl_asked(inputs, settings)
-    return longppl(inputs.model, texts, inputs.lengths, progress=progress, **asked)
+    weight = next(inputs.model.parameters())
+    evaluator = evaluator_of(settings["evaluator"], weight.dtype, weight.device)
+    return longppl(inputs.model, texts, inputs.lengths, evaluator=evaluator, progress=progress, **asked)
 
 
 def _longppl_cost(inputs: Inputs, settings: Mapping[str, Any]) -> int:
     texts, asked = _longppl_asked(inputs, settings)
-    return longppl_cost(texts, inputs.lengths, **asked)
+    check_ids(texts.tokens, inputs.model, inputs.tokenizer)
+    return longppl_cost(texts, inputs.lengths, evaluator=reader_of(settings["evaluator"]), **asked)
 
 
 def _longppl_asked(inputs: Inputs, settings: Mapping[str, Any]) -> tuple[Texts, dict[str, Any]]:
     given = inputs.text
     texts = Texts(inputs.tokenizer, given.documents, given.tokens, given.starts)
     choice = Choice(**_without(settings, "evaluator", "windows"))
-    return texts, {"evaluator": _evaluator(inputs, settings), "choice": choice, "windows": settings["windows"]}
+    return texts, {"choice": choice, "windows": settings["windows"]}
 
 
 def _longppl_recorded(inputs: Inputs, settings: Mapping[str, Any]) -> dict[str, Any]:
     found = {**_without(settings, "evaluator"), "package": package()}  # a digest is the same wherever it lies
-    return {**found, "evaluator_digest": _evaluator(inputs, settings).digest, "tokens": inputs.text.tokens.numel()}
+    return {**found, "evaluator_digest": reader_of(settings["evaluator"]).digest, "tokens": inputs.text.tokens.numel()}
 
 
 def _longppl_depends(settings: Mapping[str, Any]) -> dict[str, Any]:
     digest = digest_of(settings["evaluator"])
     return {"package": package(), "evaluator": digest, "settings": _without(settings, "evaluator")}
-
-
-def _evaluator(inputs: Inputs, settings: Mapping[str, Any]) -> Evaluator:
-    """On the model's device, in its dtype."""
-    weight = next(inputs.model.parameters())
-    return evaluator_of(settings["evaluator"], weight.dtype, weight.device)
 
 
 EVALUATIONS: dict[str, Evaluation] = {

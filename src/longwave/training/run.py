@@ -27,6 +27,7 @@ from longwave.training.metrics import MetricsLog, read_metrics
 from longwave.training.prepare import attach_method, load_with_tokenizer, settle, switch_checkpointing
 from longwave.training.progress import ProgressCallback
 from longwave.training.trainer import LengthTrainer, refuse_data_parallel
+from longwave.vocabulary import check_ids
 
 RECORD, METRICS, CHECKPOINTS = "training.json", "metrics.jsonl", "checkpoints"
 # Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
@@ -106,9 +107,7 @@ def train(
     shown = progress and sys.stderr.isatty()
     network, vocabulary = load_with_tokenizer(model, tokenizer)
     rows = pack(token_stream(read_documents(data), vocabulary, progress=shown), config.train_length)
-    known = len(network.get_input_embeddings().get_parameter("weight"))
-    if int(rows.max()) >= known:
-        raise ValueError(f"the tokenizer's ids reach {int(rows.max())} but the model knows {known}: not its tokenizer.")
+    check_ids(rows, network, vocabulary)
     sampler = attach_method(network, config)
     longest = max([1, *sampler.multiples(config.batch_size, config.train_length)]) * config.train_length
     if config.long_share and rows.numel() < longest:

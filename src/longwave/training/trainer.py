@@ -88,15 +88,13 @@ class LengthTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's. Draws may be beyond the largest factor in use, whatever the model does beyond it later."""
-        before = [(rotary, rotary.factor, rotary.beyond) for rotary in rotaries(self._network)]
-        for rotary, *_ in before:
-            if self.sampler.max_factor > rotary.trajectory.max_factor:
-                rotary.beyond = "clamp"  # the sampler keeps to its own range
+        dial, before = extension(self._network).dial, extension(self._network).dial.now
+        if self.sampler.max_factor > dial.max_factor:
+            dial.set(beyond="clamp")  # the sampler keeps to its own range
         try:
             return super().train(*args, **kwargs)
         finally:
-            for rotary, factor, beyond in before:
-                rotary.factor, rotary.beyond = factor, beyond
+            dial.set(factor=before.factor, beyond=before.beyond)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         """In sequence: `PackedRows` has the order, and a micro-batch knows itself by its first item."""

@@ -16,6 +16,7 @@ from longwave.evaluation.tasks.metrics import TASKS, Score, Task
 from longwave.evaluation.tasks.samples import Sample, read_samples, sample_files
 from longwave.evaluation.tasks.truncation import truncate_middle
 from longwave.extensions.reach import max_length_of, reach_of
+from longwave.vocabulary import check_ids, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,6 +61,8 @@ def run_local(
     names = list(found) if tasks is None else known(tasks, list(TASKS))
     if absent := [name for name in names if name not in found]:
         raise ValueError(f"{path} has no samples of {absent[0]}; it has {', '.join(found)}.")
+    if not names:
+        raise ValueError(f"no tasks given. Name one of those that {path} has: {', '.join(found)}.")
     known(names, list(TASKS))
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}.")
@@ -100,7 +103,7 @@ def _run(
     progress: Callable[[str], None] | None,
 ) -> dict[str, Any]:
     room = max_length - task.new_tokens
-    encode = partial(tokenizer.encode, verbose=False)
+    encode = partial(prompt_ids, tokenizer)
 
     def decode(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -110,6 +113,7 @@ def _run(
         prompt = truncate_middle(sample.prompt, encode, decode, room)
         truncated += prompt != sample.prompt
         ids = torch.tensor([encode(prompt)], device=model.device)
+        check_ids(ids, model, tokenizer)
         answer = decode(_generate(model, tokenizer, ids, task.new_tokens))
         outputs.append(answer)
         lengths.append(ids.shape[1])

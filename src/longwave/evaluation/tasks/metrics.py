@@ -81,10 +81,23 @@ def _first_letter(answer: str, sample: Sample) -> float:
     return float(answer.strip()[:1].upper() == sample.answers[0])
 
 
-def _found(answer: str, sample: Sample) -> float:
+def _all_found(answer: str, sample: Sample) -> float:
     """RULER's `string_match_all`: the share of the references that the answer contains, in any case."""
+    return sum(_contained(answer, sample)) / len(sample.answers)
+
+
+def _one_found(answer: str, sample: Sample) -> float:
+    """RULER's `string_match_part`: whether the answer contains one of the references, in any case.
+
+    lm-eval's function of that name takes the share of them, as `string_match_all` does: this is RULER's.
+    """
+    return float(any(_contained(answer, sample)))
+
+
+def _contained(answer: str, sample: Sample) -> list[bool]:
+    """For each reference, whether the answer has it, once control characters are line breaks."""
     answer = re.sub(r"[\x00-\x1f]", "\n", answer.strip()).lower()
-    return sum(reference.lower() in answer for reference in sample.answers) / len(sample.answers)
+    return [reference.lower() in answer for reference in sample.answers]
 
 
 def _first_number(answer: str, sample: Sample) -> float:
@@ -99,7 +112,7 @@ def _as_is(score: Score) -> Callable[[], Score]:
 
 F1, ROUGE, CODE = "qa_f1_score", "rouge_score", "code_sim_score"
 # Lengths of answers: LongBench config/dataset2maxlen.json (and lm-eval's tasks), LooGLE config/task2maxlen.json,
-# BAMBOO run_for_transformers.py, RULER's niah, LongBench v2 pred.py; a passkey has five digits.
+# BAMBOO run_for_transformers.py, RULER constants.py, LongBench v2 pred.py; a passkey has five digits.
 TASKS: dict[str, Task] = {
     **{
         f"longbench_{name}": Task(metric, _longbench(metric), new_tokens, name in ("trec", "triviaqa", "samsum"))
@@ -125,6 +138,10 @@ TASKS: dict[str, Task] = {
     "longbench_v2": Task("accuracy", _as_is(_bracketed_choice), 128),
     "loogle_shortdep_qa": Task("rouge_l_recall", _rouge_l_recall, 300),
     "bamboo_paperqa": Task("accuracy", _as_is(_first_letter), 32),
-    "ruler_niah": Task("string_match_all", _as_is(_found), 128),
+    **{
+        f"ruler_{name}": Task("string_match_all", _as_is(_all_found), new_tokens)
+        for name, new_tokens in (("niah", 128), ("vt", 30), ("cwe", 120), ("fwe", 50))
+    },
+    "ruler_qa": Task("string_match_part", _as_is(_one_found), 32),
     "passkey": Task("exact_match", _as_is(_first_number), 8),
 }

@@ -33,6 +33,15 @@ BAMBOO = (
     "Question: {question}\nOptions: {options}\n\nAnswer(Only give the corresponding letter (either A, B, C, or D)): "
 )
 
+# A sentence that is in every input of a task, by RULER's scripts/data/synthetic/constants.py.
+RULER = (
+    ("ruler_niah", "hidden within the following text. Make sure to memorize it."),
+    ("ruler_vt", "variable assignment hidden in the following text."),
+    ("ruler_cwe", "Below is a numbered list of words. In these words, some appear more often than others."),
+    ("ruler_fwe", "Read the following coded text and track the frequency of each coded word."),
+    ("ruler_qa", "Answer the question based on the given documents."),
+)
+
 PASSKEY = "{input}What is the pass key? The pass key is "
 
 
@@ -42,7 +51,7 @@ class Sample:
 
     Arguments:
         task: its name in `TASKS`.
-        answers: references; the best match counts (RULER: the share of them that is found).
+        answers: references; the best match counts (RULER but for `ruler_qa`: the share of them that is found).
         classes: all labels, of a classification.
     """
 
@@ -74,7 +83,21 @@ def _bamboo(row: dict[str, Any]) -> Iterator[Sample]:
 
 
 def _ruler(row: dict[str, Any]) -> Iterator[Sample]:
-    yield Sample("ruler_niah", row["input"], _strings(row["outputs"]))
+    """RULER's rows do not name their task; the instruction at the start of the input does."""
+    text = row["input"]
+    task = next((task for task, instruction in RULER if instruction in text), None)
+    if task is None:
+        raise ValueError(f"the input has no instruction of a RULER task. Known: {', '.join(task for task, _ in RULER)}")
+    prefix = row.get("answer_prefix", row.get("gen_prefix")) or ""
+    yield Sample(task, _begun(text, prefix), _strings(row["outputs"]))
+
+
+def _begun(text: str, prefix: str) -> str:
+    """A prompt that ends in the beginning of its answer; RULER cuts that off its inputs, to stand behind a template."""
+    if text.endswith(prefix):
+        return text
+    apart = text[-1:].isspace() or prefix[:1].isspace()  # lm-eval strips it
+    return text + ("" if apart else " ") + prefix
 
 
 def _passkey(row: dict[str, Any]) -> Iterator[Sample]:
@@ -109,12 +132,18 @@ def read_samples(path: Path | str) -> list[Sample]:
     """All samples of a file or folder; their fields say which benchmark they are from.
 
     LongBench with its `prompt` filled in, LongBench v2, LooGLE's short-dependency questions, BAMBOO's multiple choice,
-    RULER's needles, and the passkey prompts of Self-Extend, all as published.
+    RULER, and the passkey prompts of Self-Extend, all as published.
 
     Raises:
-        ValueError: naming file and line that cannot be read.
+        ValueError: naming file and line that cannot be read, or the file without a sample.
     """
-    return [sample for file in sample_files(path) for sample in _read(file)]
+    found: list[Sample] = []
+    for file in sample_files(path):
+        before = len(found)
+        found += _read(file)
+        if len(found) == before:
+            raise ValueError(f"samples {file} holds no sample. Replace the file or leave it out.")
+    return found
 
 
 def _read(file: Path) -> Iterator[Sample]:
@@ -132,9 +161,19 @@ def _read(file: Path) -> Iterator[Sample]:
             read = next((read for needed, read in FORMATS if needed <= fields), None)
             if read is None:
                 raise ValueError(f"no benchmark known by the fields {', '.join(sorted(fields)) or 'of a non-object'}")
-            yield from read(row)
+            for sample in read(row):
+                _check(sample)
+                yield sample
         except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
             raise ValueError(f"samples {file}, line {number}: {type(error).__name__}: {error}.") from None
+
+
+def _check(sample: Sample) -> None:
+    """Refuse what no answer could be scored against, or no prompt be made of."""
+    if not isinstance(sample.prompt, str) or not sample.prompt.strip():
+        raise ValueError("the prompt is not a text")
+    if not sample.answers or not all(isinstance(answer, str) for answer in sample.answers):
+        raise ValueError(f"expected one reference answer or more, as text, got {list(sample.answers)}")
 
 
 def _strings(values: Any) -> tuple[str, ...]:

@@ -1,0 +1,52 @@
+"""Which models can stand in one table: those trained at one length, and measured under the same settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Table:
+    """The rows of one step of a suite, as far as they are known.
+
+    Arguments:
+        step: its name.
+    """
+
+    step: str
+    _first: tuple[str, dict[str, Any]] | None = field(default=None, init=False)
+
+    def add(self, model: str, settings: Mapping[str, Any]) -> None:
+        """Another row; a `ValueError` if its settings are not those of the rows before."""
+        if self._first is None:
+            self._first = model, dict(settings)
+        other, known = self._first
+        names = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
+        if names:
+            differing = ", ".join(
+                f"{name} {known.get(name)} of {short(other, model)} and {settings.get(name)} of {short(model, other)}"
+                for name in names
+            )
+            raise ValueError(
+                f"the rows of {self.step} differ in their settings ({differing}) and cannot be compared. Models with "
+                "other tokenizers read other tokens: measure them apart."
+            )
+
+
+def check_trained_lengths(lengths: Mapping[str, int]) -> None:
+    """Refuse models of different L: `2x` would mean another length for each.
+
+    Arguments:
+        lengths: L of each model, by its path.
+    """
+    if len(set(lengths.values())) > 1:
+        trained = ", ".join(f"{Path(path).name} {length}" for path, length in lengths.items())
+        raise ValueError(f"the models were trained at different lengths ({trained}). Compare them apart.")
+
+
+def short(path: str, other: str) -> str:
+    """The name of a model's folder, or its path where the other's folder is called alike."""
+    return path if Path(path).name == Path(other).name else Path(path).name

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from longwave.exporters import llamacpp
-from longwave.exporters.base import ROUNDING, Answer, EngineMissing, partial_heads
+from longwave.exporters.base import ROUNDING, Answer, EngineMissing, partial_heads, refuse_quantized, weight_notes
 from longwave.exporters.gguf_layout import add_metadata, check_window, frequencies, layout_of
 from longwave.exporters.gguf_tensors import Stream, find_tensors, stored_size
 from longwave.exporters.gguf_tokenizer import NORMAL, read_vocabulary
@@ -30,12 +30,13 @@ class GGUF:
 
     def check(self, source: Source, snapshot: Snapshot) -> list[str]:
         _gguf()
+        refuse_quantized(source, self.name)
         layout = layout_of(source)
         check_window(source, snapshot)
         frequencies(source, snapshot, layout)
         find_tensors(source, layout)
         notes = read_vocabulary(source.tokenizer, source.text_config.vocab_size).notes
-        return [*notes, *partial_heads(source, snapshot)]
+        return [*weight_notes(source, kept=False), *notes, *partial_heads(source, snapshot)]
 
     def size(self, source: Source, quantize: str | None) -> int:
         kind = self._kind(quantize)

@@ -19,7 +19,7 @@ from longwave.attach import frozen
 from longwave.exporters import EXPORTERS
 from longwave.exporters.run import export
 from longwave.exporters.source import open_source
-from longwave.io import read_json, sha256
+from longwave.io import read_json, sha256, write_json
 from longwave.methods import METHODS
 from longwave.weights import copy_weights
 
@@ -128,6 +128,18 @@ def test_tensors_that_are_not_the_models_are_left_out(plain: Path, tmp_path: Pat
         kept = [name for name in before.keys() if not name.endswith("q_proj.weight")]  # noqa: SIM118
         assert sorted(after.keys()) == sorted(kept) and len(kept) < len(list(before.keys()))
         assert all(torch.equal(before.get_tensor(name), after.get_tensor(name)) for name in kept)
+
+
+def test_code_that_stays_behind_is_named(plain: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer_config.json"):
+        write_json(plain / name, {**read_json(plain / name), "auto_map": {"AutoTokenizer": ["code.Own", None]}})
+    done = export(plain, tmp_path / "out", method="yarn")
+    assert done.notes == [
+        "config.json and tokenizer_config.json named Python code (auto_map). The export leaves that code out."
+    ]
+    assert not [
+        name for name in ("config.json", "tokenizer_config.json") if "auto_map" in read_json(done.folder / name)
+    ]
 
 
 @pytest.mark.slow

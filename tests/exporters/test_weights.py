@@ -171,3 +171,15 @@ def test_quantized_weights(to: str, plain: Path, tmp_path: Path) -> None:
     else:
         with pytest.raises(ValueError, match=rf"quantized \(gptq\), and {to} export needs plain ones"):
             export(plain, tmp_path / "out", to=to, method="yarn")
+
+
+@pytest.mark.parametrize("to", ENGINES)
+def test_plain_weights_under_a_config_that_quantizes(to: str, plain: Path, tmp_path: Path) -> None:
+    """What a merge of an adapter into a model in 4 bits leaves behind."""
+    set_config(plain, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    if to == "ctranslate2":
+        with pytest.raises(ValueError, match=r"asks for quantization \(bitsandbytes\).*Remove quantization_config"):
+            export(plain, tmp_path / "out", to=to, method="yarn")
+        return
+    [note] = export(plain, tmp_path / "out", to=to, method="yarn").notes
+    assert "config.json asks for quantization (bitsandbytes), and the weights are not quantized" in note

@@ -63,8 +63,8 @@ def weight_notes(source: Source, *, kept: bool) -> list[str]:
         )
     for name in contents.untied:
         notes.append(
-            f"config.json ties {name} to the embedding, and the weights hold another one. The export has {name} of the "
-            "weights, as transformers does."
+            f"config.json ties {name} to the embedding, and the weights hold a different one. The export uses "
+            f"{name} of the weights, as transformers does."
         )
     if contents.unused:
         count, first = len(contents.unused), contents.unused[0]

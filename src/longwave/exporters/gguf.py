@@ -39,8 +39,8 @@ class GGUF:
         notes = [*weight_notes(source, kept=False), *vocabulary.notes, *partial_heads(source, snapshot)]
         if (name := vocabulary.file_name(_name(source))) != _name(source):
             notes.append(
-                f"The file names the model {name!r}: llama.cpp changes what special tokens do by phi-3 or modern-bert "
-                "in the name."
+                f"general.name is {name!r}, not {_name(source)!r}: llama.cpp decides by phi-3, phi3 or modern-bert in "
+                "the name how it reads special tokens."
             )
         return notes
 

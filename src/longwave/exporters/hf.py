@@ -48,6 +48,7 @@ BESIDE = (
     "USE_POLICY*",
 )  # fmt: skip
 LENGTHS = ("max_position_embeddings", "model_max_length", "max_sequence_length", "seq_length", "max_seq_len")
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 RUNNER = Path(__file__).with_name("run_transformers.py")
 
 
@@ -63,7 +64,7 @@ class HF:
         reason = _unknown_key(source) or _misread(source, snapshot)
         if reason:
             raise ValueError(f"{source.model_type} cannot express these frequencies in a transformers config: {reason}")
-        notes = [*weight_notes(source, kept=True), *partial_heads(source, snapshot)]
+        notes = [*weight_notes(source, kept=True), *code_notes(source), *partial_heads(source, snapshot)]
         if source.rotary.layer_type is not None:
             notes.append(
                 f"{source.model_type} has one rope for each layer type: transformers reads that, vLLM and SGLang may "
@@ -192,6 +193,16 @@ def hf_config(source: Source, snapshot: Snapshot) -> dict[str, Any]:
     return config
 
 
+def code_notes(source: Source) -> list[str]:
+    """Which files name Python code of their own: an export has none, and transformers' own classes read it."""
+    named = [
+        path.name
+        for path in (source.model / "config.json", source.tokenizer / TOKENIZER_SETTINGS)
+        if path.is_file() and "auto_map" in read_json(path)
+    ]
+    return [f"{' and '.join(named)} named Python code (auto_map). The export leaves that code out."] if named else []
+
+
 def copy_beside(source: Source, snapshot: Snapshot, folder: Path) -> None:
     """Tokenizer, generation config, chat template, licence; the tokenizer learns the new length."""
     for place in dict.fromkeys((source.model, source.tokenizer)):
@@ -201,9 +212,10 @@ def copy_beside(source: Source, snapshot: Snapshot, folder: Path) -> None:
                     copy = folder / path.relative_to(place)
                     copy.parent.mkdir(exist_ok=True)
                     shutil.copyfile(path, copy)
-    settings = folder / "tokenizer_config.json"
+    settings = folder / TOKENIZER_SETTINGS
     if settings.is_file():
-        write_json(settings, {**read_json(settings), "model_max_length": snapshot.max_length})
+        kept = {key: value for key, value in read_json(settings).items() if key != "auto_map"}
+        write_json(settings, {**kept, "model_max_length": snapshot.max_length})
     generation = folder / "generation_config.json"
     if generation.is_file():  # a length of the model before would end texts early
         write_json(generation, {key: value for key, value in read_json(generation).items() if key != "max_length"})

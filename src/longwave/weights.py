@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import shutil
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,30 +66,110 @@ def check_weights(folder: Path) -> None:
             raise ValueError(f"{path} lacks {lacking[0]}, which {INDEX} says it has. Restore the file.")
 
 
-def check_parameters(folder: Path, model: PreTrainedModel, dropped: tuple[str, ...] = ()) -> None:
-    """The weights are those of the model: transformers would fill what is missing at random, and go on.
+@dataclass(frozen=True)
+class Contents:
+    """What transformers makes of the tensors in a folder.
 
-    Checkpoints that name their tensors otherwise than the model does (transformers converts some as it loads) are
-    not judged.
+    Arguments:
+        unused: names of tensors that the model of config.json does not have, such as a value head or further layers.
+        untied: parameters that config.json ties to another one, and that the folder holds with values of their own.
+            transformers then leaves them untied.
+        quantized: config.json quantizes the model, and the tensors are not those of a plain one. They are not judged.
+    """
+
+    unused: tuple[str, ...] = ()
+    untied: tuple[str, ...] = ()
+    quantized: bool = False
+
+
+def check_parameters(folder: Path, model: PreTrainedModel, dropped: tuple[str, ...] = ()) -> Contents:
+    """Check that a folder has all weights of its model: transformers would fill missing weights at random, and go on.
+
+    transformers itself is asked, with tensors that have a shape and no data. It knows which names it converts.
+
+    Arguments:
+        model: the plain model, on the meta device.
+        dropped: endings of tensor names that are no part of the plain model.
 
     Raises:
         ValueError: naming the tensor that is missing or has another shape.
     """
-    held: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    held: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
-        held |= {name: (path, shape) for name, shape in tensor_shapes(path).items()}
-    held = {name: entry for name, entry in held.items() if not name.endswith((*dropped, "rotary_emb.inv_freq"))}
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if not held.keys() <= own.keys():
-        return
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    for name, shape in own.items():
-        if name not in held:
-            if name not in tied:
-                raise ValueError(f"{folder} holds no weights for {name}, which the model has. Save the model again.")
-        elif held[name][1] != shape:
-            path, found = held[name]
-            raise ValueError(f"{path}: {name} has shape {list(found)}, by config.json it is {list(shape)}.")
+        found = {name: shape for name, shape in tensor_shapes(path).items() if not name.endswith(dropped)}
+        held |= dict.fromkeys(found, path)
+        shapes |= found
+    missing, misshapen, unused = _compare(model, shapes)
+    if (missing or misshapen or unused) and getattr(model.config, "quantization_config", None):
+        return Contents(quantized=True)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(
+            f"{folder} holds no weights for {missing[0]}{more}, which the model has. Save the model again."
+        )
+    if misshapen:
+        name, shape, wanted = misshapen[0]
+        place = held.get(name, folder)
+        raise ValueError(f"{place}: {name} has shape {list(shape)}, by config.json it is {list(wanted)}.")
+    ties = (getattr(model, "all_tied_weights_keys", None) or {}).items()
+    both = [(target, source) for target, source in ties if target in held and source in held]
+    untied = tuple(
+        target for target, source in both if not _same_values((held[target], target), (held[source], source))
+    )
+    return Contents(unused, untied)
+
+
+def _compare(
+    model: PreTrainedModel, shapes: dict[str, tuple[int, ...]]
+) -> tuple[list[str], list[tuple[str, tuple[int, ...], tuple[int, ...]]], tuple[str, ...]]:
+    """Missing parameters, those with another shape (found and wanted), and tensors that transformers does not use."""
+    import torch
+    from transformers import utils
+
+    logging: Any = utils.logging
+    config = copy.deepcopy(model.config)
+    if getattr(config, "quantization_config", None):
+        del config.quantization_config
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    loader: Any = type(model).from_pretrained
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # its report of unexpected tensors: the caller makes it
+    logging.disable_progress_bar()
+    try:
+        _, report = loader(
+            None, config=config, state_dict=tensors, dtype=torch.float32, device_map={"": "meta"},
+            output_loading_info=True, ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    misshapen = [(name, tuple(found), tuple(wanted)) for name, found, wanted in report["mismatched_keys"]]
+    unused = sorted(report["unexpected_keys"], key=_natural)
+    missing = [name for name in model.state_dict() if name in report["missing_keys"]]
+    return missing, sorted(misshapen), tuple(unused)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Order of names by which layer 2 comes before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def _same_values(first: tuple[Path, str], second: tuple[Path, str]) -> bool:
+    """Whether two tensors of safetensors files are equal; a few megabytes of each are in memory at a time."""
+    import torch
+
+    with safe_open(first[0], framework="pt") as one, safe_open(second[0], framework="pt") as other:
+        a, b = one.get_slice(first[1]), other.get_slice(second[1])
+        shape = a.get_shape()
+        if shape != b.get_shape():
+            return False
+        rows = max(1, BLOCK // (4 * max(1, math.prod(shape[1:]))))
+        return all(
+            torch.equal(a[start : start + rows].float(), b[start : start + rows].float())
+            for start in range(0, shape[0], rows)
+        )
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from importlib.util import find_spec
 from pathlib import Path
 
 import big
@@ -17,7 +19,7 @@ from longwave.attach import frozen
 from longwave.exporters import EXPORTERS
 from longwave.exporters.run import export
 from longwave.exporters.source import open_source
-from longwave.io import read_json, sha256
+from longwave.io import read_json, sha256, write_json
 from longwave.methods import METHODS
 from longwave.weights import copy_weights
 
@@ -25,6 +27,7 @@ from longwave.weights import copy_weights
 FAMILIES = (
     "llama", "mixtral", "qwen3", "gemma3_text", "phi3", "gpt_neox", "cohere", "glm4", "deepseek_v3", "gpt_oss",
 )  # fmt: skip
+NEEDS_CTRANSLATE2 = pytest.mark.skipif(find_spec("ctranslate2") is None, reason="needs ctranslate2")
 FLOOR = 105  # of all types, see docs/exporting.md
 
 
@@ -127,6 +130,18 @@ def test_tensors_that_are_not_the_models_are_left_out(plain: Path, tmp_path: Pat
         assert all(torch.equal(before.get_tensor(name), after.get_tensor(name)) for name in kept)
 
 
+def test_code_that_stays_behind_is_named(plain: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer_config.json"):
+        write_json(plain / name, {**read_json(plain / name), "auto_map": {"AutoTokenizer": ["code.Own", None]}})
+    done = export(plain, tmp_path / "out", method="yarn")
+    assert done.notes == [
+        "config.json and tokenizer_config.json named Python code (auto_map). The export leaves that code out."
+    ]
+    assert not [
+        name for name in ("config.json", "tokenizer_config.json") if "auto_map" in read_json(done.folder / name)
+    ]
+
+
 @pytest.mark.slow
 def test_verification_sees_a_wrong_export(trained: Path, tmp_path: Path) -> None:
     from longwave.exporters.verify import passages, verify
@@ -150,3 +165,21 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     peak = big.peak_of("export", str(tmp_path / "big"), "--method", "yarn", "-o", str(tmp_path / "out"))
     assert peak < 500e6
     assert sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors")) > size
+
+
+@pytest.mark.parametrize("to", ["hf", pytest.param("ctranslate2", marks=NEEDS_CTRANSLATE2)])
+def test_the_tokenizer_goes_along_with_all_its_files(
+    to: str, llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    templates = {"default": "{{ messages[0]['content'] }}", "tool_use": "[TOOL]{{ messages[0]['content'] }}"}
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = templates
+    llama.save_pretrained(tmp_path / "plain")
+    own.save_pretrained(tmp_path / "plain")
+    for name in ("tokenizer.model.v3", "emoji.json", "video_preprocessor_config.json"):
+        (tmp_path / "plain" / name).write_text("{}")
+    done = export(tmp_path / "plain", tmp_path / "out", to=to, method="yarn")
+    assert PreTrainedTokenizerFast.from_pretrained(done.folder).chat_template == templates
+    told = done.to_json()["files"]
+    assert told["additional_chat_templates/tool_use.jinja"] == len(templates["tool_use"])
+    assert told.keys() >= {"chat_template.jinja", "tokenizer.model.v3", "emoji.json", "video_preprocessor_config.json"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,66 @@ def partial_heads(source: Source, snapshot: Snapshot) -> list[str]:
         f"{source.model_type} rotates a part of each head, and only that part of a logit takes the attention scaling "
         f"of {snapshot.attention_scaling:.4f}; --log-n drop leaves log-n out of it."
     ]
+
+
+LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")  # how tensors of transformers name their layer
+
+
+def weight_notes(source: Source, *, kept: bool) -> list[str]:
+    """What of the weights is otherwise than config.json says.
+
+    Arguments:
+        kept: whether the export copies tensors that the model does not have.
+    """
+    contents, notes = source.contents, []
+    if contents.quantized:
+        notes.append(
+            f"The weights are quantized ({quantization_of(source)}): longwave did not check that none is missing."
+        )
+    elif quantization_of(source):
+        notes.append(
+            f"config.json asks for quantization ({quantization_of(source)}), and the weights are not quantized. Remove "
+            "quantization_config from config.json unless the model is to be quantized when it is loaded."
+        )
+    for name in contents.untied:
+        notes.append(
+            f"config.json ties {name} to the embedding, and the weights hold a different one. The export uses "
+            f"{name} of the weights, as transformers does."
+        )
+    if contents.unused:
+        count, first = len(contents.unused), contents.unused[0]
+        what, which = ("one tensor", first) if count == 1 else (f"{count} tensors", f"the first is {first}")
+        fate = (
+            ("keeps it" if count == 1 else "keeps them")
+            if kept
+            else ("leaves it out" if count == 1 else "leaves them out")
+        )
+        notes.append(
+            f"The weights hold {what} that the model of config.json does not have ({which}). The export {fate}."
+        )
+        numbers = [int(found) for name in contents.unused for found in LAYER.findall(name)]
+        depth = getattr(source.text_config, "num_hidden_layers", None)
+        if depth is not None and max(numbers, default=-1) >= depth:
+            notes.append(
+                f"config.json has num_hidden_layers {depth}, and the weights hold {max(numbers) + 1} layers. The model "
+                f"runs the first {depth}, as in transformers."
+            )
+    return notes
+
+
+def refuse_quantized(source: Source, target: str) -> None:
+    """Raises a `ValueError` for weights that only the quantization of config.json can read."""
+    if source.contents.quantized:
+        raise ValueError(
+            f"the weights of {source.model} are quantized ({quantization_of(source)}), and {target} export needs plain "
+            "ones. Export the model that they were made from, or use --to hf."
+        )
+
+
+def quantization_of(source: Source) -> str:
+    """Name of the method by which config.json quantizes the model; empty if it does not."""
+    found = source.config.get("quantization_config")
+    return str(found.get("quant_method", "of an unnamed method")) if isinstance(found, dict) else ""
 
 
 # |Δ log-probability| that the rounding of a type explains, with room: random and small trained models differed by

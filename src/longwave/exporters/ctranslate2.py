@@ -13,8 +13,17 @@ from transformers import AutoTokenizer
 
 from longwave.adapter import load
 from longwave.attach import restore
-from longwave.exporters.base import ROUNDING, Answer, EngineMissing, partial_heads, stored_type
-from longwave.exporters.hf import copy_beside
+from longwave.exporters.base import (
+    ROUNDING,
+    Answer,
+    EngineMissing,
+    partial_heads,
+    quantization_of,
+    refuse_quantized,
+    stored_type,
+    weight_notes,
+)
+from longwave.exporters.hf import code_notes, copy_beside
 from longwave.exporters.source import Source
 from longwave.io import read_json
 from longwave.trajectory import Snapshot
@@ -64,6 +73,12 @@ class CTranslate2:
     def check(self, source: Source, snapshot: Snapshot) -> list[str]:
         """Raises for a family, a window or an attention scaling that the engine does not have."""
         self.engine()
+        refuse_quantized(source, self.name)
+        if method := quantization_of(source):
+            raise ValueError(
+                f"config.json of {source.model} asks for quantization ({method}), and ctranslate2 export loads the "
+                "plain model. Remove quantization_config from config.json, or use --to gguf."
+            )
         config = source.skeleton.config
         family = config.model_type
         if family not in FAMILIES:
@@ -84,7 +99,7 @@ class CTranslate2:
                 f"{snapshot.max_length} tokens. Export to hf."
             )
         lengths_for(snapshot.attention_scaling)
-        return partial_heads(source, snapshot)
+        return [*weight_notes(source, kept=False), *code_notes(source), *partial_heads(source, snapshot)]
 
     def size(self, source: Source, quantize: str | None) -> int:
         if quantize is None or quantize == "keep":

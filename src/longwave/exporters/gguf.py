@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from longwave.exporters import llamacpp
-from longwave.exporters.base import ROUNDING, Answer, EngineMissing, partial_heads
+from longwave.exporters.base import ROUNDING, Answer, EngineMissing, partial_heads, refuse_quantized, weight_notes
 from longwave.exporters.gguf_layout import add_metadata, check_window, frequencies, layout_of
 from longwave.exporters.gguf_tensors import Stream, find_tensors, stored_size
-from longwave.exporters.gguf_tokenizer import NORMAL, read_vocabulary
+from longwave.exporters.gguf_tokenizer import NORMAL, Vocabulary, read_vocabulary
 from longwave.exporters.source import Source
 from longwave.trajectory import Snapshot
 
@@ -30,12 +30,19 @@ class GGUF:
 
     def check(self, source: Source, snapshot: Snapshot) -> list[str]:
         _gguf()
+        refuse_quantized(source, self.name)
         layout = layout_of(source)
         check_window(source, snapshot)
         frequencies(source, snapshot, layout)
         find_tensors(source, layout)
-        notes = read_vocabulary(source.tokenizer, source.text_config.vocab_size).notes
-        return [*notes, *partial_heads(source, snapshot)]
+        vocabulary = _vocabulary(source)
+        notes = [*weight_notes(source, kept=False), *vocabulary.notes, *partial_heads(source, snapshot)]
+        if (name := vocabulary.file_name(_name(source))) != _name(source):
+            notes.append(
+                f"general.name is {name!r}, not {_name(source)!r}: llama.cpp decides by phi-3, phi3 or modern-bert in "
+                "the name how it reads special tokens."
+            )
+        return notes
 
     def size(self, source: Source, quantize: str | None) -> int:
         kind = self._kind(quantize)
@@ -56,7 +63,9 @@ class GGUF:
             full = kind == gguf.GGMLQuantizationType.F32
             writer.add_file_type(gguf.LlamaFileType["ALL_F32" if full else f"MOSTLY_{kind.name}"])
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-            read_vocabulary(source.tokenizer, source.text_config.vocab_size).add_to(writer)
+            vocabulary = _vocabulary(source)
+            writer.add_name(vocabulary.file_name(_name(source)))
+            vocabulary.add_to(writer)
             factors = {} if values.factors is None else dict.fromkeys(layout.factors, values.factors.float().numpy())
             for tensor, data in factors.items():
                 writer.add_tensor_info(tensor, data.shape, data.dtype, data.nbytes)
@@ -132,6 +141,16 @@ def _gguf() -> Any:
     except ImportError:
         raise ValueError("GGUF export needs the package gguf. pip install 'longwave[gguf]'") from None
     return gguf
+
+
+def _vocabulary(source: Source) -> Vocabulary:
+    ends = source.text_config.eos_token_id
+    end = ends[0] if isinstance(ends, list) and ends else ends
+    return read_vocabulary(source.tokenizer, source.text_config.vocab_size, end if isinstance(end, int) else None)
+
+
+def _name(source: Source) -> str:
+    return Path(source.path).resolve().name
 
 
 def _the_file(folder: Path) -> tuple[Path, int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -145,7 +144,6 @@ def head_dim(config: Any) -> int:
 def add_metadata(writer: Any, source: Source, snapshot: Snapshot, values: Frequencies) -> None:
     """Every key that llama.cpp reads about the model, but for the tokenizer's."""
     config, size = source.text_config, head_dim(source.text_config)
-    writer.add_name(Path(source.path).resolve().name)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(snapshot.max_length)
     writer.add_embedding_length(config.hidden_size)

@@ -15,7 +15,6 @@ from longwave.exporters.gguf_layout import Layout
 from longwave.exporters.source import Source
 
 BLOCK = 1 << 18  # numbers in memory at a time
-HEAD = "lm_head.weight"
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
@@ -70,8 +69,8 @@ def find_tensors(source: Source, layout: Layout) -> list[Tensor]:
     """All tensors of the plain model with their GGUF names, in the order of the files.
 
     Raises:
-        ValueError: naming a tensor that is not the model's, that llama.cpp has no place for, or of another type. That
-            none is missing was checked when the source was opened, for checkpoints with no other names.
+        ValueError: naming a tensor that llama.cpp has no place for, or of another type. That none is missing was
+            checked when the source was opened.
     """
     import gguf
 
@@ -82,22 +81,48 @@ def find_tensors(source: Source, layout: Layout) -> list[Tensor]:
         "q_proj": config.num_attention_heads,
         "k_proj": getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
     }
-    own = {name for name, _ in source.skeleton.named_parameters()}
+    held = {entry[0] for path in source.shards for entry in _entries(path)}
+    parameters = set(source.skeleton.state_dict())
     found: dict[str, Tensor] = {}
     for path in source.shards:
         for origin, dtype, shape, offset in _entries(path):
-            if origin.endswith((*source.dropped, "rotary_emb.inv_freq")):
+            if origin in source.contents.unused or origin.endswith((*source.dropped, "rotary_emb.inv_freq")):
+                continue  # what the model does not have is in the notes of the export
+            parameter = _parameter(source, origin, parameters, held)
+            if parameter is None:
                 continue
-            if origin == HEAD and config.tie_word_embeddings:
-                continue  # llama.cpp takes the embedding where there is no output
-            name = names.get_name(origin, try_suffixes=(".weight", ".bias"))
-            if name is None or origin not in own:
+            name = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
+            if name is None:
                 raise ValueError(f"{path} has {origin}, which llama.cpp's {layout.arch} has no place for. Use --to hf.")
             if dtype not in DTYPES:
                 raise ValueError(f"{path}: {origin} is {dtype}, and GGUF export reads {', '.join(DTYPES)} only.")
             turned = heads.get(origin.split(".")[-2], 0) if layout.interleaved else 0
             found[origin] = Tensor(name, origin, path, offset, dtype, shape, turned)
     return list(found.values())
+
+
+def _parameter(source: Source, origin: str, parameters: set[str], held: set[str]) -> str | None:
+    """The parameter that llama.cpp is to read a tensor as; None where it has the values of another tensor.
+
+    Arguments:
+        parameters: names in the model. held: names in the files.
+
+    Raises:
+        ValueError: if the tensor is named otherwise than the model's parameters are.
+    """
+    prefixed = f"{source.skeleton.base_model_prefix}.{origin}"  # a file of the model without its head has no prefix
+    name = origin if origin in parameters else prefixed
+    if name not in parameters:
+        raise ValueError(
+            f"{source.model} names a tensor {origin}, and its model has no parameter of that name. Load the model with "
+            "transformers, save it again, and export that. Or use --to hf."
+        )
+    embedding = (source.skeleton.all_tied_weights_keys or {}).get(name)
+    if embedding is None or name in source.contents.untied:
+        return name
+    # llama.cpp takes the embedding where there is no output; a file may hold the tied weights as the output only
+    without_prefix = embedding.removeprefix(f"{source.skeleton.base_model_prefix}.")
+    return None if held & {embedding, without_prefix} else embedding
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, tuple[int, ...], int]]:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # gguf.TokenType
+
+# llama.cpp looks for these in the lower-case `general.name`, and changes the tokenizer of a file that has one. Of
+# phi-3, every special token then swallows the spaces after it, but for PLAIN, and a file without STRIPPED and PLAIN
+# does not load. Source: llama.cpp, src/llama-vocab.cpp, `set attributes by model/tokenizer/architecture name`.
+SPECIAL_NAMES = re.compile(r"(phi)-?(3)|(modern)-(bert)", re.IGNORECASE)
+STRIPPED, PLAIN = {"</s>"}, {"<unk>", "<s>", "<|endoftext|>"}
+END_OF_TEXT = {"gpt2": 11, "llama": 2}  # what llama.cpp takes for it where a file names none
+NO_MERGES = [
+    "<none> <none>"
+]  # llama.cpp loads no file without merges; no text has this pair, symbols start as one letter
 
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False}
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -41,6 +52,8 @@ class Vocabulary:
         ids: `bos`, `eos`, `unk` and `pad`, those that there are.
         adds: `bos` and `eos`: whether a text gets one.
         space: `llama` only: a text gets a leading space.
+        templates: name and text of each chat template; the one that is not named is `default`.
+        swallows: its special tokens swallow spaces as llama.cpp has it of phi-3.
         notes: what llama.cpp does differently.
     """
 
@@ -53,7 +66,8 @@ class Vocabulary:
     ids: dict[str, int] = field(default_factory=dict)
     adds: dict[str, bool] = field(default_factory=dict)
     space: bool = False
-    template: str | None = None
+    templates: tuple[tuple[str, str], ...] = ()
+    swallows: bool = False
     notes: tuple[str, ...] = ()
 
     def add_to(self, writer: Any) -> None:
@@ -63,7 +77,7 @@ class Vocabulary:
         writer.add_token_list(self.tokens)
         writer.add_token_types(self.types)
         if self.model == "gpt2":
-            writer.add_token_merges(self.merges)
+            writer.add_token_merges(self.merges or NO_MERGES)
         else:
             writer.add_token_scores(self.scores)
             writer.add_add_space_prefix(self.space)
@@ -71,12 +85,21 @@ class Vocabulary:
             getattr(writer, f"add_{name}_token_id")(value)
         for name, added in self.adds.items():
             getattr(writer, f"add_add_{name}_token")(added)
-        if self.template is not None:
-            writer.add_chat_template(self.template)
+        if self.templates:
+            writer.add_chat_template([{"name": name, "template": template} for name, template in self.templates])
+
+    def file_name(self, name: str) -> str:
+        """`general.name` of a model, by which llama.cpp does with special tokens what the tokenizer does."""
+        if self.swallows:
+            return name if re.search("phi-?3", name, re.IGNORECASE) else f"{name} (phi-3)"
+        return SPECIAL_NAMES.sub(lambda found: " ".join(part for part in found.groups() if part), name)
 
 
-def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
+def read_vocabulary(folder: Path, rows: int, eos: int | None = None) -> Vocabulary:
     """The tokenizer of a folder for a model with `rows` embeddings.
+
+    Arguments:
+        eos: the model's end of text, for a tokenizer that names none.
 
     Raises:
         ValueError: if llama.cpp has no tokenizer that gives the same tokens.
@@ -100,6 +123,9 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     tokens, types = _tokens(spec, rows, folder)
     framed = list(tokenizer("a")["input_ids"])
     own = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
+    own["eos"] = eos if own["eos"] is None else own["eos"]
+    templates = _templates(tokenizer.chat_template, folder)
+    swallows = _swallows_as_phi3(spec)
     common: dict[str, Any] = {
         "tokens": tokens,
         "types": types,
@@ -108,10 +134,24 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
             "bos": len(framed) > 1 and framed[0] == own["bos"],
             "eos": len(framed) > 1 and framed[-1] == own["eos"],
         },
-        "template": tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None,
+        "templates": templates,
+        "swallows": swallows,
     }
     greedy = [token["content"] for token in spec["added_tokens"] if token["lstrip"] or token["rstrip"]]
-    notes = [f"llama.cpp keeps spaces beside {greedy[0]!r}, which the model's tokenizer swallows."] if greedy else []
+    notes = []
+    if greedy and not swallows:
+        notes.append(f"llama.cpp keeps spaces beside {greedy[0]!r}, which the model's tokenizer swallows.")
+    if "eos" not in common["ids"]:
+        taken = END_OF_TEXT["llama" if model.get("byte_fallback") else "gpt2"]
+        notes.append(
+            f"Neither the tokenizer nor config.json names an end of text: llama.cpp ends a text at token {taken} "
+            f"({tokens[taken]!r})."
+        )
+    if templates and "default" not in dict(templates):
+        notes.append(
+            f"The tokenizer has no default chat template, only {', '.join(dict(templates))}: llama.cpp falls back to "
+            "ChatML. Give --chat-template to llama-server."
+        )
     if model.get("byte_fallback"):
         scores, space = _scores(model, tokens, types, folder), _leading_space(spec, folder)
         if space and spec["pre_tokenizer"]:  # Metaspace, unlike SentencePiece
@@ -126,6 +166,22 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     elif kind is not None:
         raise _refused(folder, f"normalizes text ({kind}), llama.cpp does not")
     return Vocabulary("gpt2", _pre_tokenizer(spec, folder), merges=merges, notes=tuple(notes), **common)
+
+
+def _templates(found: Any, folder: Path) -> tuple[tuple[str, str], ...]:
+    """The chat templates by name; GGUF writes a name in letters, digits and underscores."""
+    templates = found if isinstance(found, dict) else {"default": found} if isinstance(found, str) else {}
+    names = [re.sub("[^A-Za-z0-9]", "_", name) for name in templates]
+    if len(set(names)) < len(names):
+        raise _refused(folder, f"has chat templates that GGUF cannot tell apart ({', '.join(templates)})")
+    return tuple(zip(names, templates.values(), strict=True))
+
+
+def _swallows_as_phi3(spec: dict[str, Any]) -> bool:
+    added = {token["content"]: token for token in spec["added_tokens"]}
+    if (STRIPPED | PLAIN) - added.keys():
+        return False
+    return all(not token["lstrip"] and token["rstrip"] == (name not in PLAIN) for name, token in added.items())
 
 
 def _refused(folder: Path, what: str) -> ValueError:

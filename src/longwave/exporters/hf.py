@@ -25,7 +25,7 @@ import torch
 
 from longwave.adapter import skeleton
 from longwave.architectures import find_sites
-from longwave.exporters.base import ROUNDING, Answer, partial_heads, stored_type
+from longwave.exporters.base import ROUNDING, Answer, partial_heads, stored_type, weight_notes
 from longwave.exporters.source import Source
 from longwave.io import read_json, write_json
 from longwave.rotary import frequency_name
@@ -42,10 +42,13 @@ REPLACED = (
 # What belongs to a checkpoint beside its weights; code that would need trust_remote_code does not.
 BESIDE = (
     "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-    "*.model", "*.tiktoken", "tekken.json", "chat_template.*", "generation_config.json", "preprocessor_config.json",
-    "processor_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
+    "*.model", "tokenizer.model.*", "*.tiktoken", "tekken.json", "emoji.json", "chat_template.*",
+    "additional_chat_templates/*.jinja", "generation_config.json", "preprocessor_config.json",
+    "video_preprocessor_config.json", "audio_tokenizer_config.json", "processor_config.json", "LICENSE*", "NOTICE*",
+    "USE_POLICY*",
 )  # fmt: skip
 LENGTHS = ("max_position_embeddings", "model_max_length", "max_sequence_length", "seq_length", "max_seq_len")
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 RUNNER = Path(__file__).with_name("run_transformers.py")
 
 
@@ -61,7 +64,7 @@ class HF:
         reason = _unknown_key(source) or _misread(source, snapshot)
         if reason:
             raise ValueError(f"{source.model_type} cannot express these frequencies in a transformers config: {reason}")
-        notes = partial_heads(source, snapshot)
+        notes = [*weight_notes(source, kept=True), *code_notes(source), *partial_heads(source, snapshot)]
         if source.rotary.layer_type is not None:
             notes.append(
                 f"{source.model_type} has one rope for each layer type: transformers reads that, vLLM and SGLang may "
@@ -168,6 +171,8 @@ def hf_config(source: Source, snapshot: Snapshot) -> dict[str, Any]:
     else:
         text["rope_parameters"] = rope
         text["rope_scaling"], text["rope_theta"] = rope, theta  # where transformers 4 and engines of its time look
+    if source.contents.untied:  # vLLM and SGLang take config.json at its word
+        config["tie_word_embeddings"] = text["tie_word_embeddings"] = False
     text |= {key: length for key in LENGTHS if key in text or key == "max_position_embeddings"}
     if "head_dim" in text and text["head_dim"] is None:  # longrope takes the key at its word (Mixtral)
         text["head_dim"] = source.head_dim
@@ -188,16 +193,29 @@ def hf_config(source: Source, snapshot: Snapshot) -> dict[str, Any]:
     return config
 
 
+def code_notes(source: Source) -> list[str]:
+    """Which files name Python code of their own: an export has none, and transformers' own classes read it."""
+    named = [
+        path.name
+        for path in (source.model / "config.json", source.tokenizer / TOKENIZER_SETTINGS)
+        if path.is_file() and "auto_map" in read_json(path)
+    ]
+    return [f"{' and '.join(named)} named Python code (auto_map). The export leaves that code out."] if named else []
+
+
 def copy_beside(source: Source, snapshot: Snapshot, folder: Path) -> None:
     """Tokenizer, generation config, chat template, licence; the tokenizer learns the new length."""
     for place in dict.fromkeys((source.model, source.tokenizer)):
         for pattern in BESIDE:
             for path in sorted(place.glob(pattern)):
                 if path.is_file():
-                    shutil.copyfile(path, folder / path.name)
-    settings = folder / "tokenizer_config.json"
+                    copy = folder / path.relative_to(place)
+                    copy.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(path, copy)
+    settings = folder / TOKENIZER_SETTINGS
     if settings.is_file():
-        write_json(settings, {**read_json(settings), "model_max_length": snapshot.max_length})
+        kept = {key: value for key, value in read_json(settings).items() if key != "auto_map"}
+        write_json(settings, {**kept, "model_max_length": snapshot.max_length})
     generation = folder / "generation_config.json"
     if generation.is_file():  # a length of the model before would end texts early
         write_json(generation, {key: value for key, value in read_json(generation).items() if key != "max_length"})

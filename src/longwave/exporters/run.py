@@ -48,7 +48,11 @@ class Exported:
         return {
             "folder": str(self.folder),
             "target": self.to,
-            "files": {path.name: path.stat().st_size for path in sorted(self.folder.iterdir()) if path.name != RECORD},
+            "files": {
+                path.relative_to(self.folder).as_posix(): path.stat().st_size
+                for path in sorted(self.folder.rglob("*"))
+                if path.is_file() and path.name != RECORD
+            },
             "factor": self.snapshot.factor,
             "length": self.snapshot.max_length,
             "original_length": self.snapshot.original_length,

@@ -22,10 +22,13 @@ from longwave.recognition import RECORD, follow_config
 from longwave.rotary import ScaledRotary, frequency_name
 from longwave.schedule import Static, factor_of
 from longwave.trajectory import Snapshot
-from longwave.weights import check_parameters, check_weights, weight_files
+from longwave.weights import Contents, check_parameters, check_weights, weight_files
 
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
-DOWNLOAD = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*"]
+DOWNLOAD = [
+    "*.json", "*.safetensors", "*.model", "tokenizer.model.*", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*",
+    "USE_POLICY*",
+]  # fmt: skip
 NOT_THESE = ["consolidated*", "original/*"]  # the same weights again, in another format
 FACTOR = 8.0  # of a method without a reach of its own
 
@@ -42,6 +45,7 @@ class Source:
         skeleton: the extended model with parameters on the meta device: shapes, and real frequencies.
         training: training.json of a folder that `longwave train` wrote, or nothing.
         dropped: endings of tensor names that are no part of the plain model (the layer of an official checkpoint).
+        contents: what transformers makes of the tensors.
     """
 
     path: str
@@ -51,6 +55,7 @@ class Source:
     skeleton: PreTrainedModel
     training: dict[str, Any] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
+    contents: Contents = field(default_factory=Contents)
 
     @property
     def model_type(self) -> str:
@@ -201,12 +206,12 @@ def open_source(
         checkpoint = read_legacy(folder)
         config = checkpoint.config.to_dict()
         plain, dropped = skeleton(folder, checkpoint.config), tuple(checkpoint.weights)
-        check_parameters(folder, plain, dropped)
+        contents = check_parameters(folder, plain, dropped)
         extend_legacy(plain, checkpoint)
     else:
         config = read_json(model / "config.json")
         plain = skeleton(model)
-        check_parameters(model, plain)
+        contents = check_parameters(model, plain)
         if own:
             extend_as_saved(plain, folder)
         elif method is not None or not rotaries_of(follow_config(plain)):
@@ -215,7 +220,7 @@ def open_source(
         raise ValueError(f"{path} has not been trained: its frequencies are those of the prior. Export that method.")
     record = folder / "training.json"
     training = read_json(record) if record.is_file() else {}
-    return Source(str(path), model, tokenizer, config, plain.eval(), training, dropped)
+    return Source(str(path), model, tokenizer, config, plain.eval(), training, dropped, contents)
 
 
 def _local(path: Path | str) -> Path:

@@ -25,7 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb, rotate_half
 
 import longwave
-from longwave.caches import FILLED_AT
+from longwave.extensions.caches import FILLED_AT
 from longwave.io import versions, write_json
 
 SIZES = {

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import longwave
+from longwave.extensions.log_n import count_keys
 from longwave.io import versions, write_json
-from longwave.logn import count_keys
 from longwave.training.positions import LengthSampler
 
 SIZES = {

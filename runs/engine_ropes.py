@@ -43,9 +43,10 @@ from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb 
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as rotate_all
 
 import longwave
-from longwave.attach import frozen, rotaries, snapshot
 from longwave.exporters.hf import hf_config
 from longwave.exporters.source import Source, open_source
+from longwave.extensions.handle import rotaries
+from longwave.extensions.policy import frozen, snapshot
 from longwave.io import read_json, write_json
 
 FACTOR, LENGTH, HEADS, HEAD_DIM = 4.0, 1024, 2, 32

@@ -20,11 +20,11 @@ import torch
 from transformers import AutoTokenizer
 
 from longwave import load
-from longwave.attach import frozen
 from longwave.evaluation.passkey import SHORT, Prompts, Trial
 from longwave.exporters import llamacpp
 from longwave.exporters.gguf import GGUF
 from longwave.exporters.source import Source, open_source
+from longwave.extensions.policy import frozen
 from longwave.io import versions, write_json
 
 

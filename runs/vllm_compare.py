@@ -43,9 +43,9 @@ def make(folder: Path) -> None:
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     import longwave
-    from longwave.attach import rotaries
     from longwave.exporters import get_exporter
     from longwave.exporters.source import open_source
+    from longwave.extensions.handle import rotaries
 
     words = Tokenizer(models.WordLevel({f"t{index}": index for index in range(VOCABULARY)}, unk_token="t0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="t0")

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 import longwave
-from longwave.attach import rotaries
+from longwave.extensions.handle import rotaries
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 import longwave
 from longwave.adapter import is_trained
-from longwave.architectures import host_of
-from longwave.attach import trajectories_of
-from longwave.logn import log_n_of
+from longwave.extensions.handle import extension
+from longwave.extensions.log_n import log_n_of
+from longwave.extensions.sites import host_of
 
 L = 64
 GOLDEN = Path(__file__).parent / "golden"
@@ -33,7 +33,7 @@ def logits(model: PreTrainedModel, length: int = 3 * L) -> Tensor:
 
 def trained(model: PreTrainedModel, method: str = "clex", **options: object) -> PreTrainedModel:
     longwave.extend(model, method, max_factor=4, **options)
-    for trajectory in trajectories_of(model):
+    for trajectory in extension(model).trajectories:
         for parameter in trajectory.parameters():
             nn.init.normal_(parameter, std=0.2)
     return model

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import longwave
-from longwave.attach import rope_of, suspended, trajectories_of
+from longwave.extensions.attach import rope_of, suspended
+from longwave.extensions.handle import extension
 from longwave.methods import METHODS
 from longwave.schedule import Ceiling
 
@@ -79,7 +80,7 @@ def test_a_copy_of_an_extended_model_is_its_own(llama: LlamaForCausalLM) -> None
 
 def test_a_rotary_module_per_layer_shares_one_trajectory() -> None:
     model = longwave.extend(tiny_model("moshi"), "clex", max_factor=4, log_n=False)
-    assert len(longwave.rotaries(model)) == 2 and len(trajectories_of(model)) == 1
+    assert len(longwave.rotaries(model)) == 2 and len(extension(model).trajectories) == 1
 
 
 def test_rope_is_read_from_the_model(llama: LlamaForCausalLM) -> None:
@@ -197,12 +198,12 @@ def test_bad_arguments_leave_the_model_plain(llama: LlamaForCausalLM, arguments:
     "other", [{"max_factor": 8}, {"prior": "yarn"}, {"original_length": 32}, {"amplification": 3}, {"slop": 1}]
 )
 def test_a_ready_trajectory_keeps_its_own_settings(llama: LlamaForCausalLM, other: dict) -> None:
-    (trajectory,) = trajectories_of(longwave.extend(llama, "clex", max_factor=4))
+    (trajectory,) = extension(longwave.extend(llama, "clex", max_factor=4)).trajectories
     longwave.restore(llama)
     with pytest.raises(ValueError, match=f"{next(iter(other))} .* is not the trajectory's"):
         longwave.extend(llama, trajectory=trajectory, **{"max_factor": 4} | other)
     same = {"max_factor": 4, "prior": trajectory.options()["prior"], "original_length": L}
-    assert trajectories_of(longwave.extend(llama, trajectory=trajectory, **same)) == [trajectory]
+    assert extension(longwave.extend(llama, trajectory=trajectory, **same)).trajectories == [trajectory]
 
 
 def test_extending_twice_is_an_error(llama: LlamaForCausalLM) -> None:
@@ -296,7 +297,7 @@ def test_peft_trains_and_merges_the_field(llama: LlamaForCausalLM, tmp_path) -> 
     longwave.extend(llama, "clex", max_factor=4)
     settings = peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["rotary_emb"])
     model = peft.get_peft_model(llama, settings)
-    (trajectory,) = trajectories_of(model)
+    (trajectory,) = extension(model).trajectories
     optimizer = torch.optim.SGD(trajectory.parameters(), lr=10.0)
     model(ids(length=2 * L), labels=ids(length=2 * L)).loss.backward()
     optimizer.step()

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 import longwave
 from longwave.cli.evaluating import default_lengths
 from longwave.cli.main import main
-from longwave.conversation import Conversation
 from longwave.evaluation.results import read
+from longwave.extensions.conversation import Conversation
 from longwave.training.config import TrainConfig
 from longwave.training.prepare import attach_method
 

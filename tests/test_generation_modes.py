@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from longwave.extensions.handle import extension
 from tiny import LENGTH, VOCABULARY, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import longwave
-from longwave.generation import factor_for_a_while
 
 FAMILIES = ("llama", "gpt_neox", "qwen2", "mistral", "gemma2")
 # Absolute differences of logits of 1 to 3 in size.
@@ -56,7 +56,7 @@ def teacher_forced(model: PreTrainedModel, sequences: Tensor, policy: str) -> Te
     with torch.no_grad():
         for end in range(PROMPT, PROMPT + NEW):
             t = {"grow": rotary.factor_for(end), "fit": (PROMPT + NEW) / LENGTH, "fixed": FACTOR}[policy]
-            with factor_for_a_while([rotary]):
+            with extension(model).dial.held():
                 longwave.set_policy(model, "fixed", t)
                 found.append(model(sequences[:, :end], use_cache=False).logits[:, -1])
     return torch.stack(found, dim=1).float()

@@ -24,8 +24,8 @@ from longwave.adapter import extension_of
 from longwave.evaluation.subjects import under
 from longwave.exporters.run import export
 from longwave.exporters.source import open_source
+from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import max_length_of, reach_of
-from longwave.generation import rotaries_of
 from longwave.recognition import follow_config
 from longwave.schedule import Static
 
@@ -168,7 +168,7 @@ def test_plain_on_demand(tmp_path: Path) -> None:
     model = scaled("llama", SCALINGS["yarn"])
     model.save_pretrained(tmp_path)
     loaded = longwave.load(tmp_path, scaling="plain")
-    assert not rotaries_of(loaded) and torch.equal(logits(loaded), logits(model))
+    assert find_extension(loaded) is None and torch.equal(logits(loaded), logits(model))
     with pytest.raises(ValueError, match=r"unknown scaling 'none'. Available: trajectory, plain"):
         longwave.load(tmp_path, scaling="none")
 
@@ -192,7 +192,7 @@ UNKNOWN: dict[str, dict[str, Any]] = {
 def test_what_no_method_expresses_stays_plain(name: str, tmp_path: Path) -> None:
     model = scaled("llama", UNKNOWN[name])
     before = rotary_state(model)
-    assert not rotaries_of(follow_config(model))
+    assert find_extension(follow_config(model)) is None
     assert same(rotary_state(model), before)
     model.save_pretrained(tmp_path)
     assert extension_of(tmp_path) is None
@@ -203,7 +203,7 @@ def test_frequencies_that_the_config_does_not_describe_stay_plain() -> None:
         model = scaled("llama", SCALINGS["yarn"])
         setattr(model.model.rotary_emb, change, getattr(model.model.rotary_emb, change) * 1.00001)
         before = rotary_state(model)
-        assert not rotaries_of(follow_config(model))
+        assert find_extension(follow_config(model)) is None
         assert same(rotary_state(model), before)
 
 
@@ -212,7 +212,7 @@ def test_a_scaling_for_each_layer_type_stays_plain() -> None:
     config.rope_parameters["full_attention"] |= {"rope_type": "linear", "factor": 8.0}
     model = AutoModelForCausalLM.from_config(config)
     assert model.model.rotary_emb.rope_type["full_attention"] == "linear"
-    assert not rotaries_of(follow_config(model))
+    assert find_extension(follow_config(model)) is None
 
 
 def test_a_config_reaches_as_far_as_it_says() -> None:
@@ -291,7 +291,7 @@ def test_a_config_of_another_shape_stays_plain(rope: Any) -> None:
     model = scaled("llama", SCALINGS["yarn"])
     before = logits(model)
     vars(model.config)["rope_parameters"] = rope  # past its own checks
-    assert not rotaries_of(follow_config(model)) and torch.equal(logits(model), before)
+    assert find_extension(follow_config(model)) is None and torch.equal(logits(model), before)
 
 
 @pytest.mark.parametrize(
@@ -427,14 +427,14 @@ def test_an_export_of_a_model_with_an_attention_scaling_of_its_own(
 )  # fmt: skip
 def test_a_record_that_is_not_the_configs(record: dict, llama: LlamaForCausalLM, exported: Callable[..., Path]) -> None:
     longwave.extend(llama, "yarn", max_factor=4)
-    assert not rotaries_of(longwave.load(exported(llama, 4.0, **record)))
+    assert find_extension(longwave.load(exported(llama, 4.0, **record))) is None
 
 
 def test_an_export_at_t_1_is_plain(llama: LlamaForCausalLM, exported: Callable[..., Path]) -> None:
     before = logits(llama)
     longwave.extend(llama, "yarn", max_factor=4)
     model = longwave.load(exported(llama, 1.0))
-    assert not rotaries_of(model) and torch.equal(logits(model), before)
+    assert find_extension(model) is None and torch.equal(logits(model), before)
 
 
 @pytest.mark.parametrize(

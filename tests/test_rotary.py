@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import GPTNeoXForCausalLM, LlamaForCausalLM
 
 import longwave
-from longwave.rotary import ScaledRotary
+from longwave.extensions.rotary import ScaledRotary
 
 L = 64
 

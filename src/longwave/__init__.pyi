@@ -1,36 +1,67 @@
 """The public names for type checkers; `__init__.py` imports them when they are first used."""
 
-from longwave.adapter import load as load, save as save
+from longwave.adapter import load as load
+from longwave.adapter import save as save
 from longwave.evaluation.needle import needle as needle
-from longwave.evaluation.passkey import Retrieval as Retrieval, passkey as passkey
-from longwave.evaluation.perplexity import Perplexity as Perplexity, perplexity as perplexity
-from longwave.exporters.run import Exported as Exported, export as export
+from longwave.evaluation.passkey import Retrieval as Retrieval
+from longwave.evaluation.passkey import passkey as passkey
+from longwave.evaluation.perplexity import Perplexity as Perplexity
+from longwave.evaluation.perplexity import perplexity as perplexity
+from longwave.exporters.run import Exported as Exported
+from longwave.exporters.run import export as export
 from longwave.extensions.attach import (
     extend as extend,
+)
+from longwave.extensions.attach import (
     extended as extended,
+)
+from longwave.extensions.attach import (
     restore as restore,
+)
+from longwave.extensions.attach import (
     suspended as suspended,
 )
 from longwave.extensions.conversation import Conversation as Conversation
-from longwave.extensions.handle import Extension as Extension, extension as extension, rotaries as rotaries
+from longwave.extensions.handle import Extension as Extension
+from longwave.extensions.handle import extension as extension
+from longwave.extensions.handle import rotaries as rotaries
 from longwave.extensions.policy import (
     frozen as frozen,
+)
+from longwave.extensions.policy import (
     set_length as set_length,
+)
+from longwave.extensions.policy import (
     set_policy as set_policy,
+)
+from longwave.extensions.policy import (
     snapshot as snapshot,
 )
-from longwave.methods import METHODS as METHODS, Method as Method, parse_method as parse_method
+from longwave.methods import METHODS as METHODS
+from longwave.methods import Method as Method
+from longwave.methods import parse_method as parse_method
 from longwave.rope import Rope as Rope
 from longwave.schedule import (
     Ceiling as Ceiling,
+)
+from longwave.schedule import (
     Continuous as Continuous,
+)
+from longwave.schedule import (
     Schedule as Schedule,
+)
+from longwave.schedule import (
     Static as Static,
+)
+from longwave.schedule import (
     Threshold as Threshold,
+)
+from longwave.schedule import (
     parse_schedule as parse_schedule,
 )
 from longwave.training.config import TrainConfig as TrainConfig
 from longwave.training.run import train as train
-from longwave.trajectory import Snapshot as Snapshot, Trajectory as Trajectory
+from longwave.trajectory import Snapshot as Snapshot
+from longwave.trajectory import Trajectory as Trajectory
 
 __version__: str

@@ -21,12 +21,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from longwave.architectures import host_of
-from longwave.attach import extend, extend_again, extension, rotaries, suspended, trajectories_of
-from longwave.generation import rotaries_of
+from longwave.extensions.attach import extend, extend_again, suspended
+from longwave.extensions.handle import extension, find_extension, rotaries
+from longwave.extensions.log_n import log_n_of
+from longwave.extensions.sites import host_of
 from longwave.io import EXPORT_RECORD, check_model, prepare_output, read_json, write_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy
-from longwave.logn import log_n_of
 from longwave.methods import get_method
 from longwave.recognition import follow_config, may_have_scaling
 
@@ -54,7 +54,7 @@ def save(
     Raises:
         ValueError: if the model is not extended or is wrapped, or the folder is not empty.
     """
-    own = trajectories_of(model)
+    own = extension(model).trajectories
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"save takes the transformers model, got {type(model).__name__}. Merge or unwrap it first.")
     folder = prepare_output(folder, overwrite=overwrite)
@@ -135,8 +135,8 @@ def extension_of(path: Path | str) -> tuple[str, float] | None:
     path = folder / "config.json"
     if path.is_file() and may_have_scaling(read_json(path)):
         model = follow_config(skeleton(folder))
-        if rotaries_of(model):
-            trajectory = trajectories_of(model)[0]
+        if find_extension(model) is not None:
+            trajectory = extension(model).trajectories[0]
             return trajectory.name, trajectory.max_factor
     return None
 
@@ -178,7 +178,7 @@ def is_trained(model: nn.Module) -> bool:
             .at(trajectory.max_factor)
             .inv_freq,
         )
-        for trajectory in trajectories_of(model)
+        for trajectory in extension(model).trajectories
     )
 
 
@@ -210,7 +210,7 @@ def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     tensors = _read_tensors(folder / WEIGHTS)
     if unscaled := settings.get("unscaled", False):
         follow_config(model)
-        if not rotaries_of(model):
+        if find_extension(model) is None:
             raise ValueError(f"{folder / MODEL / 'config.json'} lacks the RoPE scaling that {SETTINGS} speaks of.")
     try:
         (extend_again if unscaled else extend)(
@@ -251,7 +251,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> None:
     """Put the weights in their places, all of them and nothing else."""
-    own = trajectories_of(model)
+    own = extension(model).trajectories
     expected = {f"{index}.rope": trajectory.rope.inv_freq for index, trajectory in enumerate(own)}
     for index, trajectory in enumerate(own):
         expected |= {f"{index}.{name}": tensor for name, tensor in trajectory.state_dict().items()}

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from longwave.attach import extend, trajectories_of
+from longwave.extensions.attach import extend
+from longwave.extensions.handle import extension
 from longwave.io import read_json
 from longwave.methods.clex import CLEX
 
@@ -82,7 +83,7 @@ def extend_legacy(model: PreTrainedModel, checkpoint: LegacyCheckpoint) -> PreTr
         ValueError: if the field's shape or the frequencies are not what the config asks for.
     """
     extend(model, **checkpoint.extension)
-    for trajectory in trajectories_of(model):
+    for trajectory in extension(model).trajectories:
         assert isinstance(trajectory, CLEX)
         _fill(trajectory, checkpoint)
     return model

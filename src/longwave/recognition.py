@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from longwave.architectures import Site, find_sites, rope_at
-from longwave.attach import extend_from, extension, restore
-from longwave.generation import rotaries_of
+from longwave.extensions.attach import extend_from, restore
+from longwave.extensions.handle import extension, find_extension
+from longwave.extensions.sites import Site, find_sites, rope_at
+from longwave.extensions.standin import undecorated_forward
 from longwave.rope import Rope
-from longwave.rotary import undecorated_forward
 from longwave.schedule import Continuous, Schedule, Static, Threshold
 
 logger = logging.getLogger("longwave")
@@ -81,7 +81,7 @@ def follow_config(model: PreTrainedModel) -> PreTrainedModel:
     keys, a scaling for each layer type, a module that computes its frequencies anew in every forward. Why a type
     that we know stays plain is logged. No length is refused: transformers refuses none.
     """
-    if rotaries_of(model):
+    if find_extension(model) is not None:
         return model
     kind = None
     try:

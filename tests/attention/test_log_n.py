@@ -30,12 +30,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
 import longwave
-from longwave.extensions.sites import host_of
-from longwave.extensions.attach import suspended
-from longwave.extensions.policy import frozen
 from longwave.attention.kernels import decode as _decode
 from longwave.attention.temperature import log_n_scale
+from longwave.extensions.attach import suspended
 from longwave.extensions.log_n import count_keys, log_n_of
+from longwave.extensions.policy import frozen
+from longwave.extensions.sites import host_of
 
 L = 64
 LENGTH = 160

@@ -16,7 +16,7 @@ from torch.nn.functional import log_softmax
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import longwave
-from longwave.attach import rotaries
+from longwave.extensions.handle import rotaries
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'longwave[eval]'")
 

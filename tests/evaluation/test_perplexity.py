@@ -12,10 +12,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import longwave
-from longwave.attach import rotaries
-from longwave.caches import FILLED_AT
 from longwave.evaluation.lengths import parse_lengths
 from longwave.evaluation.perplexity import Perplexity
+from longwave.extensions.caches import FILLED_AT
+from longwave.extensions.handle import rotaries
 
 STRIDE, TARGETS = 32, 16
 

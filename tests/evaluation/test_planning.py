@@ -18,13 +18,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import longwave
 from longwave import adapter
-from longwave.attach import rotaries
 from longwave.cli import evaluating
 from longwave.evaluation import comparison as module
 from longwave.evaluation.comparison import Candidate, Comparison
 from longwave.evaluation.outline import outline
 from longwave.evaluation.registry import EVALUATIONS, Entry, Inputs
 from longwave.evaluation.suites import Step, parse_suite
+from longwave.extensions.handle import rotaries
 
 SUITE = "- perplexity: {windows: 2, targets: 16}\n- passkey: {trials: 2, depths: 2}\n  lengths: 3x\n"
 SUITE += "- needle: {trials: 2, depths: 2}\n  lengths: 3x\n"

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 import longwave
-from longwave.attach import rotaries
 from longwave.evaluation.windows import PROTOCOLS, WHOLE
+from longwave.extensions.handle import rotaries
 
 STRIDE, TARGETS, CHUNK = 32, 16, 60
 DOCUMENTS = [0, 150, 420, 450, 800]  # of 150, 270, 30, 350 and 300 tokens

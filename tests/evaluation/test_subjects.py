@@ -7,9 +7,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 import longwave
-from longwave.attach import rotaries
 from longwave.evaluation.subjects import default_specs, under
-from longwave.generation import rotaries_of
+from longwave.extensions.handle import find_extension, rotaries
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def test_a_plain_model_is_extended_for_a_while(llama: LlamaForCausalLM) -> None:
     with under(llama, "ntk@static=8", [64, 256]) as subject:
         assert (subject.label, subject.max_factor, subject.own) == ("ntk@static=8", 8.0, False)
         assert rotaries(llama)[0].factor_for(64) == 8.0
-    assert not rotaries_of(llama)
+    assert find_extension(llama) is None
     assert torch.equal(logits(llama), before)
 
 

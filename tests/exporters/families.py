@@ -15,8 +15,8 @@ from tiny import LENGTH, VOCABULARY, tiny_model
 from transformers import PreTrainedModel
 
 import longwave
-from longwave.attach import frozen
 from longwave.exporters.run import export
+from longwave.extensions.policy import frozen
 from longwave.io import read_json, write_json
 
 DEMO = Path(longwave.__file__).parent / "demo/model"

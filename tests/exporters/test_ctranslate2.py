@@ -16,11 +16,12 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import longwave
-from longwave.attach import frozen, rotaries
 from longwave.cli.main import main
 from longwave.exporters.base import EngineMissing
 from longwave.exporters.ctranslate2 import FAMILIES, CTranslate2, lengths_for
 from longwave.exporters.source import Source, open_source
+from longwave.extensions.handle import rotaries
+from longwave.extensions.policy import frozen
 from longwave.io import read_json, write_json
 
 needs_engine = pytest.mark.skipif(

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from longwave.attach import snapshot
+from longwave.extensions.policy import snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = runpy.run_path(str(ROOT / "runs" / "engine_ropes.py"))

@@ -25,7 +25,6 @@ from transformers import (
 )
 
 import longwave
-from longwave.attach import frozen, rotaries
 from longwave.exporters import gguf as exporter
 from longwave.exporters import gguf_tensors, llamacpp
 from longwave.exporters.base import EngineMissing
@@ -33,6 +32,8 @@ from longwave.exporters.gguf import GGUF
 from longwave.exporters.gguf_layout import geometric
 from longwave.exporters.source import Source, open_source
 from longwave.exporters.verify import expected
+from longwave.extensions.handle import rotaries
+from longwave.extensions.policy import frozen
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install 'longwave[gguf]'")
 engine = pytest.mark.skipif(llamacpp.installed() is None, reason="needs llama.cpp: pip install 'longwave[llamacpp]'")

@@ -15,10 +15,10 @@ from tiny import model_types
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import longwave
-from longwave.attach import frozen
 from longwave.exporters import EXPORTERS
 from longwave.exporters.run import export
 from longwave.exporters.source import open_source
+from longwave.extensions.policy import frozen
 from longwave.io import read_json, sha256, write_json
 from longwave.methods import METHODS
 from longwave.weights import copy_weights
@@ -77,7 +77,7 @@ def test_frozen_is_undone(llama: LlamaForCausalLM) -> None:
         with frozen(llama, 4):
             assert not torch.equal(llama(ids).logits, before)
         assert torch.equal(llama(ids).logits, before)
-    assert longwave.rotaries(llama)[0].grows
+    assert longwave.extension(llama).dial.now.grows
 
 
 def test_weights_are_copied_as_they_are(trained: Path, tmp_path: Path) -> None:

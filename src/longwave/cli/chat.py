@@ -13,7 +13,7 @@ from longwave.cli.generating import Method, NewTokens, Temperature, To, TopP
 from longwave.cli.options import Model, Seed, check_inputs
 
 if TYPE_CHECKING:
-    from longwave.conversation import Conversation
+    from longwave.extensions.conversation import Conversation
 
 HELP = "/reset forgets the conversation · /save FILE writes it as JSON · /exit or Ctrl-D leaves · Ctrl-C drops the turn"
 
@@ -46,14 +46,14 @@ def chat(
 
     import longwave
     from longwave.cli import generating
-    from longwave.conversation import Conversation
-    from longwave.generation import rotaries_of
+    from longwave.extensions.conversation import Conversation
+    from longwave.extensions.handle import find_extension
 
     loaded = generating.load(model, method=method, to=to, dtype=dtype, device=device)
     max_new_tokens = generating.DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
     if max_new_tokens < 1:
         raise ValueError(f"max new tokens must be at least 1, got {max_new_tokens}.")
-    if rotaries_of(loaded.model):
+    if find_extension(loaded.model) is not None:
         longwave.set_policy(loaded.model, "grow")
     options = generating.sampling(loaded.tokenizer, temperature, top_p, seed)
     talk = Conversation(loaded.model, loaded.tokenizer, system=system, **options)

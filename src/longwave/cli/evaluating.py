@@ -111,10 +111,10 @@ def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajector
 
 def default_lengths(model: PreTrainedModel) -> str:
     """Doublings of the trained length up to an extended model's maximum, or to 16x of a plain one."""
+    from longwave.extensions.handle import find_extension
     from longwave.extensions.reach import original_length_of, reach_of
-    from longwave.generation import rotaries_of
 
-    most = reach_of(model) // original_length_of(model) if rotaries_of(model) else 16
+    most = reach_of(model) // original_length_of(model) if find_extension(model) is not None else 16
     return ",".join(f"{2**k}x" for k in range(most.bit_length()))
 
 

@@ -115,30 +115,19 @@ def continue_text(
     from transformers import TextStreamer
 
     import longwave
-<<<<<<< HEAD
     from longwave.extensions.handle import find_extension
     from longwave.extensions.reach import reach_of
-=======
-    from longwave.evaluation.lengths import reach_of
-    from longwave.generation import rotaries_of
     from longwave.vocabulary import check_ids, prompt_ids
->>>>>>> f-eval
 
     for name, value in (("max new tokens", max_new_tokens), ("prefill chunk", chunk)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
-<<<<<<< HEAD
     handle = find_extension(model)
     extensible = handle is None or handle.recognised
-    ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].to(model.device)
-=======
-    rotaries = rotaries_of(model)
-    extensible = all(rotary.recognised for rotary in rotaries)
     ids = torch.tensor([prompt_ids(tokenizer, text)], dtype=torch.long, device=model.device)
-    if not ids.numel():
+    if not ids.shape[1]:
         raise ValueError("the prompt is empty: the tokenizer finds no token in it.")
     check_ids(ids, model, tokenizer)
->>>>>>> f-eval
     length, limit = ids.shape[1], reach_of(model)
     if length >= limit:
         hint = "Shorten it, or extend the model: --method yarn --to TOKENS" if extensible else "Shorten it"
@@ -168,6 +157,6 @@ def continue_text(
         "prompt_tokens": length,
         "new_tokens": len(new),
         "factor": 1.0 if handle is None else handle.dial.factor_for(reached),
-        "policy": policy if rotaries else None,
+        "policy": None if handle is None else policy,
         "seconds": time.perf_counter() - started,
     }

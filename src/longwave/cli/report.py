@@ -112,14 +112,14 @@ def trajectories_of_model(path: str, methods: str | None) -> dict[str, Trajector
     from transformers.utils import logging
 
     from longwave.adapter import is_trained, load
-    from longwave.attach import rope_of, trajectories_of
     from longwave.evaluation.subjects import TRAINING_FREE
-    from longwave.generation import rotaries_of
+    from longwave.extensions.attach import rope_of
+    from longwave.extensions.handle import extension, find_extension
     from longwave.methods import parse_method
 
     logging.disable_progress_bar()
     loaded = load(path, dtype="auto")
-    own = trajectories_of(loaded)[0] if rotaries_of(loaded) else None
+    own = extension(loaded).trajectories[0] if find_extension(loaded) is not None else None
     rope = own.rope if own is not None else rope_of(loaded)
     default = dict.fromkeys([*([own.name] if own is not None else []), *TRAINING_FREE])
     names = [spec.strip() for spec in methods.split(",") if spec.strip()] if methods is not None else list(default)

@@ -14,21 +14,14 @@ from transformers import AutoTokenizer
 from longwave.adapter import extension_of
 from longwave.evaluation.alike import Table, check_trained_lengths
 from longwave.evaluation.cells import Cell, Store, fingerprint, versions
-<<<<<<< HEAD
 from longwave.evaluation.lengths import doublings, parse_lengths
-=======
-from longwave.evaluation.lengths import check_lengths, doublings, original_length_of, parse_lengths
 from longwave.evaluation.outline import outline
->>>>>>> f-eval
 from longwave.evaluation.registry import Inputs, Text
 from longwave.evaluation.results import Record, record
 from longwave.evaluation.subjects import TRAINING_FREE, under
 from longwave.evaluation.suites import Step
-<<<<<<< HEAD
-from longwave.extensions.reach import check_lengths, original_length_of
-=======
 from longwave.evaluation.windows import rows_per_batch
->>>>>>> f-eval
+from longwave.extensions.reach import check_lengths, original_length_of
 from longwave.io import data_identity
 from longwave.methods import parse_method
 from longwave.text import data_hashes, read_documents, stream_and_starts

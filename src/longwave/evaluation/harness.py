@@ -23,9 +23,10 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from longwave.adapter import is_trained, load
-from longwave.attach import extend, restore, set_policy
 from longwave.evaluation.tasks.truncation import truncate_middle
+from longwave.extensions.attach import extend, restore
 from longwave.extensions.handle import find_extension
+from longwave.extensions.policy import set_policy
 from longwave.extensions.reach import max_length_of, original_length_of
 from longwave.methods import parse_method
 from longwave.vocabulary import check_ids, closing_length

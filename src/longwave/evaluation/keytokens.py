@@ -15,14 +15,9 @@ from torch import Tensor
 
 from longwave.adapter import load
 from longwave.evaluation.cells import fingerprint
-<<<<<<< HEAD
+from longwave.evaluation.outline import outline
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import reach_of
-=======
-from longwave.evaluation.lengths import reach_of
-from longwave.evaluation.outline import outline
-from longwave.generation import rotaries_of
->>>>>>> f-eval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

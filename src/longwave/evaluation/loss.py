@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from longwave.architectures import host_of
+from longwave.extensions.sites import host_of
 
 BLOCK_ELEMENTS = 2**24  # logits alive at a time: 64 MiB in float32
 

@@ -12,7 +12,6 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from longwave.adapter import load
-from longwave.attach import restore
 from longwave.exporters.base import (
     ROUNDING,
     Answer,
@@ -25,6 +24,7 @@ from longwave.exporters.base import (
 )
 from longwave.exporters.hf import code_notes, copy_beside
 from longwave.exporters.source import Source
+from longwave.extensions.attach import restore
 from longwave.io import read_json
 from longwave.trajectory import Snapshot
 

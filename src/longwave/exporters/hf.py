@@ -24,11 +24,11 @@ import numpy as np
 import torch
 
 from longwave.adapter import skeleton
-from longwave.architectures import find_sites
 from longwave.exporters.base import ROUNDING, Answer, partial_heads, stored_type, weight_notes
 from longwave.exporters.source import Source
+from longwave.extensions.sites import find_sites
+from longwave.extensions.standin import frequency_name
 from longwave.io import read_json, write_json
-from longwave.rotary import frequency_name
 from longwave.trajectory import Snapshot
 from longwave.weights import copy_weights
 

@@ -152,8 +152,8 @@ def _verified(
     import torch
 
     from longwave.adapter import load
-    from longwave.attach import extend
-    from longwave.logn import disable_log_n
+    from longwave.extensions.attach import extend
+    from longwave.extensions.log_n import disable_log_n
 
     scaling = "trajectory" if method is None else "plain"
     model = load(source.path, scaling=scaling, dtype="auto" if exporter.name == "hf" else torch.float32).eval()

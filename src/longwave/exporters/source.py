@@ -11,15 +11,17 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import PreTrainedModel
 
 from longwave.adapter import MODEL, SETTINGS, WEIGHTS, extend_as_saved, is_trained, skeleton
-from longwave.architectures import host_of
-from longwave.attach import extend, extension, rope_of, rotaries, snapshot
-from longwave.generation import rotaries_of
+from longwave.extensions.attach import extend, rope_of
+from longwave.extensions.handle import extension, find_extension, rotaries
+from longwave.extensions.log_n import log_n_of
+from longwave.extensions.policy import snapshot
+from longwave.extensions.rotary import ScaledRotary
+from longwave.extensions.sites import host_of
+from longwave.extensions.standin import frequency_name
 from longwave.io import read_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy
-from longwave.logn import log_n_of
 from longwave.methods import parse_method
 from longwave.recognition import RECORD, follow_config
-from longwave.rotary import ScaledRotary, frequency_name
 from longwave.schedule import Static, factor_of
 from longwave.trajectory import Snapshot
 from longwave.weights import Contents, check_parameters, check_weights, weight_files
@@ -214,7 +216,7 @@ def open_source(
         contents = check_parameters(model, plain)
         if own:
             extend_as_saved(plain, folder)
-        elif method is not None or not rotaries_of(follow_config(plain)):
+        elif method is not None or find_extension(follow_config(plain)) is None:
             _extend_plain(plain, method, factor, length, str(path))
     if not is_trained(plain):
         raise ValueError(f"{path} has not been trained: its frequencies are those of the prior. Export that method.")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from longwave.attach import frozen
 from longwave.exporters.base import Answer, Exporter
+from longwave.extensions.policy import frozen
 from longwave.io import read_json
 
 NEW_TOKENS = 24

@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import reach_of
 from longwave.io import write_json
+from longwave.vocabulary import check_ids, opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,10 +69,12 @@ class Conversation:
         """Add a message, and return the model's answer.
 
         Raises:
-            ValueError: if the conversation has no room for an answer; the message is then not added.
+            ValueError: if the conversation has no room for an answer, or tokens that the model does not know; the
+                message is then not added.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = self._encode(messages)
+        check_ids(ids, self.model, self.tokenizer)
         room = self.max_length - len(ids)
         if room < 1:
             raise ValueError(
@@ -133,7 +136,7 @@ class Conversation:
                 raise ValueError(f"the tokenizer's chat template refuses these messages: {error}") from None
             return list(found["input_ids"])
         # What the model said is kept to the token: its text may tokenise in another way.
-        start = self._tokens or ([] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id])
+        start = self._tokens or opening(self.tokenizer)
         if not self._tokens:
             text = "".join(f"{message['content']}\n" for message in messages)
         else:

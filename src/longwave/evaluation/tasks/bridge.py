@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longwave.evaluation.tasks.common import known, steering
-from longwave.generation import factor_for_a_while, rotaries_of
+from longwave.extensions.handle import find_extension
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,7 +77,8 @@ def run_tasks(
     names = known(named, manager.all_tasks) + files
     if not names:
         raise ValueError("no tasks given. Name one, for example longbench_trec or niah_single_1.")
-    with factor_for_a_while(rotaries_of(model)):
+    handle = find_extension(model)
+    with nullcontext() if handle is None else handle.dial.held():
         lm = LongwaveLM(
             model,
             tokenizer=tokenizer,

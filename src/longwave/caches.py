@@ -1,1 +1,0 @@
-from longwave.extensions.caches import *

@@ -1,2 +1,0 @@
-from longwave.extensions.standin import *
-from longwave.extensions.rotary import ScaledRotary

@@ -23,7 +23,7 @@ LAYERS = (
     ("trajectory",),
     ("methods",),
     ("rotary",),
-    ("architectures", "logn", "attach", "caches", "generation", "legacy", "recognition", "adapter"),
+    ("architectures", "logn", "attach", "caches", "generation", "legacy", "recognition", "adapter", "checkpoints"),
     ("training", "evaluation", "exporters", "report"),
     ("demo", "conversation"),
     ("cli",),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from longwave.adapter import load
+from longwave.adapter import load, load_tokenizer
 from longwave.evaluation.cells import fingerprint
 from longwave.evaluation.lengths import reach_of
 from longwave.generation import rotaries_of
@@ -115,14 +115,8 @@ def _limit(model: PreTrainedModel) -> int | None:
 @lru_cache(maxsize=1)
 def evaluator_of(path: str, dtype: torch.dtype, device: torch.device) -> Evaluator:
     """The evaluator, read once and kept; a `ValueError` for none, or one whose tokenizer has no offsets."""
-    from transformers import AutoTokenizer
-
     digest = digest_of(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"cannot load a tokenizer from the evaluator {path}: {reason}") from None
+    tokenizer = load_tokenizer(path)
     check_fast(tokenizer)
     model = load(path, dtype=dtype).to(device).eval()  # type: ignore[arg-type]
     model.config.use_cache = False  # the library does not ask for none

@@ -24,6 +24,7 @@ FILES = [
     "*.json", "*.safetensors", "*.model", "tokenizer.model.*", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*",
     "USE_POLICY*",
 ]  # fmt: skip
+TIMEOUT = 10.0  # seconds, until the hub counts as unreachable
 NOT_THESE = ["consolidated*", "original/*"]  # the same weights again, in another format
 
 
@@ -118,6 +119,7 @@ def resolve(name: Path | str | ModelFolder, **where: Any) -> ModelFolder:
     check_model(name)
     if Path(name).is_dir():
         return ModelFolder(str(name), Path(name), kind_of(Path(name)))
+    where = _as_reached(str(name), where)
     path = _download(str(name), KINDS, [], where)
     return ModelFolder(str(name), path, kind_of(path), {**where, "revision": path.name})
 
@@ -173,16 +175,47 @@ def _config(folder: Path) -> dict[str, Any]:
     return read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
 
 
+def _as_reached(name: str, where: Mapping[str, Any]) -> dict[str, Any]:
+    """`where`, and `local_files_only` if the hub does not answer and the cache has something.
+
+    Otherwise transformers would try for half a minute to reach the hub, for each file that a model may have or not.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import IncompleteSnapshotError, RevisionNotFoundError
+
+    if where.get("local_files_only"):
+        return dict(where)
+    try:
+        HfApi(token=where.get("token")).model_info(name, revision=where.get("revision"), timeout=TIMEOUT)
+    except RevisionNotFoundError as error:
+        raise ValueError(_reason(name, where.get("revision"), error)) from None
+    except _hub_errors() as trouble:
+        found = {**where, "local_files_only": True}
+        try:
+            snapshot_download(name, allow_patterns=KINDS, **found)
+        except _hub_errors() as error:
+            why = error if isinstance(error, IncompleteSnapshotError) else trouble
+            raise ValueError(_reason(name, where.get("revision"), why)) from None
+        return found
+    return dict(where)
+
+
 def _download(name: str, patterns: list[str], ignored: list[str], where: Mapping[str, Any]) -> Path:
     """Files of a hub model into the cache; the folder of its snapshot there."""
     from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignored, **where))
+    except _hub_errors() as error:
+        raise ValueError(_reason(name, where.get("revision"), error)) from None
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """Whatever a look-up on the hub may end in."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     http_error: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library that huggingface_hub is built on, which changes
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignored, **where))
-    except (http_error, OSError, HFValidationError) as error:
-        raise ValueError(_reason(name, where.get("revision"), error)) from None
+    return http_error, OSError, HFValidationError
 
 
 def _reason(name: str, revision: str | None, error: Exception) -> str:
@@ -200,7 +233,8 @@ def _reason(name: str, revision: str | None, error: Exception) -> str:
         return f"{name} has no revision {revision!r} on the hub. Name one of its branches, tags or commits."
     if isinstance(error, errors.IncompleteSnapshotError):
         return f"{name} is in the cache in part only, and the hub cannot be reached. Load it once with a network."
-    if isinstance(error, errors.LocalEntryNotFoundError):
+    unreachable: Any = (errors.LocalEntryNotFoundError, ConnectionError, errors.HfHubHTTPError.__bases__[0])
+    if isinstance(error, unreachable) and not isinstance(error, errors.HfHubHTTPError):
         at = "" if revision is None else f" at revision {revision!r}"
         return (
             f"there is no folder {name}, the cache does not have {name}{at}, and the hub cannot be reached. "

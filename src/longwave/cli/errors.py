@@ -9,6 +9,7 @@ import longwave
 
 PACKAGE = Path(longwave.__file__).parent
 MEMORY = "out of memory", "can't allocate memory", "not enough memory"  # how torch says it on its devices
+COMPILED = RuntimeError, NotImplementedError, Exception  # what compiled libraries raise, without a frame of their own
 SMALLER = "Take shorter texts, fewer --tokens-per-batch, --dtype bfloat16, or a larger device."
 
 
@@ -55,8 +56,8 @@ def _raised_in(error: Exception) -> str:
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if path.is_relative_to(PACKAGE):
-            return "longwave"
+            return "a library" if type(error) in COMPILED else "longwave"
         if "site-packages" in path.parts:
             parts = path.parts
             return parts[len(parts) - parts[::-1].index("site-packages")].removesuffix(".py")
-    return "longwave"
+    return "a library" if type(error) in COMPILED else "longwave"

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from longwave.extensions.handle import extension
 from tiny import LENGTH, VOCABULARY, tiny_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import longwave
+from longwave.extensions.handle import extension
 
 FAMILIES = ("llama", "gpt_neox", "qwen2", "mistral", "gemma2")
 # Absolute differences of logits of 1 to 3 in size.

@@ -2,123 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import os
 import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(ThreadingHTTPServer):
-    """Keeps every request; knows one repository of somebody else, and a public one."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answers)
-        self.requests: list[tuple[str, str, Any, str]] = []
-        self.private: dict[str, bool] = {"me/public": False}
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def sent(self, part: str) -> list[Any]:
-        return [body for _, path, body, _ in self.requests if part in path]
-
-
-def is_private(body: dict[str, Any]) -> bool:
-    """As older and as newer versions of huggingface_hub say it."""
-    return body.get("private") is True or body.get("visibility") == "private"
-
-
-class Answers(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        self.answer(None)
-
-    def do_POST(self) -> None:
-        text = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-        if "ndjson" in self.headers.get("Content-Type", ""):
-            self.answer([json.loads(line) for line in text.splitlines()])
-        else:
-            self.answer(json.loads(text) if text else None)
-
-    def answer(self, body: Any) -> None:
-        path, hub = self.path.partition("?")[0], self.server
-        hub.requests.append((self.command, path, body, self.headers.get("Authorization", "")))
-        repo = "/".join(path.split("/")[3:5])
-        if path == "/api/repos/create":
-            repo = f"{body['organization']}/{body['name']}" if body.get("organization") else body["name"]
-            if repo.startswith("others/"):
-                return self.reply(403, {"error": "You don't have the rights to create a model under others"})
-            if repo in hub.private:
-                return self.reply(409, {"error": "You already created this model repo", "url": f"{hub.url}/{repo}"})
-            hub.private[repo] = is_private(body)
-            return self.reply(200, {"url": f"{hub.url}/{repo}"})
-        if "/preupload/" in path:
-            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in body["files"]]
-            return self.reply(200, {"files": files})
-        if "/commit/" in path:
-            return self.reply(200, {"commitUrl": f"{hub.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT})
-        if "/branch/" in path or path == "/api/validate-yaml":
-            return self.reply(200, {"errors": [], "warnings": []})
-        if path.startswith("/api/models/") and repo in hub.private:
-            return self.reply(200, {"id": repo, "sha": COMMIT, "private": hub.private[repo], "siblings": []})
-        return self.reply(404, {"error": "Repository not found"})
-
-    def reply(self, status: int, body: Any) -> None:
-        text = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
+from hub import COMMIT, Hub, committed, is_private, push, standing_hub
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def push(hub: Hub | None, home: Path, *arguments: object, **changes: str | None) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ, "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9", "HF_HOME": str(home / "hf"),
-        "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_test", "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1",
-        **changes,
-    }  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-m", "longwave.cli.main", "push", *map(str, arguments)],
-        env={name: value for name, value in environment.items() if value is not None},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-
-
-def committed(hub: Hub) -> tuple[dict[str, Any], dict[str, bytes]]:
-    (lines,) = hub.sent("/commit/")
-    (header,) = [line["value"] for line in lines if line["key"] == "header"]
-    files = [line["value"] for line in lines if line["key"] == "file"]
-    assert len(lines) == 1 + len(files)
-    return header, {file["path"]: base64.b64decode(file["content"]) for file in files}
+    with standing_hub() as server:
+        yield server
 
 
 def test_a_longwave_folder(hub: Hub, trained: Path, tmp_path: Path) -> None:
@@ -189,6 +85,8 @@ def test_no_hub_is_one_line(plain: Path, tmp_path: Path) -> None:
         ("no longwave.json", "longwave.json is missing: the folder is incomplete"),
         ("bad longwave.json", "longwave.json is not valid JSON"),
         ("bad config.json", "config.json is not valid JSON"),
+        ("list for config.json", "config.json holds no JSON object, but a list"),
+        ("an adapter", "is a PEFT adapter of org/base, not a model"),
         ("no owner", "REPO has the form OWNER/NAME, got 'model'."),
         ("bad repo", "Repo id"),
         ("no token", "no token for the hub. Run `hf auth login`, or set HF_TOKEN."),
@@ -211,6 +109,10 @@ def test_bad_input_reaches_no_hub(how: str, message: str, hub: Hub, plain: Path,
         (folder / "longwave.json").write_text("{")
     elif how == "bad config.json":
         (plain / "config.json").write_text("{")
+    elif how == "list for config.json":
+        (plain / "config.json").write_text("[]")
+    elif how == "an adapter":
+        (plain / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     elif how == "no owner":
         repo = "model"
     elif how == "bad repo":

@@ -13,27 +13,48 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import __version__ as transformers_version
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
-from transformers.utils.hub import cached_file
+from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
+from longwave.checkpoints.folder import (
+    CONFIG,
+    HUB,
+    MODEL,
+    SETTINGS,
+    WEIGHTS,
+    Kind,
+    ModelFolder,
+    missing_part,
+    read_object,
+    resolve,
+    tokenizer_folder,
+)
 from longwave.extensions.attach import extend, extend_again, suspended
 from longwave.extensions.handle import extension, find_extension, rotaries
 from longwave.extensions.log_n import log_n_of
 from longwave.extensions.sites import host_of
-from longwave.io import EXPORT_RECORD, check_model, prepare_output, read_json, write_json
-from longwave.legacy import extend_legacy, is_legacy, read_legacy
+from longwave.io import prepare_output, read_json, write_json
+from longwave.legacy import extend_legacy, read_fields, read_legacy
 from longwave.methods import get_method
 from longwave.recognition import follow_config, may_have_scaling
 
-SETTINGS, WEIGHTS, MODEL = "longwave.json", "longwave.safetensors", "model"
 FORMAT = 2  # 1 had the bounded field start from the prior's rate at t instead of its mean
 SCALING = ("trajectory", "plain")
-HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")  # where to get a model, and which
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+ELSEWHERE = {"gguf_file", "subfolder"}  # arguments of `from_pretrained` that say where in a folder the model is
+TOKENIZER_JSON = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
 REQUIRED = ("format", "method", "options", "max_factor", "schedule", "beyond", "log_n", "original_length")
 
 
@@ -76,7 +97,7 @@ def save(
     return folder
 
 
-def load(path: Path | str, *, scaling: str = "trajectory", **arguments: Any) -> PreTrainedModel:
+def load(path: Path | str | ModelFolder, *, scaling: str = "trajectory", **arguments: Any) -> PreTrainedModel:
     """Read a model: a folder of `save`, a CLEX checkpoint in the official format, or any Hugging Face model.
 
     Arguments:
@@ -84,59 +105,68 @@ def load(path: Path | str, *, scaling: str = "trajectory", **arguments: Any) -> 
         scaling: what RoPE scaling in the config of a Hugging Face model is: the `trajectory` that it is a point
             of, so that z(1) is the rope without it, where we have the method; or part of a `plain` model. An export
             of ours holds z(1) and one z(t): between them it is interpolated, and not the method that it came from.
-        arguments: for `from_pretrained`, e.g. `dtype`, `device_map`.
+        arguments: for `from_pretrained`, e.g. `dtype`, `device_map`, `revision`.
 
     Raises:
         ValueError: naming the file that is missing, damaged, or does not belong to the model.
     """
     if scaling not in SCALING:
         raise ValueError(f"unknown scaling {scaling!r}. Available: {', '.join(SCALING)}.")
-    if not isinstance(path, str | Path):
+    if not isinstance(path, str | Path | ModelFolder):
         raise ValueError(f"load takes a folder or a name on the Hugging Face hub, got {type(path).__name__}.")
-    check_model(path)
-    folder = _local_folder(path, arguments)
-    if (folder / SETTINGS).is_file():
-        return _load_extended(folder, arguments)
-    if (folder / WEIGHTS).exists() or (folder / MODEL).is_dir():
-        raise ValueError(f"{folder / SETTINGS} is missing: the folder is incomplete. Save the model again.")
-    if is_legacy(folder):
-        checkpoint = read_legacy(folder)
-        return extend_legacy(_from_pretrained(folder, arguments | {"config": checkpoint.config}), checkpoint)
-    target = read_json(folder / EXPORT_RECORD).get("target") if (folder / EXPORT_RECORD).is_file() else None
-    if target not in (None, "hf"):
-        raise ValueError(f"{folder} is an export for {target}, which longwave does not read. Load its source instead.")
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no model: neither {SETTINGS} nor config.json is there.")
-    model = _from_pretrained(path, arguments)
+    found = resolve(path, **{name: arguments.pop(name) for name in HUB if name in arguments})
+    if not arguments.keys() & ELSEWHERE:
+        found.check()
+    if found.kind is Kind.LONGWAVE:
+        return _load_extended(found.fetch(), arguments)
+    if found.kind is Kind.OFFICIAL:
+        checkpoint = read_legacy(found.fetch().path)
+        return extend_legacy(_from_pretrained(found, arguments | {"config": checkpoint.config}), checkpoint)
+    model = _from_pretrained(found, arguments)
     return follow_config(model) if scaling == "trajectory" else model
 
 
-def _local_folder(path: Path | str, arguments: dict[str, Any]) -> Path:
-    """The snapshot of a legacy checkpoint that `path` names on the hub; anything else stays as it is."""
-    where = {name: arguments[name] for name in HUB if name in arguments}
+def load_tokenizer(path: Path | str | ModelFolder, **where: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of whatever `load` reads.
+
+    Arguments:
+        path: a folder, or a name on the Hugging Face hub.
+        where: for the hub, as in `resolve`.
+
+    Raises:
+        ValueError: naming the file that is missing or damaged, or the package that is missing.
+    """
+    found = resolve(path, **where)
+    place: Path | str = found.name
+    where = dict(found.where)
+    if found.kind is Kind.LONGWAVE:
+        found.fetch(weights=False)
+        place, where = tokenizer_folder(found.path, found.model) or found.path, {}
     try:
-        config = None if Path(path).exists() else cached_file(path, "config.json", **where)
-        if config is not None and is_legacy(Path(config).parent):
-            return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"], **where))
-    except OSError:  # `from_pretrained` will say what is wrong
-        pass
-    return Path(path)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **where)
+    except Exception as error:  # tokenizers raises the bare Exception, transformers whatever its readers do
+        raise ValueError(_tokenizer_fault(found, error)) from None
 
 
-def extension_of(path: Path | str) -> tuple[str, float] | None:
-    """Method and max_factor that `load` would give a local folder, read without its weights; None for a plain model."""
-    folder = Path(path)
-    if (folder / SETTINGS).is_file():
-        settings = _read_settings(folder / SETTINGS)
+def extension_of(path: Path | str | ModelFolder, **where: Any) -> tuple[str, float] | None:
+    """Method and max_factor that `load` would give, read without the weights; None for a plain model.
+
+    Arguments:
+        path: a folder, or a name on the Hugging Face hub.
+        where: for the hub, as in `resolve`.
+    """
+    found = resolve(path, **where)
+    if found.kind is Kind.LONGWAVE:
+        settings = _read_settings(found.path / SETTINGS)
         return settings["method"], settings["max_factor"]
-    if is_legacy(folder):
-        extension = read_legacy(folder).extension
+    if found.kind is Kind.OFFICIAL:
+        extension, _ = read_fields(found.path)
         return extension["method"], extension["max_factor"]
-    path = folder / "config.json"
-    if path.is_file() and may_have_scaling(read_json(path)):
-        model = follow_config(skeleton(folder))
-        if find_extension(model) is not None:
-            trajectory = extension(model).trajectories[0]
+    config = found.path / CONFIG
+    if config.is_file() and may_have_scaling(read_object(config)):
+        handle = find_extension(follow_config(skeleton(found.path)))
+        if handle is not None:
+            trajectory = handle.trajectories[0]
             return trajectory.name, trajectory.max_factor
     return None
 
@@ -153,9 +183,11 @@ def skeleton(folder: Path, config: Any = None) -> PreTrainedModel:
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its remarks on keys of the config: they come when the model is loaded
+    if config is None:
+        _refuse_foreign_code(folder / CONFIG)
     try:
         with init_empty_weights(include_buffers=False), torch.no_grad():
-            found = AutoConfig.from_pretrained(folder) if config is None else config
+            found = AutoConfig.from_pretrained(folder, trust_remote_code=False) if config is None else config
             model: PreTrainedModel = AutoModelForCausalLM.from_config(found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"cannot build the model of {folder}: {str(error).splitlines()[0]}") from None
@@ -199,9 +231,11 @@ def _settings(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _load_extended(folder: Path, arguments: dict[str, Any]) -> PreTrainedModel:
-    _read_settings(folder / SETTINGS)  # before the weights are read, which may take long
-    return extend_as_saved(_from_pretrained(folder / MODEL, arguments), folder)
+def _load_extended(found: ModelFolder, arguments: dict[str, Any]) -> PreTrainedModel:
+    _read_settings(found.path / SETTINGS)  # before the weights are read, which may take long
+    if missing := missing_part(found.path):
+        raise ValueError(f"{missing} is missing: the folder is incomplete. Save the model again.")
+    return extend_as_saved(_from_pretrained(found, arguments), found.path)
 
 
 def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -267,24 +301,105 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> Non
         trajectory.load_state_dict(state)
 
 
-def _from_pretrained(path: Path | str, arguments: dict[str, Any]) -> PreTrainedModel:
+def _from_pretrained(found: ModelFolder, arguments: dict[str, Any]) -> PreTrainedModel:
     """A plain model with all its weights: transformers would fill missing ones at random and go on."""
+    place: Path | str = found.model
+    if found.where and found.kind not in (Kind.LONGWAVE, Kind.OFFICIAL):
+        place, arguments = found.name, {**arguments, **found.where}  # transformers knows which weights it needs
+    if "config" not in arguments and not arguments.get("trust_remote_code"):
+        _refuse_foreign_code(found.model / CONFIG)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of unexpected tensors: a legacy CLEX layer is one
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+            place, output_loading_info=True, ignore_mismatched_sizes=True, **{"trust_remote_code": False} | arguments
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"cannot load a model from {path}: {str(error).splitlines()[0]}") from None
+    except (torch.OutOfMemoryError, MemoryError):  # no fault of the files
+        raise
+    except ImportError as error:
+        raise ValueError(_missing_library(found.model / CONFIG, error)) from None
     except KeyError as error:  # a type of rope, say
-        raise ValueError(f"cannot load a model from {path}: transformers does not know its {error}.") from None
+        raise ValueError(f"cannot load a model from {place}: transformers does not know its {error}.") from None
+    except Exception as error:  # transformers and the readers of its files raise all kinds
+        raise ValueError(f"cannot load a model from {place}: {_first_line(error)}") from None
     finally:
         logging.set_verbosity(verbosity)
     model, report = loaded
     lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     if lacking:
         raise ValueError(
-            f"{path} lacks {len(lacking)} weights of its model, or has them in other shapes: {lacking[0]}."
+            f"{place} lacks {len(lacking)} weights of its model, or has them in other shapes: {lacking[0]}."
         )
     return model
+
+
+def _refuse_foreign_code(path: Path) -> None:
+    """Whether transformers itself has the model of this config.json: longwave runs no code of a checkpoint."""
+    config = read_object(path) if path.is_file() else {}
+    model_type, classes = config.get("model_type"), config.get("auto_map")
+    if model_type in CONFIG_MAPPING or not (model_type or classes):
+        return
+    if classes:
+        name = classes.get("AutoModelForCausalLM") or next(iter(classes.values()))
+        raise ValueError(
+            f"{path} asks for the class {name}, which is code of the checkpoint, and longwave does not run remote "
+            "code. Take a checkpoint whose model_type transformers has."
+        )
+    raise ValueError(
+        f"{path} has model_type {model_type!r}, which transformers {transformers_version} does not know. "
+        "Correct it, or update transformers."
+    )
+
+
+def _missing_library(path: Path, error: ImportError) -> str:
+    config = read_object(path) if path.is_file() else {}
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict):
+        method = quantization.get("quant_method", "of an unnamed kind")
+        return (
+            f"{path} says that the weights are quantized ({method}), and a library for it is missing: "
+            f"{_first_line(error)}. Install it, or load the model that was quantized."
+        )
+    return f"{path} needs a package that is missing: {_first_line(error)}. Install it."
+
+
+def damaged_tokenizer(folder: Path) -> str | None:
+    """What is wrong with the JSON files of a tokenizer, if anything is."""
+    for path in (folder / name for name in TOKENIZER_JSON):
+        try:
+            if path.is_file():
+                read_object(path)
+        except ValueError as damage:
+            return str(damage)
+    return None
+
+
+def _tokenizer_fault(found: ModelFolder, error: Exception) -> str:
+    """What is wrong with a tokenizer that does not load: the library's words often name no file."""
+    folder = found.path
+    if damage := damaged_tokenizer(folder):
+        return damage
+    settings = folder / TOKENIZER_JSON[0]
+    content = read_object(settings) if settings.is_file() else {}
+    if "auto_map" in content:
+        return (
+            f"{settings} asks for the class {content.get('tokenizer_class')}, which is code of the checkpoint, and "
+            "longwave does not run remote code. Save the tokenizer as a tokenizer.json first."
+        )
+    if tokenizer_folder(folder) is None:
+        return f"{found.name} holds no tokenizer. Copy the model's there, or pass tokenizer= to longwave.save."
+    sentencepiece = next((folder / name for name in SENTENCEPIECE if (folder / name).is_file()), None)
+    if sentencepiece is not None and not (folder / TOKENIZER_JSON[1]).is_file():
+        have = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
+        if lacking := [name for name, there in have.items() if not there]:
+            return (
+                f"{sentencepiece} cannot be read without {' and '.join(lacking)}. Put the model's tokenizer.json "
+                f"beside it, or pip install {' '.join(lacking)}."
+            )
+    return f"cannot load a tokenizer from {found.name}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    """What a library says, without its second paragraph and the full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

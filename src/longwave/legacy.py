@@ -40,21 +40,19 @@ class LegacyCheckpoint:
     weights: dict[str, Tensor]
 
 
-def is_legacy(folder: Path) -> bool:
-    """Whether the folder's config asks for CLEX as the official code writes it."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return False
-    scaling = read_json(path).get("rope_scaling")
-    return isinstance(scaling, dict) and scaling.get("type", scaling.get("rope_type")) == "clex"
-
-
 def read_legacy(folder: Path) -> LegacyCheckpoint:
     """Read config and field; `clex-paper` under its ceiling schedule, and `log_scale` as per-query log-n.
 
     Raises:
         ValueError: naming the file that lacks something.
     """
+    extension, fields = read_fields(folder)
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    return LegacyCheckpoint(folder, config, extension, _field_weights(folder))
+
+
+def read_fields(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of `extend`, and the fields of the plain model's config."""
     path = folder / "config.json"
     fields = read_json(path)
     scaling = fields.pop("rope_scaling")
@@ -69,8 +67,7 @@ def read_legacy(folder: Path) -> LegacyCheckpoint:
         "log_n": bool(fields.pop("log_scale", False)),
     }
     fields.pop("auto_map", None)  # the official modelling code, which this replaces
-    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    return LegacyCheckpoint(folder, config, extension, _field_weights(folder))
+    return extension, fields
 
 
 def extend_legacy(model: PreTrainedModel, checkpoint: LegacyCheckpoint) -> PreTrainedModel:

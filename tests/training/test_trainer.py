@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from longwave.logn import ON_LAYER
+from longwave.attention.hook import ON_LAYER
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, TrainingArguments
 

@@ -70,10 +70,11 @@ def setup(dtype: str, device: str | None) -> dict[str, str]:
 def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajectory") -> Loaded:
     """Read a model of any kind and its tokenizer, and put it on its device; `scaling` as in `longwave.load`."""
     import torch
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     from longwave.adapter import load as load_model
+    from longwave.adapter import load_tokenizer
+    from longwave.checkpoints.folder import TRAINING, resolve
     from longwave.io import read_json
 
     logging.disable_progress_bar()
@@ -87,15 +88,9 @@ def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajector
         ) from None
     stored = dtype == "auto" and place.type != "cpu"
     wanted = "auto" if stored else torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    model = load_model(path, dtype=wanted, scaling=scaling)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        if Path(path).is_dir() and not any(Path(path).glob("token*")):
-            raise ValueError(
-                f"{path} holds no tokenizer. Copy the model's there, or pass tokenizer= to longwave.save."
-            ) from None
-        raise ValueError(f"cannot load a tokenizer from {path}: {str(error).splitlines()[0]}") from None
+    found = resolve(path)
+    model = load_model(found, dtype=wanted, scaling=scaling)
+    tokenizer = load_tokenizer(found)
     about = {
         "path": path,
         "type": model.config.model_type,
@@ -103,7 +98,7 @@ def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajector
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": device,
     }
-    record = Path(path) / "training.json"
+    record = found.path / TRAINING
     if record.is_file():
         about["training_seed"] = read_json(record).get("seed")
     return Loaded(model.to(place), tokenizer, about)  # type: ignore[arg-type]

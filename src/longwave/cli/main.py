@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 import longwave
+from longwave.cli.errors import explain
 
 # One module longwave.cli.<name> per command, holding a function <name>; help lists them in this order.
 COMMANDS = (
@@ -77,19 +78,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `longwave methods | head`: the reader left, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except Exception as error:
         if debug:
             raise
-        _complain(error)
+        message = Text.assemble(("error: ", "bold red"), explain(error))
+        Console(stderr=True, highlight=False).print(message, soft_wrap=True)
         return 1
     return 0
-
-
-def _complain(error: Exception) -> None:
-    """`error: ...` on stderr, at most two lines; errors of other libraries are often a paragraph."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    message = Text.assemble(("error: ", "bold red"), "\n".join(lines[:2]) or type(error).__name__)
-    Console(stderr=True, highlight=False).print(message, soft_wrap=True)
 
 
 if __name__ == "__main__":

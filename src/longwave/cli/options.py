@@ -26,11 +26,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and no
 
 
 def check_inputs(*models: str | None, data: Iterable[Path] | None = None) -> None:
-    """Refuse folders and files that do not exist, before torch and transformers are imported: that takes seconds."""
-    for model in models:
-        if model is not None:
-            check_model(model)
+    """Refuse models and files that do not exist, before torch and transformers are imported: that takes seconds."""
+    given = [model for model in models if model is not None]
+    for model in given:
+        check_model(model)
     check_data(data or ())
+
+    from longwave.checkpoints.folder import resolve
+
+    for model in given:
+        resolve(model).check()
 
 
 def print_json(value: Any) -> None:

@@ -78,29 +78,38 @@ def push(
 
 def _check(folder: Path) -> None:
     """The folder is a whole model, as far as the names of its files and its JSON say."""
-    from longwave.io import read_json
+    from longwave.checkpoints.folder import (
+        CONFIG,
+        MODEL,
+        SETTINGS,
+        Kind,
+        ModelFolder,
+        kind_of,
+        missing_part,
+        read_object,
+    )
     from longwave.weights import check_weights
 
     if not folder.is_dir():
         raise ValueError(f"model folder {folder} does not exist.")
     if folder == Path():
         raise ValueError("give the folder by its name.")
-    own = [folder / "longwave.json", folder / "longwave.safetensors", folder / "model" / "config.json"]
-    there = [path.is_file() for path in own]
-    if any(there) and not all(there):
-        missing = own[there.index(False)]
-        raise ValueError(f"{missing} is missing: the folder is incomplete. Save the model again.")
-    if all(there):
-        read_json(own[0])
-        read_json(own[2])
+    kind = kind_of(folder)
+    if kind in (Kind.LONGWAVE, Kind.INCOMPLETE):
+        if missing := missing_part(folder):
+            raise ValueError(f"{missing} is missing: the folder is incomplete. Save the model again.")
+        for path in (folder / SETTINGS, folder / MODEL / CONFIG):
+            read_object(path)
         return
+    if kind is Kind.ADAPTER:
+        ModelFolder(str(folder), folder, kind).check()
     if any(folder.glob("*.gguf")):
         return
     weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
-    if not (folder / "config.json").is_file() or not weights:
+    if not (folder / CONFIG).is_file() or not weights:
         raise ValueError(
             f"{folder} holds no whole model: neither longwave.json, nor *.gguf, nor config.json and weights."
         )
-    read_json(folder / "config.json")
+    read_object(folder / CONFIG)
     if any(folder.glob("*.safetensors")):
         check_weights(folder)

@@ -13,6 +13,7 @@ from typing import Any
 import filelock
 
 from longwave import io
+from longwave.checkpoints.folder import resolve
 from longwave.evaluation.results import Record, read, write
 
 FOLDER = "cells"
@@ -58,15 +59,7 @@ def fingerprint(model: str) -> dict[str, str]:
         files = sorted(file for pattern in PLACES for file in folder.glob(pattern) if file.is_file())
         own = [file for file in files if not any(file.match(name) for name in (*RECORDS, ".*"))]
         return {str(file.relative_to(folder)): io.sha256(file) for file in own}
-    from transformers import AutoConfig
-
-    try:
-        revision = getattr(AutoConfig.from_pretrained(model), "_commit_hash", None)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"there is no folder {model}, and no such model on a hub: {str(error).splitlines()[0]}"
-        ) from None
-    return {model: str(revision)}
+    return {model: str(resolve(model).commit)}
 
 
 def versions() -> dict[str, str]:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from longwave.adapter import is_trained, load
+from longwave.checkpoints.folder import Kind, resolve
 from longwave.evaluation.tasks.truncation import truncate_middle
 from longwave.extensions.attach import extend, restore
 from longwave.extensions.handle import find_extension
@@ -97,6 +98,10 @@ class LongwaveLM(HFLM):
         if attn_implementation is not None:
             self._how["attn_implementation"] = attn_implementation
         source = str(pretrained) if isinstance(pretrained, Path) else pretrained
+        if isinstance(source, str) and "tokenizer" not in arguments:
+            found = resolve(source, revision=revision)
+            if found.kind is Kind.LONGWAVE:  # of a hub model, whose name tells transformers nothing
+                arguments["tokenizer"] = str(found.fetch(weights=False).path)
         super().__init__(source, device=device, revision=revision, max_length=max_length, **arguments)
         _extend(self.model, method, to)
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters

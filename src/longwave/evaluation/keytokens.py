@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from longwave.adapter import load
+from longwave.adapter import load, load_tokenizer
 from longwave.evaluation.cells import fingerprint
 from longwave.evaluation.outline import outline
 from longwave.extensions.handle import find_extension
@@ -128,14 +128,8 @@ def _limit(model: PreTrainedModel) -> int | None:
 @lru_cache(maxsize=4)
 def reader_of(path: str) -> Reader:
     """The evaluator without its weights; a `ValueError` for none, or one whose tokenizer has no offsets."""
-    from transformers import AutoTokenizer
-
     digest = digest_of(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"cannot load a tokenizer from the evaluator {path}: {reason}") from None
+    tokenizer = load_tokenizer(path)
     check_fast(tokenizer)
     model = outline(path)
     return Reader(path, tokenizer, digest, None if model is None else _limit(model))

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
-from longwave.adapter import load
+from longwave.adapter import load, load_tokenizer
 from longwave.exporters.base import (
     ROUNDING,
     Answer,
@@ -120,7 +119,7 @@ class CTranslate2:
         from ctranslate2.specs.model_spec import NumpyVariable
 
         model = restore(load(source.path, dtype="auto")).requires_grad_(False)
-        tokenizer = AutoTokenizer.from_pretrained(source.tokenizer)
+        tokenizer = load_tokenizer(source.tokenizer)
         rope = source.rotary.trajectory.rope
         assert rope.base is not None
         weights = sum(tensor.numel() for tensor in model.state_dict().values())

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from longwave.adapter import load_tokenizer
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # gguf.TokenType
 
 # llama.cpp looks for these in the lower-case `general.name`, and changes the tokenizer of a file that has one. Of
@@ -104,15 +106,7 @@ def read_vocabulary(folder: Path, rows: int, eos: int | None = None) -> Vocabula
     Raises:
         ValueError: if llama.cpp has no tokenizer that gives the same tokens.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
-            reason = "tokenizer.model alone needs two more packages. pip install sentencepiece protobuf"
-        raise ValueError(f"cannot read the tokenizer of {folder}: {reason}") from None
+    tokenizer = load_tokenizer(folder)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise _refused(folder, "has no tokenizer.json form, which GGUF export reads")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from longwave.checkpoints.folder import is_export
 from longwave.exporters import get_exporter
 from longwave.exporters.card import model_card, read_perplexity
 from longwave.exporters.source import Source, open_source
@@ -172,7 +173,7 @@ def _check_place(output: Path, *, overwrite: bool) -> Path:
     if output == Path.cwd() or output in Path.cwd().parents or output.is_mount():
         raise ValueError(f"output {output} cannot be replaced as a whole. Give a new folder inside it.")
     check_output(output, overwrite=overwrite)
-    if output.is_dir() and any(output.iterdir()) and not (output / RECORD).is_file():
+    if output.is_dir() and any(output.iterdir()) and not is_export(output):
         raise ValueError(
             f"{output} is not empty and no export: --overwrite replaces exports only. Choose another folder."
         )

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import PreTrainedModel
 
-from longwave.adapter import MODEL, SETTINGS, WEIGHTS, extend_as_saved, is_trained, skeleton
+from longwave.adapter import damaged_tokenizer, extend_as_saved, is_trained, skeleton
+from longwave.checkpoints.folder import CONFIG, TRAINING, Kind, missing_part, resolve, tokenizer_folder
 from longwave.extensions.attach import extend, rope_of
 from longwave.extensions.handle import extension, find_extension, rotaries
 from longwave.extensions.log_n import log_n_of
@@ -19,19 +18,13 @@ from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import host_of
 from longwave.extensions.standin import frequency_name
 from longwave.io import read_json
-from longwave.legacy import extend_legacy, is_legacy, read_legacy
+from longwave.legacy import extend_legacy, read_legacy
 from longwave.methods import parse_method
 from longwave.recognition import RECORD, follow_config
 from longwave.schedule import Static, factor_of
 from longwave.trajectory import Snapshot
 from longwave.weights import Contents, check_parameters, check_weights, weight_files
 
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
-DOWNLOAD = [
-    "*.json", "*.safetensors", "*.model", "tokenizer.model.*", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*",
-    "USE_POLICY*",
-]  # fmt: skip
-NOT_THESE = ["consolidated*", "original/*"]  # the same weights again, in another format
 FACTOR = 8.0  # of a method without a reach of its own
 
 
@@ -187,19 +180,16 @@ def open_source(
     Raises:
         ValueError: naming the file that is missing or damaged, or the option that does not fit.
     """
-    folder = _local(path)
-    own = (folder / SETTINGS).is_file()
-    if not own and ((folder / WEIGHTS).exists() or (folder / MODEL).is_dir()):
-        raise ValueError(f"{folder / SETTINGS} is missing: the folder is incomplete. Save the model again.")
-    legacy = not own and is_legacy(folder)
-    model = folder / MODEL if own else folder
-    if not (model / "config.json").is_file():
-        raise ValueError(f"{model} holds no model: no config.json is there.")
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{folder} is a PEFT adapter. Merge it into its model (merge_and_unload) and save that.")
-    tokenizer = next((place for place in (folder, model) if any((place / name).is_file() for name in TOKENIZER)), None)
+    found = resolve(path).check().fetch()
+    folder, model = found.path, found.model
+    own, legacy = found.kind is Kind.LONGWAVE, found.kind is Kind.OFFICIAL
+    if own and (missing := missing_part(folder)):
+        raise ValueError(f"{missing} is missing: the folder is incomplete. Save the model again.")
+    tokenizer = tokenizer_folder(folder, model)
     if tokenizer is None:
         raise ValueError(f"{folder} holds no tokenizer, and an export needs one. Copy the model's files there.")
+    if damage := damaged_tokenizer(tokenizer):
+        raise ValueError(damage)
     check_weights(model)
     if (own or legacy) and method is not None:
         raise ValueError(f"{path} has its own extension. --method is for plain models: leave it out.")
@@ -211,7 +201,7 @@ def open_source(
         contents = check_parameters(folder, plain, dropped)
         extend_legacy(plain, checkpoint)
     else:
-        config = read_json(model / "config.json")
+        config = read_json(model / CONFIG)
         plain = skeleton(model)
         contents = check_parameters(model, plain)
         if own:
@@ -220,24 +210,9 @@ def open_source(
             _extend_plain(plain, method, factor, length, str(path))
     if not is_trained(plain):
         raise ValueError(f"{path} has not been trained: its frequencies are those of the prior. Export that method.")
-    record = folder / "training.json"
+    record = folder / TRAINING
     training = read_json(record) if record.is_file() else {}
     return Source(str(path), model, tokenizer, config, plain.eval(), training, dropped, contents)
-
-
-def _local(path: Path | str) -> Path:
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ValueError(f"{path} is a file. Give the model's folder.")
-    if folder.is_absolute() or str(path).startswith(".") or len(folder.parts) > 2:
-        raise ValueError(f"model folder {path} does not exist.")
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=DOWNLOAD, ignore_patterns=NOT_THESE))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is neither a folder nor a model that the hub gives us ({reason}).") from None
 
 
 def _extend_plain(

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
+from longwave.adapter import load_tokenizer
 from longwave.exporters.base import Answer, Exporter
 from longwave.extensions.policy import frozen
 from longwave.io import read_json
@@ -118,7 +119,7 @@ def expected(model: PreTrainedModel, factor: float, prompt: Sequence[int], answe
 
 def passages(tokenizer_folder: Path, longest: int, shortest: int, new_tokens: int = NEW_TOKENS) -> list[list[int]]:
     """Prompts of plain text, from `shortest` tokens to `longest`, with room for the answer."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder)
     ids = tokenizer(TEXT, add_special_tokens=False, verbose=False)["input_ids"]
     longest = max(1, longest - new_tokens)
     whole = ids * (longest // len(ids) + 1)

@@ -132,8 +132,13 @@ class Conversation:
         if self.tokenizer.chat_template:
             try:
                 found: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-            except TemplateError as error:  # such as a template without system messages
-                raise ValueError(f"the tokenizer's chat template refuses these messages: {error}") from None
+            except Exception as error:  # a template is a program, and may fail as any program does
+                if type(error) is TemplateError:  # its own words: it takes no system messages, say
+                    raise ValueError(f"the tokenizer's chat template refuses these messages: {error}") from None
+                raise ValueError(
+                    f"the tokenizer's chat template fails ({type(error).__name__}: {' '.join(str(error).split())}). "
+                    f"Correct it in chat_template.jinja or tokenizer_config.json of {self.tokenizer.name_or_path}."
+                ) from None
             return list(found["input_ids"])
         # What the model said is kept to the token: its text may tokenise in another way.
         start = self._tokens or opening(self.tokenizer)

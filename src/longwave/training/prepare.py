@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from longwave.adapter import load
+from longwave.adapter import load, load_tokenizer
+from longwave.checkpoints.folder import resolve
 from longwave.extensions.attach import extend, extend_again, restore, rope_of
 from longwave.extensions.handle import extension, find_extension
 from longwave.extensions.log_n import count_keys
@@ -25,7 +26,8 @@ def load_with_tokenizer(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights in float32: bf16 training is autocast, small steps would vanish in bf16 weights."""
     if isinstance(model, str | Path):
-        return load(model, dtype=torch.float32), tokenizer or AutoTokenizer.from_pretrained(model)
+        found = resolve(model)
+        return load(found, dtype=torch.float32), tokenizer or load_tokenizer(found)
     if tokenizer is None:
         raise ValueError("training a model that is not a path needs its tokenizer: pass tokenizer=...")
     return model, tokenizer

@@ -1,0 +1,243 @@
+"""Where the files of a model are, and what kind of folder they make: the only place that knows.
+
+A model is named by its folder, or by OWNER/NAME of the Hugging Face hub. The files of a hub model are put into the
+cache of huggingface_hub, and that cache is all that is needed without a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from longwave.io import EXPORT_RECORD, check_model, read_json
+
+SETTINGS, WEIGHTS, MODEL = "longwave.json", "longwave.safetensors", "model"
+CONFIG, ADAPTER, TRAINING = "config.json", "adapter_config.json", "training.json"
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")  # where to get a model, and which
+
+KINDS = [SETTINGS, EXPORT_RECORD, CONFIG, f"{MODEL}/{CONFIG}", ADAPTER, TRAINING]  # what tells kinds
+FILES = [
+    "*.json", "*.safetensors", "*.model", "tokenizer.model.*", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*",
+    "USE_POLICY*",
+]  # fmt: skip
+TIMEOUT = 10.0  # seconds, until the hub counts as unreachable
+NOT_THESE = ["consolidated*", "original/*"]  # the same weights again, in another format
+
+
+class Kind(Enum):
+    """What a folder holds."""
+
+    LONGWAVE = "an extended model, as longwave.save writes it"
+    OFFICIAL = "a CLEX checkpoint in the official format"
+    EXPORT = "what `longwave export` wrote"
+    PLAIN = "a Hugging Face model"
+    ADAPTER = "a PEFT adapter"
+    GGUF = "files for llama.cpp"
+    INCOMPLETE = "an extended model of which longwave.json is missing"
+    UNKNOWN = "no model"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model and its files.
+
+    Arguments:
+        name: the folder, or the name on the hub, as it was given.
+        path: the folder; of a hub model its snapshot in the cache.
+        kind: what the folder holds.
+        where: for a hub model, keyword arguments that lead to this snapshot again; empty for a folder.
+    """
+
+    name: str
+    path: Path
+    kind: Kind
+    where: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def commit(self) -> str | None:
+        """Of a hub model."""
+        return self.where.get("revision")
+
+    @property
+    def model(self) -> Path:
+        """The folder of the plain model."""
+        return self.path / MODEL if self.kind is Kind.LONGWAVE else self.path
+
+    def fetch(self, *, weights: bool = True) -> ModelFolder:
+        """The same model with its files on this machine; those of a folder are there already."""
+        if self.where:
+            _download(self.name, FILES, [*NOT_THESE, *([] if weights else ["*.safetensors"])], self.where)
+        return self
+
+    def refusal(self) -> str | None:
+        """Why longwave cannot load the folder, and what to do; None if it can."""
+        place = self.name if self.where else str(self.path)
+        if self.kind is Kind.INCOMPLETE:
+            return f"{place}/{SETTINGS} is missing: the folder is incomplete. Save the model again."
+        if self.kind is Kind.ADAPTER:
+            base = read_object(self.path / ADAPTER).get("base_model_name_or_path")
+            what, other = (f" of {base}", f", or load {base} itself") if base else ("", "")
+            return (
+                f"{place} is a PEFT adapter{what}, not a model. Merge it into its model (peft: merge_and_unload), "
+                f"save that and load it{other}."
+            )
+        if self.kind is Kind.EXPORT and "model_type" not in _config(self.path):
+            target = read_object(self.path / EXPORT_RECORD).get("target")
+            return f"{place} is an export for {target}, which longwave does not read. Load its source instead."
+        if self.kind is Kind.GGUF:
+            return f"{place} holds GGUF files, which longwave does not read. Load the model that they were made from."
+        if self.kind is Kind.UNKNOWN:
+            hint = ""
+            if (self.path / TRAINING).is_file():
+                hint = " Its training has not ended: run the same `longwave train` with --resume."
+            return f"{place} holds no model: neither {SETTINGS} nor {CONFIG} is there.{hint}"
+        return None
+
+    def check(self) -> ModelFolder:
+        """The folder itself; a `ValueError` if longwave cannot load what it holds."""
+        if found := self.refusal():
+            raise ValueError(found)
+        return self
+
+
+def resolve(name: Path | str | ModelFolder, **where: Any) -> ModelFolder:
+    """Find a model and tell its kind. Of a hub model only the small files are downloaded that say it.
+
+    Arguments:
+        name: a folder, or a name on the Hugging Face hub; a folder comes first. A `ModelFolder` is given back.
+        where: for the hub: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
+
+    Raises:
+        ValueError: if there is no such model, or a file that says its kind is damaged.
+    """
+    if isinstance(name, ModelFolder):
+        return name
+    check_model(name)
+    if Path(name).is_dir():
+        return ModelFolder(str(name), Path(name), kind_of(Path(name)))
+    where = _as_reached(str(name), where)
+    path = _download(str(name), KINDS, [], where)
+    return ModelFolder(str(name), path, kind_of(path), {**where, "revision": path.name})
+
+
+def kind_of(folder: Path) -> Kind:
+    """What a folder holds, from the names of its files and from config.json.
+
+    Raises:
+        ValueError: if config.json is damaged.
+    """
+    if (folder / SETTINGS).is_file():
+        return Kind.LONGWAVE
+    if (folder / WEIGHTS).exists():
+        return Kind.INCOMPLETE
+    if is_export(folder):
+        return Kind.EXPORT
+    if (folder / ADAPTER).is_file():  # before config.json: transformers loads the adapter, too
+        return Kind.ADAPTER
+    if (folder / CONFIG).is_file():
+        scaling = _config(folder).get("rope_scaling")
+        official = isinstance(scaling, dict) and scaling.get("type", scaling.get("rope_type")) == "clex"
+        return Kind.OFFICIAL if official else Kind.PLAIN
+    if (folder / MODEL).is_dir():
+        return Kind.INCOMPLETE
+    return Kind.GGUF if any(folder.glob("*.gguf")) else Kind.UNKNOWN
+
+
+def is_export(folder: Path) -> bool:
+    """Whether `longwave export` wrote the folder."""
+    return (folder / EXPORT_RECORD).is_file()
+
+
+def missing_part(folder: Path) -> Path | None:
+    """The first file that an extended model needs and `folder` lacks."""
+    parts = [folder / SETTINGS, folder / WEIGHTS, folder / MODEL / CONFIG]
+    return next((path for path in parts if not path.is_file()), None)
+
+
+def tokenizer_folder(*folders: Path) -> Path | None:
+    """The first of the folders that holds a tokenizer."""
+    return next((place for place in folders if any((place / name).is_file() for name in TOKENIZER)), None)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; a `ValueError` that names the file if it does not."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object, but a {type(found).__name__}. Restore the file.")
+    return found
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+
+
+def _as_reached(name: str, where: Mapping[str, Any]) -> dict[str, Any]:
+    """`where`, and `local_files_only` if the hub does not answer and the cache has something.
+
+    Otherwise transformers would try for half a minute to reach the hub, for each file that a model may have or not.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import IncompleteSnapshotError, RevisionNotFoundError
+
+    if where.get("local_files_only"):
+        return dict(where)
+    try:
+        HfApi(token=where.get("token")).model_info(name, revision=where.get("revision"), timeout=TIMEOUT)
+    except RevisionNotFoundError as error:
+        raise ValueError(_reason(name, where.get("revision"), error)) from None
+    except _hub_errors() as trouble:
+        found = {**where, "local_files_only": True}
+        try:
+            snapshot_download(name, allow_patterns=KINDS, **found)
+        except _hub_errors() as error:
+            why = error if isinstance(error, IncompleteSnapshotError) else trouble
+            raise ValueError(_reason(name, where.get("revision"), why)) from None
+        return found
+    return dict(where)
+
+
+def _download(name: str, patterns: list[str], ignored: list[str], where: Mapping[str, Any]) -> Path:
+    """Files of a hub model into the cache; the folder of its snapshot there."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=ignored, **where))
+    except _hub_errors() as error:
+        raise ValueError(_reason(name, where.get("revision"), error)) from None
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """Whatever a look-up on the hub may end in."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    http_error: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library that huggingface_hub is built on, which changes
+    return http_error, OSError, HFValidationError
+
+
+def _reason(name: str, revision: str | None, error: Exception) -> str:
+    """Why the hub gave nothing, and what to do."""
+    from huggingface_hub import errors
+
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, errors.HFValidationError):
+        return f"there is no folder {name}, and it is no name on the hub, which has the form OWNER/NAME."
+    if isinstance(error, errors.GatedRepoError):
+        return f"{name} is gated. Accept its terms on https://huggingface.co/{name}, then run `hf auth login`."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"there is no folder {name}, and no such model on the hub. If it is private, run `hf auth login`."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{name} has no revision {revision!r} on the hub. Name one of its branches, tags or commits."
+    if isinstance(error, errors.IncompleteSnapshotError):
+        return f"{name} is in the cache in part only, and the hub cannot be reached. Load it once with a network."
+    unreachable: Any = (errors.LocalEntryNotFoundError, ConnectionError, errors.HfHubHTTPError.__bases__[0])
+    if isinstance(error, unreachable) and not isinstance(error, errors.HfHubHTTPError):
+        at = "" if revision is None else f" at revision {revision!r}"
+        return (
+            f"there is no folder {name}, the cache does not have {name}{at}, and the hub cannot be reached. "
+            "Check the name, the network, and HF_HUB_OFFLINE."
+        )
+    return f"the hub does not give us {name}: {first}"

@@ -1,0 +1,92 @@
+"""Whatever is raised, by whichever library, is one line and exit code 1."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+import jinja2
+import pyarrow
+import pytest
+import tokenizers
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors.torch import load as load_safetensors
+
+from longwave.cli.errors import explain
+from longwave.cli.main import main
+from longwave.schedule import factor_of
+
+
+def raised(call: Callable[[], object]) -> Exception:
+    with pytest.raises(Exception) as caught:
+        call()
+    return caught.value
+
+
+def entry() -> None:
+    raise EntryNotFoundError("404: no such file\n\nEntry not found for url")
+
+
+CASES: dict[str, tuple[Callable[[], object], str]] = {
+    "memory of torch": (lambda: torch.empty(2**60), "the memory does not suffice ("),
+    "memory of python": (lambda: bytearray(2**62), "the memory does not suffice ("),
+    "shapes": (lambda: torch.ones(2, 3) @ torch.ones(2, 3), "a library gave up (RuntimeError: "),
+    "safetensors": (lambda: load_safetensors(b"no tensors"), "safetensors gave up (SafetensorError: "),
+    "tokenizers": (lambda: tokenizers.Tokenizer.from_str("{}"), "a library gave up (Exception: "),
+    "hub": (entry, "huggingface_hub gave up (EntryNotFoundError: 404: no such file)."),
+    "offline hub": (lambda: hf_hub_download("me/absent", "config.json"), ""),
+    "pyarrow": (
+        lambda: pyarrow.array(["a"]).cast(pyarrow.list_(pyarrow.int8())),
+        "pyarrow gave up (ArrowNotImplementedError: ",
+    ),
+    "pyarrow value": (lambda: pyarrow.array(["a"]).cast(pyarrow.int8()), "Failed to parse string: 'a'"),
+    "jinja2": (lambda: jinja2.Template("{{ a.b.c }}").render(), "jinja2 gave up (UndefinedError: 'a' is undefined"),
+    "package": (
+        lambda: importlib.import_module("absent_package.part"),
+        "a package is missing or does not work: No module named 'absent_package'. Run: pip install absent_package.",
+    ),
+    "ours": (lambda: factor_of("long", None), "this is a fault of longwave, not yours (TypeError: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_error_is_one_line(case: str) -> None:
+    call, message = CASES[case]
+    said = explain(raised(call))
+    assert message in said and said and "\n" not in said.strip() and "Traceback" not in said
+
+
+def test_a_fault_of_ours_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("longwave.methods.METHODS", None)
+    assert main(["methods"]) == 1
+    given = capsys.readouterr()
+    assert given.err.startswith("error: this is a fault of longwave, not yours (AttributeError: ")
+    assert given.err.endswith("Run the command again with --debug, and report what it prints.\n")
+    assert given.err.count("\n") == 1
+    with pytest.raises(AttributeError):
+        main(["methods", "--debug"])
+
+
+FAILING = {
+    "divides": ("{{ 1 // 0 }}", "the tokenizer's chat template fails (ZeroDivisionError: "),
+    "undefined": ("{{ tools.x.y }}", "the tokenizer's chat template fails (UndefinedError: "),
+    "syntax": ("{% if %}", "the tokenizer's chat template fails (TemplateSyntaxError: "),
+    "adds": ("{{ messages + 'x' }}", "the tokenizer's chat template fails (TypeError: "),
+    "speaks": ("{{ raise_exception('no roles') }}", "chat template refuses these messages: no roles"),
+}
+
+
+@pytest.mark.parametrize("how", FAILING)
+def test_a_chat_template_that_fails(
+    how: str, plain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template, message = FAILING[how]
+    (plain / "chat_template.jinja").write_text(template)
+    lines = iter(["hello\n", "again\n", ""])
+    monkeypatch.setattr("sys.stdin.readline", lambda: next(lines), raising=False)
+    assert main(["chat", str(plain)]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 2 and all(message in line for line in said)  # each turn is told, and the chat goes on

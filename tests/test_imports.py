@@ -23,7 +23,7 @@ LAYERS = (
     ("trajectory",),
     ("methods",),
     ("rotary",),
-    ("architectures", "logn", "attach", "caches", "generation", "legacy", "recognition", "adapter"),
+    ("configs", "architectures", "logn", "attach", "caches", "generation", "legacy", "recognition", "adapter"),
     ("training", "evaluation", "exporters", "report"),
     ("demo", "conversation"),
     ("cli",),

@@ -8,6 +8,8 @@ There is no config.json at its root: transformers would load it without the exte
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +19,19 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from longwave.architectures import host_of
 from longwave.attach import extend, extend_again, rotaries, suspended, trajectories_of
+from longwave.configs import UNREADABLE, ConfigFile, open_config
 from longwave.generation import rotaries_of
 from longwave.io import EXPORT_RECORD, check_model, prepare_output, read_json, write_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy
 from longwave.logn import log_n_of
 from longwave.methods import get_method
-from longwave.recognition import follow_config, may_have_scaling
+from longwave.recognition import follow_config, scaling_of, unrecognised
 
 SETTINGS, WEIGHTS, MODEL = "longwave.json", "longwave.safetensors", "model"
 FORMAT = 2  # 1 had the bounded field start from the prior's rate at t instead of its mean
@@ -124,7 +127,13 @@ def _local_folder(path: Path | str, arguments: dict[str, Any]) -> Path:
 
 
 def extension_of(path: Path | str) -> tuple[str, float] | None:
-    """Method and max_factor that `load` would give a local folder, read without its weights; None for a plain model."""
+    """Method and max_factor that `load` would give a local folder, read without its weights; None for a plain model.
+
+    Why RoPE scaling in its config stays part of a plain model is logged, as `load` does.
+
+    Raises:
+        ValueError: naming the file that is damaged, or the value of config.json that cannot be.
+    """
     folder = Path(path)
     if (folder / SETTINGS).is_file():
         settings = _read_settings(folder / SETTINGS)
@@ -132,13 +141,23 @@ def extension_of(path: Path | str) -> tuple[str, float] | None:
     if is_legacy(folder):
         extension = read_legacy(folder).extension
         return extension["method"], extension["max_factor"]
-    path = folder / "config.json"
-    if path.is_file() and may_have_scaling(read_json(path)):
-        model = follow_config(skeleton(folder))
-        if rotaries_of(model):
+    if (folder / "config.json").is_file():
+        with _quiet():
+            config = (file := open_config(folder)).build()
+        if scaling_of(config) is not None and rotaries_of(model := follow_config(_build(file, config))):
             trajectory = trajectories_of(model)[0]
             return trajectory.name, trajectory.max_factor
     return None
+
+
+def unrecognised_scaling(path: Path | str) -> str | None:
+    """Why RoPE scaling in the config of a local folder stays part of a plain model; None where there is none."""
+    folder = Path(path)
+    if (folder / SETTINGS).is_file() or is_legacy(folder) or not (folder / "config.json").is_file():
+        return None
+    with _quiet():
+        config = (file := open_config(folder)).build()
+    return None if scaling_of(config) is None else unrecognised(_build(file, config))
 
 
 def skeleton(folder: Path, config: Any = None) -> PreTrainedModel:
@@ -149,19 +168,29 @@ def skeleton(folder: Path, config: Any = None) -> PreTrainedModel:
         config: in its place, if it is not to be read.
 
     Raises:
-        ValueError: if transformers cannot build it.
+        ValueError: if a value of the config cannot be, or transformers cannot build the model.
     """
+    file = open_config(folder)
+    with _quiet():
+        config = file.build() if config is None else config
+    return _build(file, config)
+
+
+def _build(file: ConfigFile, config: Any) -> PreTrainedModel:
+    with _quiet(), file.explained(), init_empty_weights(include_buffers=False), torch.no_grad():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' remarks on keys of a config and on unexpected tensors: a legacy CLEX layer is one."""
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its remarks on keys of the config: they come when the model is loaded
+    logging.set_verbosity_error()
     try:
-        with init_empty_weights(include_buffers=False), torch.no_grad():
-            found = AutoConfig.from_pretrained(folder) if config is None else config
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(found)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"cannot build the model of {folder}: {str(error).splitlines()[0]}") from None
+        yield
     finally:
         logging.set_verbosity(verbosity)
-    return model
 
 
 def is_trained(model: nn.Module) -> bool:
@@ -269,18 +298,21 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> Non
 
 def _from_pretrained(path: Path | str, arguments: dict[str, Any]) -> PreTrainedModel:
     """A plain model with all its weights: transformers would fill missing ones at random and go on."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report of unexpected tensors: a legacy CLEX layer is one
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"cannot load a model from {path}: {str(error).splitlines()[0]}") from None
-    except KeyError as error:  # a type of rope, say
-        raise ValueError(f"cannot load a model from {path}: transformers does not know its {error}.") from None
-    finally:
-        logging.set_verbosity(verbosity)
+    with _quiet():
+        try:
+            file = ConfigFile(path, {}) if "gguf_file" in arguments else open_config(path, arguments)
+        except OSError as error:
+            raise ValueError(f"cannot load a model from {path}: {str(error).splitlines()[0]}") from None
+        if not {"config", "gguf_file"} & set(arguments):
+            file.build()  # a value that cannot be is told before the weights are read, which may take long
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+            )
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ValueError(f"cannot load a model from {path}: {str(error).splitlines()[0]}") from None
+        except UNREADABLE as error:  # a type of rope, say
+            raise ValueError(f"cannot load a model from {path}: {file.complaint(error)}") from None
     model, report = loaded
     lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     if lacking:

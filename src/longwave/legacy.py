@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from longwave.attach import extend, trajectories_of
-from longwave.io import read_json
+from longwave.configs import ConfigFile, is_positive, read_config
 from longwave.methods.clex import CLEX
 
 UP, DOWN, FREQUENCIES = "proj_func.ode_up_proj", "proj_func.ode_down_proj", "clex_layer.inv_freq"
@@ -41,10 +41,9 @@ class LegacyCheckpoint:
 
 def is_legacy(folder: Path) -> bool:
     """Whether the folder's config asks for CLEX as the official code writes it."""
-    path = folder / "config.json"
-    if not path.is_file():
+    if not (folder / "config.json").is_file():
         return False
-    scaling = read_json(path).get("rope_scaling")
+    scaling = read_config(folder).get("rope_scaling")
     return isinstance(scaling, dict) and scaling.get("type", scaling.get("rope_type")) == "clex"
 
 
@@ -55,10 +54,13 @@ def read_legacy(folder: Path) -> LegacyCheckpoint:
         ValueError: naming the file that lacks something.
     """
     path = folder / "config.json"
-    fields = read_json(path)
+    fields = read_config(folder)
     scaling = fields.pop("rope_scaling")
-    if "model_type" not in fields or not {"max_factor", "param_factor"} <= scaling.keys():
-        raise ValueError(f"{path}: a CLEX config needs model_type and rope_scaling with max_factor and param_factor.")
+    numbers = [scaling.get(name) for name in ("max_factor", "param_factor")]
+    if "model_type" not in fields or not all(map(is_positive, numbers)):
+        raise ValueError(
+            f"{path}: a CLEX config needs model_type, and rope_scaling with the numbers max_factor and param_factor."
+        )
     extension = {
         "method": "clex-paper",
         "max_factor": float(scaling["max_factor"]),
@@ -68,7 +70,10 @@ def read_legacy(folder: Path) -> LegacyCheckpoint:
         "log_n": bool(fields.pop("log_scale", False)),
     }
     fields.pop("auto_map", None)  # the official modelling code, which this replaces
-    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    file = ConfigFile(folder, fields)
+    file.check()
+    with file.explained():
+        config = AutoConfig.for_model(**fields)
     return LegacyCheckpoint(folder, config, extension, _field_weights(folder))
 
 

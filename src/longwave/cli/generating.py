@@ -66,7 +66,7 @@ def load(path: str, *, method: str | None, to: int | None, dtype: str, device: s
     from longwave.generation import rotaries_of
     from longwave.methods import parse_method
 
-    loaded = evaluating.load(path, dtype, device, scaling="trajectory" if method is None else "plain")
+    loaded = evaluating.load(path, dtype, device)
     rotaries = rotaries_of(loaded.model)
     if not all(rotary.recognised for rotary in rotaries):
         if method is not None or to is not None:
@@ -79,7 +79,7 @@ def load(path: str, *, method: str | None, to: int | None, dtype: str, device: s
     found, _ = parse_method(method)
     if found.trained:
         raise ValueError(f"{found.name} needs trained weights. Run `longwave train` first, or take ntk or yarn.")
-    original = original_length_of(loaded.model)
+    original = original_length_of(longwave.restore(loaded.model))
     if to is not None and to < original:
         raise ValueError(f"--to {to} is less than the {original} tokens that the model was trained for.")
     longwave.extend(loaded.model, method, max_factor=FACTOR if to is None else to / original)
@@ -117,12 +117,13 @@ def continue_text(
     import longwave
     from longwave.evaluation.lengths import reach_of
     from longwave.generation import rotaries_of
+    from longwave.recognition import unrecognised
 
     for name, value in (("max new tokens", max_new_tokens), ("prefill chunk", chunk)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     rotaries = rotaries_of(model)
-    extensible = all(rotary.recognised for rotary in rotaries)
+    extensible = all(rotary.recognised for rotary in rotaries) and not unrecognised(model)
     ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].to(model.device)
     length, limit = ids.shape[1], reach_of(model)
     if length >= limit:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from longwave.adapter import extension_of
+from longwave.adapter import extension_of, unrecognised_scaling
 from longwave.evaluation.cells import Cell, Store, fingerprint, versions
 from longwave.evaluation.lengths import check_lengths, doublings, original_length_of, parse_lengths
 from longwave.evaluation.registry import Inputs, Text
@@ -65,7 +65,12 @@ class Candidate:
         found = [spec for given in self.methods for spec in (own if given == OWN else (given,))]
         if self.methods and not found:
             raise ValueError(f"{self.path} has no method of its own. Write for example --methods none,ntk,own.")
-        return tuple(dict.fromkeys(found)) or own or TRAINING_FREE
+        return tuple(dict.fromkeys(found)) or own or self._plain_specs
+
+    @property
+    def _plain_specs(self) -> tuple[str, ...]:
+        """As `default_specs` of the loaded model: on scaling that is not recognised no other method is put."""
+        return ("none",) if unrecognised_scaling(self.path) else TRAINING_FREE
 
 
 @dataclass

@@ -16,6 +16,7 @@ from longwave.evaluation.lengths import original_length_of
 from longwave.generation import rotaries_of
 from longwave.logn import log_n_of
 from longwave.methods import METHODS, parse_method
+from longwave.recognition import unrecognised
 from longwave.schedule import Schedule, factor_of
 
 TRAINING_FREE = ("none", "linear", "ntk", "yarn")
@@ -50,9 +51,15 @@ class Subject:
 
 
 def default_specs(model: nn.Module) -> list[str]:
-    """Its own method for an extended model, the training-free ones for any other."""
+    """Its own method for an extended model, the training-free ones for any other.
+
+    A plain model with RoPE scaling that no method of ours recognises is measured as it is: another method would
+    scale it twice, and only who asks for that gets it.
+    """
     found = rotaries_of(model)
-    return [found[0].trajectory.name] if found else list(TRAINING_FREE)
+    if found:
+        return [found[0].trajectory.name]
+    return ["none"] if unrecognised(model) else list(TRAINING_FREE)
 
 
 @contextmanager

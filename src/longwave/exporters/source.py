@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 
 from longwave.adapter import MODEL, SETTINGS, WEIGHTS, extend_as_saved, is_trained, skeleton
 from longwave.architectures import host_of
-from longwave.attach import extend, rope_of, rotaries, snapshot
+from longwave.attach import extend, restore, rope_of, rotaries, snapshot
 from longwave.generation import rotaries_of
 from longwave.io import read_json
 from longwave.legacy import extend_legacy, is_legacy, read_legacy
 from longwave.logn import log_n_of
 from longwave.methods import parse_method
-from longwave.recognition import RECORD, follow_config
+from longwave.recognition import RECORD, follow_config, recognise
 from longwave.rotary import ScaledRotary, frequency_name
 from longwave.schedule import Static, factor_of
 from longwave.trajectory import Snapshot
@@ -209,8 +209,10 @@ def open_source(
         check_parameters(model, plain)
         if own:
             extend_as_saved(plain, folder)
-        elif method is not None or not rotaries_of(follow_config(plain)):
-            _extend_plain(plain, method, factor, length, str(path))
+        elif method is None and (reason := recognise(plain)):
+            raise ValueError(reason)  # and no advice to put a method on top
+        elif method is not None or not rotaries_of(plain):
+            _extend_plain(restore(follow_config(plain)), method, factor, length, str(path))
     if not is_trained(plain):
         raise ValueError(f"{path} has not been trained: its frequencies are those of the prior. Export that method.")
     record = folder / "training.json"

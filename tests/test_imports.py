@@ -24,7 +24,7 @@ LAYERS = (
     ("data", "text", "weights", "vocabulary"),
     ("attention",),
     ("extensions",),
-    ("checkpoints", "legacy", "recognition", "adapter"),
+    ("checkpoints", "legacy", "recognition", "adapter", "configs"),
     ("models",),
     ("training", "evaluation", "exporters", "serving"),
     ("report",),

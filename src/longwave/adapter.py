@@ -8,6 +8,8 @@ There is no config.json at its root: transformers would load it without the exte
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
@@ -35,6 +37,7 @@ from longwave.checkpoints.folder import (
     resolve,
     tokenizer_folder,
 )
+from longwave.configs import UNREADABLE, ConfigFile, open_config
 from longwave.extensions.attach import extend, extend_again, suspended
 from longwave.extensions.handle import extension, find_extension, rotaries
 from longwave.extensions.log_n import log_n_of
@@ -42,7 +45,7 @@ from longwave.extensions.sites import host_of
 from longwave.io import prepare_output, read_json, write_json
 from longwave.legacy import extend_legacy, read_fields, read_legacy
 from longwave.methods import get_method
-from longwave.recognition import follow_config, may_have_scaling
+from longwave.recognition import follow_config, scaling_of, unrecognised
 
 FORMAT = 2  # 1 had the bounded field start from the prior's rate at t instead of its mean
 SCALING = ("trajectory", "plain")
@@ -151,9 +154,14 @@ def load_tokenizer(path: Path | str | ModelFolder, **where: Any) -> PreTrainedTo
 def extension_of(path: Path | str | ModelFolder, **where: Any) -> tuple[str, float] | None:
     """Method and max_factor that `load` would give, read without the weights; None for a plain model.
 
+    Why RoPE scaling in its config stays part of a plain model is logged, as `load` does.
+
     Arguments:
         path: a folder, or a name on the Hugging Face hub.
         where: for the hub, as in `resolve`.
+
+    Raises:
+        ValueError: naming the file that is damaged, or the value of config.json that cannot be.
     """
     found = resolve(path, **where)
     if found.kind is Kind.LONGWAVE:
@@ -162,13 +170,24 @@ def extension_of(path: Path | str | ModelFolder, **where: Any) -> tuple[str, flo
     if found.kind is Kind.OFFICIAL:
         extension, _ = read_fields(found.path)
         return extension["method"], extension["max_factor"]
-    config = found.path / CONFIG
-    if config.is_file() and may_have_scaling(read_object(config)):
-        handle = find_extension(follow_config(skeleton(found.path)))
-        if handle is not None:
-            trajectory = handle.trajectories[0]
-            return trajectory.name, trajectory.max_factor
+    if (found.path / CONFIG).is_file():
+        with _quiet():
+            config = (file := open_config(found.path)).build()
+        if scaling_of(config) is not None:
+            handle = find_extension(follow_config(_build(file, config)))
+            if handle is not None:
+                return handle.method, handle.max_factor
     return None
+
+
+def unrecognised_scaling(path: Path | str | ModelFolder, **where: Any) -> str | None:
+    """Why RoPE scaling in the config of a model stays part of a plain model; None where there is none."""
+    found = resolve(path, **where)
+    if found.kind in (Kind.LONGWAVE, Kind.OFFICIAL) or not (found.path / CONFIG).is_file():
+        return None
+    with _quiet():
+        config = (file := open_config(found.path)).build()
+    return None if scaling_of(config) is None else unrecognised(_build(file, config))
 
 
 def skeleton(folder: Path, config: Any = None) -> PreTrainedModel:
@@ -179,21 +198,31 @@ def skeleton(folder: Path, config: Any = None) -> PreTrainedModel:
         config: in its place, if it is not to be read.
 
     Raises:
-        ValueError: if transformers cannot build it.
+        ValueError: if a value of the config cannot be, or transformers cannot build the model.
     """
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its remarks on keys of the config: they come when the model is loaded
     if config is None:
         _refuse_foreign_code(folder / CONFIG)
+    file = open_config(folder)
+    with _quiet():
+        config = file.build() if config is None else config
+    return _build(file, config)
+
+
+def _build(file: ConfigFile, config: Any) -> PreTrainedModel:
+    with _quiet(), file.explained(), init_empty_weights(include_buffers=False), torch.no_grad():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' remarks on keys of a config and on unexpected tensors: a legacy CLEX layer is one."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        with init_empty_weights(include_buffers=False), torch.no_grad():
-            found = AutoConfig.from_pretrained(folder, trust_remote_code=False) if config is None else config
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(found)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"cannot build the model of {folder}: {str(error).splitlines()[0]}") from None
+        yield
     finally:
         logging.set_verbosity(verbosity)
-    return model
 
 
 def is_trained(model: nn.Module) -> bool:
@@ -308,22 +337,25 @@ def _from_pretrained(found: ModelFolder, arguments: dict[str, Any]) -> PreTraine
         place, arguments = found.name, {**arguments, **found.where}  # transformers knows which weights it needs
     if "config" not in arguments and not arguments.get("trust_remote_code"):
         _refuse_foreign_code(found.model / CONFIG)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report of unexpected tensors: a legacy CLEX layer is one
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, output_loading_info=True, ignore_mismatched_sizes=True, **{"trust_remote_code": False} | arguments
-        )
-    except (torch.OutOfMemoryError, MemoryError):  # no fault of the files
-        raise
-    except ImportError as error:
-        raise ValueError(_missing_library(found.model / CONFIG, error)) from None
-    except KeyError as error:  # a type of rope, say
-        raise ValueError(f"cannot load a model from {place}: transformers does not know its {error}.") from None
-    except Exception as error:  # transformers and the readers of its files raise all kinds
-        raise ValueError(f"cannot load a model from {place}: {_first_line(error)}") from None
-    finally:
-        logging.set_verbosity(verbosity)
+    with _quiet():
+        file = ConfigFile(place, {}) if "gguf_file" in arguments else _open_config(place, arguments)
+        if not {"config", "gguf_file"} & set(arguments):
+            file.build()  # a value that cannot be is told before the weights are read, which may take long
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                place, output_loading_info=True, ignore_mismatched_sizes=True,
+                **{"trust_remote_code": False} | arguments,
+            )  # fmt: skip
+        except (torch.OutOfMemoryError, MemoryError):  # no fault of the files
+            raise
+        except ImportError as error:
+            raise ValueError(_missing_library(found.model / CONFIG, error)) from None
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ValueError(f"cannot load a model from {place}: {_first_line(error)}") from None
+        except UNREADABLE as error:  # a type of rope, say
+            raise ValueError(f"cannot load a model from {place}: {file.complaint(error)}") from None
+        except Exception as error:  # transformers and the readers of its files raise all kinds
+            raise ValueError(f"cannot load a model from {place}: {_first_line(error)}") from None
     model, report = loaded
     lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     if lacking:
@@ -331,6 +363,13 @@ def _from_pretrained(found: ModelFolder, arguments: dict[str, Any]) -> PreTraine
             f"{place} lacks {len(lacking)} weights of its model, or has them in other shapes: {lacking[0]}."
         )
     return model
+
+
+def _open_config(place: Path | str, arguments: dict[str, Any]) -> ConfigFile:
+    try:
+        return open_config(place, arguments)
+    except OSError as error:
+        raise ValueError(f"cannot load a model from {place}: {_first_line(error)}") from None
 
 
 def _refuse_foreign_code(path: Path) -> None:

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from longwave.configs import ConfigFile, is_positive, read_config
 from longwave.extensions.attach import extend
 from longwave.extensions.handle import extension
-from longwave.io import read_json
 from longwave.methods.clex import CLEX
 
 UP, DOWN, FREQUENCIES = "proj_func.ode_up_proj", "proj_func.ode_down_proj", "clex_layer.inv_freq"
@@ -47,17 +47,23 @@ def read_legacy(folder: Path) -> LegacyCheckpoint:
         ValueError: naming the file that lacks something.
     """
     extension, fields = read_fields(folder)
-    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    file = ConfigFile(folder, fields)
+    file.check()
+    with file.explained():
+        config = AutoConfig.for_model(**fields)
     return LegacyCheckpoint(folder, config, extension, _field_weights(folder))
 
 
 def read_fields(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of `extend`, and the fields of the plain model's config."""
     path = folder / "config.json"
-    fields = read_json(path)
+    fields = read_config(folder)
     scaling = fields.pop("rope_scaling")
-    if "model_type" not in fields or not {"max_factor", "param_factor"} <= scaling.keys():
-        raise ValueError(f"{path}: a CLEX config needs model_type and rope_scaling with max_factor and param_factor.")
+    numbers = [scaling.get(name) for name in ("max_factor", "param_factor")]
+    if "model_type" not in fields or not all(map(is_positive, numbers)):
+        raise ValueError(
+            f"{path}: a CLEX config needs model_type, and rope_scaling with the numbers max_factor and param_factor."
+        )
     extension = {
         "method": "clex-paper",
         "max_factor": float(scaling["max_factor"]),

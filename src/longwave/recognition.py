@@ -12,16 +12,18 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from longwave.configs import are_positive, check_rope, is_length, is_positive, sections
 from longwave.extensions.attach import extend_from, restore
 from longwave.extensions.handle import extension, find_extension
-from longwave.extensions.sites import Site, find_sites, rope_at
+from longwave.extensions.sites import Site, find_sites, host_of, rope_at
 from longwave.extensions.standin import undecorated_forward
 from longwave.rope import Rope
 from longwave.schedule import Continuous, Schedule, Static, Threshold
@@ -31,11 +33,16 @@ logger = logging.getLogger("longwave")
 RECORD = "longwave"  # the key that an export of ours adds to its config
 RTOL = 4e-6  # transformers' formulas in float32 against ours in float64, at factors up to 64
 
-COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings"}
+COMMON = {
+    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
+    "mrope_section", "mrope_interleaved",  # which axis of a position turns a pair: the module's own forward reads them
+}  # fmt: skip
+UNSCALED = (None, "default", "axial")
 KEYS = {  # a config with any other key is not ours to understand
     "linear": COMMON,
     "dynamic": COMMON,
-    "yarn": COMMON | {"attention_factor", "beta_fast", "beta_slow", "truncate"},
+    # `finetuned` tells how the weights of the YaRN repository were made, and changes no frequency
+    "yarn": COMMON | {"attention_factor", "beta_fast", "beta_slow", "truncate", "finetuned"},
     "llama3": COMMON | {"low_freq_factor", "high_freq_factor"},
     "longrope": COMMON | {"attention_factor", "short_factor", "long_factor", "short_mscale", "long_mscale"},
 }
@@ -78,30 +85,53 @@ def follow_config(model: PreTrainedModel) -> PreTrainedModel:
     """Extend a plain model whose config has RoPE scaling; `restore` gives back what was loaded.
 
     It stays plain where no method of ours has the config's frequencies and attention scaling: unknown types and
-    keys, a scaling for each layer type, a module that computes its frequencies anew in every forward. Why a type
-    that we know stays plain is logged. No length is refused: transformers refuses none.
+    keys, a scaling for each layer type, a module that computes its frequencies anew in every forward. The logger
+    `longwave` then says why, in one line. No length is refused: transformers refuses none.
     """
-    if find_extension(model) is not None:
-        return model
-    kind = None
-    try:
-        kind = _known_type(model)
-        _follow(model)
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
-        restore(model)  # a config may hold anything
-        if kind is not None:
-            reason = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-            logger.info("RoPE scaling %r stays part of the plain model: %s", kind, reason)
+    reason = recognise(model)
+    if reason is not None:
+        logger.warning("%s", reason)
     return model
+
+
+def recognise(model: PreTrainedModel) -> str | None:
+    """`follow_config`, without a word: why RoPE scaling stays part of the plain model, None where none does."""
+    if find_extension(model) is not None:
+        return None
+    kind = scaling_of(model.config)
+    if kind is None:
+        return None
+    try:
+        _follow(model)
+    except ValueError as error:
+        restore(model)
+        file = Path(model.name_or_path) / "config.json" if model.name_or_path else "the config"
+        return (
+            f"{file} has RoPE scaling that is not recognised. {kind!r} stays part of the plain model: {error} "
+            "Another method would scale it twice."
+        )
+    return None
+
+
+def unrecognised(model: nn.Module) -> str | None:
+    """What `recognise` says of a plain model, which stays as it is; None for an extended one."""
+    host = host_of(model)
+    if find_extension(host) is not None:
+        return None
+    reason = recognise(host)
+    restore(host)
+    return reason
 
 
 def _follow(model: PreTrainedModel) -> None:
     sites = find_sites(model)
     if not all(_is_simple(site) for site in sites):
         raise ValueError("its rotary module has frequencies for each layer type, or computes them in every forward.")
+    if any(site.module.inv_freq.is_meta for site in sites):
+        raise ValueError("its frequencies are on the meta device, and have no values yet.")
     scaling = _read(model, sites[0])
     if not scaling.max_factor > 1:
-        raise ValueError("the config reaches no further than its original length.")
+        return  # the config reaches no further than its original length: nothing is scaled for more
     extend_from(
         model,
         {site.module: _unscaled(site.module, scaling) for site in sites},
@@ -118,19 +148,20 @@ def _follow(model: PreTrainedModel) -> None:
     extension(model).recognised = True
 
 
-def _known_type(model: PreTrainedModel) -> str | None:
-    """The config's type of scaling, of any of its layer types, if it is one of ours."""
-    found = getattr(model.config.get_text_config(decoder=True), "rope_parameters", None)
-    ropes = [found, *found.values()] if isinstance(found, dict) else []
-    kinds = [rope.get("rope_type") for rope in ropes if isinstance(rope, dict)]
-    return next((kind for kind in kinds if isinstance(kind, str) and kind in KEYS), None)
+def scaling_of(config: PreTrainedConfig) -> str | None:
+    """The type of RoPE scaling that a config has, of any of its layer types; None where every rope is unscaled.
+
+    The config is the one that transformers has read: of `rope_scaling` and `rope_parameters` it takes the first.
+    """
+    found = sections(getattr(config.get_text_config(decoder=True), "rope_parameters", None)).values()
+    ropes = [rope for rope in found if isinstance(rope, Mapping)]
+    kinds = [rope.get("rope_type", rope.get("type")) for rope in ropes if _scales(rope)]
+    return next((str(kind) for kind in kinds if kind not in UNSCALED), None)
 
 
-def may_have_scaling(config: Mapping[str, Any]) -> bool:
-    """Whether `follow_config` has to look at the model of this config.json."""
-    text = config.get("text_config") or config
-    parameters = text.get("rope_parameters") or text.get("rope_scaling")
-    return isinstance(parameters, dict) and parameters.get("rope_type", parameters.get("type")) not in (None, "default")
+def _scales(rope: Mapping[str, Any]) -> bool:
+    """A division by 1 is none: `proportional` is mostly a way to rotate a part of a head."""
+    return rope.get("rope_type") not in ("linear", "proportional") or rope.get("factor") not in (None, 1)
 
 
 def _is_simple(site: Site) -> bool:
@@ -141,54 +172,89 @@ def _is_simple(site: Site) -> bool:
 def _read(model: PreTrainedModel, site: Site) -> Scaling:
     config: Any = site.module.config
     parameters = getattr(config, "rope_parameters", None) or {}
+    try:
+        check_rope(parameters)  # a model that was not loaded by us has passed no check
+    except ValueError as error:
+        raise ValueError(f"{error}.") from None
     kind = str(parameters.get("rope_type"))
+    if kind not in KEYS:
+        raise ValueError(f"no method of longwave has that type. Known types: {', '.join(KEYS)}.")
     given = {name for name, value in parameters.items() if value is not None}
     if unknown := sorted(given - KEYS[kind]):
-        raise ValueError(f"the config's {unknown[0]} is unknown.")
-    rope = rope_at(site, config)
+        raise ValueError(f"the config's {unknown[0]} is unknown to longwave.")
+    given_length: Any = getattr(config, "max_position_embeddings", None)
+    longest = (
+        int(given_length) if is_length(given_length) else 0
+    )  # of a config without that key its factor says the reach
+    rope = rope_at(site, config, longest or None)
     record = getattr(model.config, RECORD, None)
     if kind == "longrope" and isinstance(record, dict):
         return _read_export(record, parameters, rope)
-    return READERS[kind](parameters, getattr(config, "max_position_embeddings", None), rope)
+    return READERS[kind](parameters, longest, rope)
+
+
+def _original(parameters: Mapping[str, Any]) -> int:
+    """max_position_embeddings counts before the scaling in some configs and after it in others: L must be given.
+
+    Of most types transformers itself puts it there.
+    """
+    original = parameters.get("original_max_position_embeddings")
+    if original is None:
+        raise ValueError(
+            "its original length is unknown. Write original_max_position_embeddings beside its factor into the config."
+        )
+    return int(original)
 
 
 def _read_linear(parameters: Mapping[str, Any], longest: int, rope: Rope) -> Scaling:
-    """max_position_embeddings counts before the scaling in some configs and after it in others: L must be given."""
-    factor, original = float(parameters["factor"]), parameters.get("original_max_position_embeddings")
-    if original is None:
-        raise ValueError("its original length is unknown. original_max_position_embeddings in the config would say it.")
-    original = int(original)
-    return Scaling("linear", factor, original, longest, Static(factor), {}, 1 / rope.powers)
+    factor = _factor(parameters)
+    return Scaling("linear", factor, _original(parameters), longest, Static(factor), {}, 1 / rope.powers)
 
 
 def _read_dynamic(parameters: Mapping[str, Any], longest: int, rope: Rope) -> Scaling:
     """α = factor·n/L - (factor - 1) is NTK with that slope; transformers sets no end, our t stays at the factor."""
-    factor = float(parameters["factor"])
+    factor = _factor(parameters)
+    if not longest:
+        raise ValueError("the config has no max_position_embeddings.")
     return Scaling("ntk", factor, longest, longest, Continuous(), {"slope": factor})
 
 
 def _read_yarn(parameters: Mapping[str, Any], longest: int, rope: Rope) -> Scaling:
-    original = int(parameters["original_max_position_embeddings"])  # or, by transformers, max_position_embeddings
+    original = _original(parameters)
     factor = float(parameters.get("factor") or longest / original)
+    if factor < 1:
+        raise ValueError(f"its factor is null, and max_position_embeddings {longest} is below {original}.")
     options: dict[str, Any] = {name: parameters[name] for name in ("beta_fast", "beta_slow") if parameters.get(name)}
     options["truncate"] = bool(parameters.get("truncate", True))
-    if parameters.get("attention_factor") is not None:
+    if parameters.get("attention_factor") is not None and factor > 1:
         options["temperature"] = (parameters["attention_factor"] - 1) / math.log(factor)
     return Scaling("yarn", factor, original, longest, Static(factor), options, 1 / rope.powers)
 
 
 def _read_llama3(parameters: Mapping[str, Any], longest: int, rope: Rope) -> Scaling:
-    factor, original = float(parameters["factor"]), int(parameters["original_max_position_embeddings"])
+    factor, original = _factor(parameters), _original(parameters)
     options = {name: parameters[name] for name in ("low_freq_factor", "high_freq_factor")}
+    if None in options.values():
+        raise ValueError("its low_freq_factor or high_freq_factor is null.")
     return Scaling("llama3", factor, original, longest, Static(factor), options, 1 / rope.powers)
 
 
 def _read_longrope(parameters: Mapping[str, Any], longest: int, rope: Rope) -> Scaling:
     """The attention scaling holds within L, too: it stays the module's own, and ours is 1."""
-    original = int(parameters["original_max_position_embeddings"])
+    original, long = _original(parameters), parameters["long_factor"]
+    if long is None:
+        raise ValueError("its long_factor is null.")
     factor = max(longest / original, float(parameters.get("factor") or 1.0))
-    options = {"long_factor": parameters["long_factor"], "short_factor": _held(rope), "attention_factor": 1.0}
+    if factor == 1:  # no length is beyond L
+        return Scaling("longrope", factor, original, longest, Threshold())
+    options = {"long_factor": long, "short_factor": _held(rope), "attention_factor": 1.0}
     return Scaling("longrope", factor, original, longest, Threshold(), options)
+
+
+def _factor(parameters: Mapping[str, Any]) -> float:
+    if parameters["factor"] is None:
+        raise ValueError("its factor is null.")
+    return float(parameters["factor"])
 
 
 READERS: dict[str, Callable[[Mapping[str, Any], Any, Rope], Scaling]] = {
@@ -206,18 +272,21 @@ def _read_export(record: Mapping[str, Any], parameters: Mapping[str, Any], rope:
     That is λ(1), where it is not 1, and an attention scaling of the model's own. The rest of the config's, per-query
     log-n as a constant included, belongs to t.
     """
-    factor, original = float(record["factor"]), int(record["original_length"])
-    length = parameters["original_max_position_embeddings"]
+    factor: Any = record.get("factor")
+    original: Any = record.get("original_length")
+    length, long = parameters.get("original_max_position_embeddings"), parameters["long_factor"]
     short = record.get("short_factor") or [1.0] * len(rope.powers)
-    same = parameters["short_factor"] == parameters["long_factor"] and len(short) == len(rope.powers)
-    if not same or length != record.get("length", math.floor(factor * original)):
+    own = record.get("attention_scaling", 1.0)
+    sound = all(map(is_positive, (factor, own))) and is_length(original) and are_positive(short) and bool(long)
+    same = sound and is_length(length) and parameters["short_factor"] == long and len(short) == len(rope.powers)
+    if not same or factor < 1 or length != record.get("length", math.floor(factor * original)):
         raise ValueError(f"the key {RECORD!r} of the config does not go with its rope_parameters.")
-    inv_freq = 1 / (torch.tensor(short) * rope.powers)
-    own = float(record.get("attention_scaling", 1.0))
-    held, long = _held(Rope(inv_freq, original, rope.base)), parameters["long_factor"]
+    factor, original, own = float(factor), int(original), float(own)
+    inv_freq = 1 / (torch.tensor(short, device="cpu") * rope.powers)
+    held = _held(Rope(inv_freq, original, rope.base))
     attention = (parameters.get("attention_factor") or 1.0) / own
     scaling = Scaling("longrope", factor, original, length, Static(factor), {}, inv_freq, own)
-    if scaling.max_factor > factor:  # the method's factors are those at its end, which lies on the same line
+    if scaling.max_factor > factor > 1:  # the method's factors are those at its end, which lies on the same line
         power = math.log(scaling.max_factor) / math.log(factor)
         long = [one * (other / one) ** power for one, other in zip(held, long, strict=True)]
         attention **= power
@@ -250,7 +319,8 @@ def _agrees(model: PreTrainedModel, scaling: Scaling) -> bool:
         if module is rotary.base:  # it holds the frequencies of short texts
             length = math.floor(scaling.factor * scaling.original_length)
             kind = module.config.rope_parameters["rope_type"]
-            theirs, attention = ROPE_INIT_FUNCTIONS[kind](module.config, theirs.device, seq_len=length)
+            with theirs.device:  # some of its tensors are made on the default device
+                theirs, attention = ROPE_INIT_FUNCTIONS[kind](module.config, theirs.device, seq_len=length)
         ours = rotary.trajectory.at(scaling.factor)
         ours_attention = ours.attention_scaling * getattr(rotary.base, "attention_scaling", 1.0)
         if theirs.shape != ours.inv_freq.shape or not math.isclose(attention, ours_attention, rel_tol=1e-6):

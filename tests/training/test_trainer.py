@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from longwave.attention.hook import ON_LAYER
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback, TrainingArguments
 
 import longwave
+from longwave.attention.hook import ON_LAYER
 from longwave.extensions.log_n import log_n_of
 from longwave.training.data import collate
 from longwave.training.metrics import read_metrics

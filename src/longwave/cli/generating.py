@@ -66,7 +66,7 @@ def load(path: str, *, method: str | None, to: int | None, dtype: str, device: s
     from longwave.extensions.reach import original_length_of
     from longwave.methods import parse_method
 
-    loaded = evaluating.load(path, dtype, device, scaling="trajectory" if method is None else "plain")
+    loaded = evaluating.load(path, dtype, device)
     handle = find_extension(loaded.model)
     if handle is not None and not handle.recognised:
         if method is not None or to is not None:
@@ -79,7 +79,7 @@ def load(path: str, *, method: str | None, to: int | None, dtype: str, device: s
     found, _ = parse_method(method)
     if found.trained:
         raise ValueError(f"{found.name} needs trained weights. Run `longwave train` first, or take ntk or yarn.")
-    original = original_length_of(loaded.model)
+    original = original_length_of(longwave.restore(loaded.model))
     if to is not None and to < original:
         raise ValueError(f"--to {to} is less than the {original} tokens that the model was trained for.")
     longwave.extend(loaded.model, method, max_factor=FACTOR if to is None else to / original)
@@ -117,15 +117,16 @@ def continue_text(
     import longwave
     from longwave.extensions.handle import find_extension
     from longwave.extensions.reach import reach_of
+    from longwave.recognition import unrecognised
     from longwave.vocabulary import check_ids, prompt_ids
 
     for name, value in (("max new tokens", max_new_tokens), ("prefill chunk", chunk)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     handle = find_extension(model)
-    extensible = handle is None or handle.recognised
+    extensible = (handle is None or handle.recognised) and not unrecognised(model)
     ids = torch.tensor([prompt_ids(tokenizer, text)], dtype=torch.long, device=model.device)
-    if not ids.shape[1]:
+    if not ids.numel():
         raise ValueError("the prompt is empty: the tokenizer finds no token in it.")
     check_ids(ids, model, tokenizer)
     length, limit = ids.shape[1], reach_of(model)

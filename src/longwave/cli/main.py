@@ -13,6 +13,7 @@ from rich.text import Text
 
 import longwave
 from longwave.cli.errors import explain
+from longwave.cli.notes import notes
 
 # One module longwave.cli.<name> per command, holding a function <name>; help lists them in this order.
 COMMANDS = (
@@ -69,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in args  # accepted anywhere, also after the command
     args = [arg for arg in args if arg != "--debug"]
     try:
-        app(args, prog_name="longwave")
+        with notes():
+            app(args, prog_name="longwave")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:

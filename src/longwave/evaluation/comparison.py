@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import AutoTokenizer
 
-from longwave.adapter import extension_of
+from longwave.adapter import extension_of, unrecognised_scaling
 from longwave.evaluation.alike import Table, check_trained_lengths
 from longwave.evaluation.cells import Cell, Store, fingerprint, versions
 from longwave.evaluation.lengths import doublings, parse_lengths
@@ -86,7 +86,12 @@ class Candidate:
         found = [spec for given in self.methods for spec in (own if given == OWN else (given,))]
         if self.methods and not found:
             raise ValueError(f"{self.path} has no method of its own. Write for example --methods none,ntk,own.")
-        return tuple(dict.fromkeys(found)) or own or TRAINING_FREE
+        return tuple(dict.fromkeys(found)) or own or self._plain_specs
+
+    @property
+    def _plain_specs(self) -> tuple[str, ...]:
+        """As `default_specs` of the loaded model: on scaling that is not recognised no other method is put."""
+        return ("none",) if unrecognised_scaling(self.path) else TRAINING_FREE
 
 
 @dataclass

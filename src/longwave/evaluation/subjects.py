@@ -16,6 +16,7 @@ from longwave.extensions.log_n import log_n_of
 from longwave.extensions.reach import original_length_of
 from longwave.extensions.sites import host_of
 from longwave.methods import METHODS, parse_method
+from longwave.recognition import unrecognised
 from longwave.schedule import Schedule, factor_of
 
 TRAINING_FREE = ("none", "linear", "ntk", "yarn")
@@ -50,9 +51,15 @@ class Subject:
 
 
 def default_specs(model: nn.Module) -> list[str]:
-    """Its own method for an extended model, the training-free ones for any other."""
+    """Its own method for an extended model, the training-free ones for any other.
+
+    A plain model with RoPE scaling that no method of ours recognises is measured as it is: another method would
+    scale it twice, and only who asks for that gets it.
+    """
     handle = find_extension(model)
-    return list(TRAINING_FREE) if handle is None else [handle.method]
+    if handle is not None:
+        return [handle.method]
+    return ["none"] if unrecognised(model) else list(TRAINING_FREE)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleav
 REPLACED = (
     "rope_type", "type", "factor", "short_factor", "long_factor", "attention_factor", "beta_fast", "beta_slow",
     "mscale", "truncate", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
-    "short_mscale", "long_mscale",
+    "short_mscale", "long_mscale", "finetuned",
 )  # fmt: skip
 # What belongs to a checkpoint beside its weights; code that would need trust_remote_code does not.
 BESIDE = (

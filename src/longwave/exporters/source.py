@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from longwave.adapter import damaged_tokenizer, extend_as_saved, is_trained, skeleton
 from longwave.checkpoints.folder import CONFIG, TRAINING, Kind, missing_part, resolve, tokenizer_folder
-from longwave.extensions.attach import extend, rope_of
+from longwave.extensions.attach import extend, restore, rope_of
 from longwave.extensions.handle import extension, find_extension, rotaries
 from longwave.extensions.log_n import log_n_of
 from longwave.extensions.policy import snapshot
@@ -20,7 +20,7 @@ from longwave.extensions.standin import frequency_name
 from longwave.io import read_json
 from longwave.legacy import extend_legacy, read_legacy
 from longwave.methods import parse_method
-from longwave.recognition import RECORD, follow_config
+from longwave.recognition import RECORD, follow_config, recognise
 from longwave.schedule import Static, factor_of
 from longwave.trajectory import Snapshot
 from longwave.weights import Contents, check_parameters, check_weights, weight_files
@@ -206,8 +206,10 @@ def open_source(
         contents = check_parameters(model, plain)
         if own:
             extend_as_saved(plain, folder)
-        elif method is not None or find_extension(follow_config(plain)) is None:
-            _extend_plain(plain, method, factor, length, str(path))
+        elif method is None and (reason := recognise(plain)):
+            raise ValueError(reason)  # and no advice to put a method on top
+        elif method is not None or find_extension(plain) is None:
+            _extend_plain(restore(follow_config(plain)), method, factor, length, str(path))
     if not is_trained(plain):
         raise ValueError(f"{path} has not been trained: its frequencies are those of the prior. Export that method.")
     record = folder / TRAINING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ OTHER_POSITIONS = {
     "r_r_bias": "relative positions (r_r_bias)",
     "rel_logits_proj": "relative positions (rel_logits_proj)",
 }
+# Types of RoPE scaling that turn by the same frequencies at every length.
+STATIC = ("linear", "llama3", "proportional", "yarn")
 ALIBI = ("bloom", "mpt")
 ROTATES_INSIDE_ATTENTION = ("gptj", "codegen", "roformer")
 
@@ -182,19 +185,28 @@ def _choose(layer_types: list[str | None], config: PreTrainedConfig) -> str | No
 
 
 def _rope_parameters(config: PreTrainedConfig, layer_type: str | None) -> dict:
-    parameters = getattr(config, "rope_parameters", None) or {}
+    parameters = getattr(config, "rope_parameters", None)
+    if not isinstance(parameters, dict):
+        return {}
     nested = parameters.get(layer_type) if layer_type is not None else None
     return nested if isinstance(nested, dict) else parameters
 
 
 def _trained_length(config: PreTrainedConfig, parameters: dict) -> int:
-    """L in tokens. A longrope model's own frequencies are its short ones, good for its original length."""
-    if parameters.get("rope_type") == "longrope" and parameters.get("original_max_position_embeddings"):
-        return int(parameters["original_max_position_embeddings"])
+    """L in tokens of the frequencies that the module holds.
+
+    A longrope model's own frequencies are its short ones, good for its original length; those of a static scaling
+    are good for all that the config reaches, which max_position_embeddings need not say (Qwen's YaRN).
+    """
+    kind, original = parameters.get("rope_type"), parameters.get("original_max_position_embeddings")
+    if kind == "longrope" and original:
+        return int(original)
     length = getattr(config, "max_position_embeddings", None) or getattr(config, "model_max_length", None)
     if not isinstance(length, int):
         raise ValueError(
             f"the config of {config.model_type} does not say how long its training context was. "
             "Pass original_length, in tokens."
         )
+    if kind in STATIC and original and parameters.get("factor"):
+        return max(length, math.floor(parameters["factor"] * original))
     return length

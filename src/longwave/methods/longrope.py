@@ -56,10 +56,11 @@ class LongRoPE(Trajectory):
         if attention_factor is not None and not (math.isfinite(attention_factor) and attention_factor > 0):
             raise ValueError(f"longrope attention_factor must be a positive number, got {attention_factor}.")
         self.attention_factor = None if attention_factor is None else float(attention_factor)
-        ratio = torch.tensor(self.long_factor, dtype=torch.float64) / torch.tensor(
-            self.short_factor, dtype=torch.float64
+        # On the CPU, as the rope is, whatever torch.set_default_device says.
+        long, short = (
+            torch.tensor(values, dtype=torch.float64, device="cpu") for values in (self.long_factor, self.short_factor)
         )
-        self.register_buffer("log_ratio", ratio.log(), persistent=False)
+        self.register_buffer("log_ratio", (long / short).log(), persistent=False)
 
     def options(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,34 @@
+"""What the library has to say of a model while a command runs, on stderr."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+
+class Notes(logging.Handler):
+    """Prints each warning of the library once: a command may open the same model several times."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message not in self.said:
+            self.said.add(message)
+            typer.echo(message, err=True)
+
+
+@contextmanager
+def notes() -> Iterator[None]:
+    """For the length of one command."""
+    logger, handler = logging.getLogger("longwave"), Notes()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -18,7 +18,8 @@ PACKAGE = Path(longwave.__file__).parent
 # row that attaches to a model, know one another.
 LAYERS = (
     ("io",),
-    ("text", "weights"),
+    ("data", "weights"),
+    ("text",),  # deprecated names of data
     ("rope", "schedule"),
     ("trajectory",),
     ("methods",),

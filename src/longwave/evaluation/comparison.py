@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from longwave.adapter import extension_of
+from longwave.data.documents import read_documents
+from longwave.data.hashes import data_hashes
+from longwave.data.tokens import stream_and_starts
 from longwave.evaluation.cells import Cell, Store, fingerprint, versions
 from longwave.evaluation.lengths import check_lengths, doublings, original_length_of, parse_lengths
 from longwave.evaluation.registry import Inputs, Text
@@ -18,7 +21,6 @@ from longwave.evaluation.subjects import TRAINING_FREE, under
 from longwave.evaluation.suites import Step
 from longwave.io import data_identity
 from longwave.methods import parse_method
-from longwave.text import data_hashes, read_documents, stream_and_starts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -127,9 +127,10 @@ def compute(row: Row, seed: int, windows: int, trials: int) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import longwave
+    from longwave.data.documents import read_documents
+    from longwave.data.tokens import token_stream
     from longwave.demo.corpus import stdlib_files
     from longwave.io import sha256, versions, write_text
-    from longwave.text import read_documents, token_stream
 
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     started = time.time()

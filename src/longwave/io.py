@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 EXPORT_RECORD = "longwave-export.json"  # in a folder of `longwave export`, beside the files of its target
+STRUCTURED = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet", ".arrow")  # data that is parsed
+PACKED = (".gz", ".bz2", ".xz", ".zst")
 RECORDED = ("longwave", "torch", "transformers", "accelerate", "datasets", "torchdiffeq", "numpy")
 
 
@@ -66,8 +68,15 @@ def data_identity(hashes: dict[str, str]) -> list[list[str]]:
     Arguments:
         hashes: SHA-256 of each file by its path, in the order in which they are read.
     """
-    parsed = (".jsonl", ".ndjson", ".parquet")
-    return [[suffix if (suffix := Path(name).suffix) in parsed else "text", sha] for name, sha in hashes.items()]
+    return [[data_suffix(name) or "text", sha] for name, sha in hashes.items()]
+
+
+def data_suffix(name: Path | str) -> str:
+    """The suffix that says how a data file is read, `.jsonl` of A.JSONL.gz; empty for text."""
+    path = Path(str(name).lower())
+    if path.suffix in PACKED:
+        path = path.with_suffix("")
+    return path.suffix if path.suffix in STRUCTURED else ""
 
 
 def versions() -> dict[str, str]:

@@ -26,7 +26,7 @@ from longwave.extensions.handle import extension, find_extension
 from longwave.extensions.sites import Site, find_sites, host_of, rope_at
 from longwave.extensions.standin import undecorated_forward
 from longwave.rope import Rope
-from longwave.schedule import Continuous, Schedule, Static, Threshold
+from longwave.schedule import Continuous, Schedule, Static, Threshold, tokens_at
 
 logger = logging.getLogger("longwave")
 
@@ -75,10 +75,7 @@ class Scaling:
     @property
     def max_factor(self) -> float:
         """The trajectory's: ⌊max_factor·L⌋ is the reach, or factor·L where that is more. It may be over `factor`."""
-        found = max(self.factor, self.reach / self.original_length)
-        while math.floor(found * self.original_length) < self.reach:  # the quotient may have been rounded down
-            found = math.nextafter(found, math.inf)
-        return found
+        return max(self.factor, self.reach / self.original_length)
 
 
 def follow_config(model: PreTrainedModel) -> PreTrainedModel:
@@ -279,7 +276,7 @@ def _read_export(record: Mapping[str, Any], parameters: Mapping[str, Any], rope:
     own = record.get("attention_scaling", 1.0)
     sound = all(map(is_positive, (factor, own))) and is_length(original) and are_positive(short) and bool(long)
     same = sound and is_length(length) and parameters["short_factor"] == long and len(short) == len(rope.powers)
-    if not same or factor < 1 or length != record.get("length", math.floor(factor * original)):
+    if not same or factor < 1 or length != record.get("length", tokens_at(factor, original)):
         raise ValueError(f"the key {RECORD!r} of the config does not go with its rope_parameters.")
     factor, original, own = float(factor), int(original), float(own)
     inv_freq = 1 / (torch.tensor(short, device="cpu") * rope.powers)
@@ -317,7 +314,7 @@ def _agrees(model: PreTrainedModel, scaling: Scaling) -> bool:
         rotary, module = mount.rotary, mount.own
         theirs, attention = module.inv_freq, getattr(module, "attention_scaling", 1.0)
         if module is rotary.base:  # it holds the frequencies of short texts
-            length = math.floor(scaling.factor * scaling.original_length)
+            length = tokens_at(scaling.factor, scaling.original_length)
             kind = module.config.rope_parameters["rope_type"]
             with theirs.device:  # some of its tensors are made on the default device
                 theirs, attention = ROPE_INIT_FUNCTIONS[kind](module.config, theirs.device, seq_len=length)

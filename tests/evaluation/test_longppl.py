@@ -20,11 +20,12 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 import longwave
 from longwave.cli.main import main
+from longwave.data.documents import read_documents
+from longwave.data.tokens import stream_and_starts
 from longwave.demo.run import BASE
 from longwave.evaluation.keytokens import Choice, Evaluator, digest_of, evaluator_of
 from longwave.evaluation.longppl import Texts, longppl
 from longwave.evaluation.results import LONGPPL, read
-from longwave.text import read_documents, stream_and_starts
 
 CHOICE = Choice(trunc_len=100, sliding_window=37, alpha=0.5, beta=-4.0)
 

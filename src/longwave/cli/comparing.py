@@ -18,7 +18,9 @@ Suite = Annotated[
 ]
 Texts = Annotated[
     list[Path] | None,
-    typer.Option("--data", metavar="PATH", help="Text, jsonl or parquet, a file or a folder; repeatable."),
+    typer.Option(
+        "--data", metavar="PATH", help="Text, jsonl, json, csv, parquet, arrow: a file or a folder; repeatable."
+    ),
 ]
 Folder = Annotated[
     Path | None,

@@ -54,11 +54,12 @@ def needle(
     from functools import partial
 
     from longwave.cli import evaluating
+    from longwave.data.documents import read_documents
+    from longwave.data.hashes import data_hashes
     from longwave.evaluation import needle as measure
     from longwave.evaluation.lengths import parse_lengths
     from longwave.evaluation.results import NEEDLE, record
     from longwave.extensions.reach import original_length_of
-    from longwave.text import data_hashes, read_documents
 
     texts: dict[str, Any] = {"needle": needle or measure.NEEDLE, "question": question or measure.QUESTION}
     measure.template_of(**texts)

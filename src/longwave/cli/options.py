@@ -17,7 +17,9 @@ Model = Annotated[
 ]
 Data = Annotated[
     list[Path],
-    typer.Option("--data", metavar="PATH", help="Text, jsonl or parquet, a file or a folder; repeatable."),
+    typer.Option(
+        "--data", metavar="PATH", help="Text, jsonl, json, csv, parquet, arrow: a file or a folder; repeatable."
+    ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]

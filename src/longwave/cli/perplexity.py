@@ -74,12 +74,14 @@ def perplexity(
     from functools import partial
 
     from longwave.cli import evaluating
+    from longwave.data.documents import read_documents
+    from longwave.data.hashes import data_hashes
+    from longwave.data.tokens import stream_and_starts
     from longwave.evaluation import perplexity as measure
     from longwave.evaluation.lengths import parse_lengths
     from longwave.evaluation.results import PERPLEXITY, record
     from longwave.evaluation.windows import check_stretches, chunk_of, plan
     from longwave.extensions.reach import original_length_of
-    from longwave.text import data_hashes, read_documents, stream_and_starts
 
     folder = evaluating.results_folder(output, "perplexity", model, overwrite)
     documents, hashes = read_documents(data), data_hashes(data)

@@ -18,13 +18,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import longwave
+from longwave.data.documents import read_documents
+from longwave.data.tokens import token_stream
 from longwave.demo.corpus import write_corpus
 from longwave.demo.journal import Journal
 from longwave.evaluation.lengths import parse_lengths
 from longwave.evaluation.results import PASSKEY, PERPLEXITY, record, write
 from longwave.io import sha256, versions
 from longwave.methods import METHODS
-from longwave.text import read_documents, token_stream
 
 BASE = Path(__file__).parent / "model"
 

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from transformers import AutoTokenizer
 
 from longwave.adapter import extension_of, unrecognised_scaling
+from longwave.data.documents import read_documents
+from longwave.data.hashes import data_hashes
+from longwave.data.tokens import stream_and_starts
 from longwave.evaluation.alike import Table, check_trained_lengths
 from longwave.evaluation.cells import Cell, Store, fingerprint, versions
 from longwave.evaluation.lengths import doublings, parse_lengths
@@ -24,7 +27,6 @@ from longwave.evaluation.windows import rows_per_batch
 from longwave.extensions.reach import check_lengths, original_length_of
 from longwave.io import data_identity
 from longwave.methods import parse_method
-from longwave.text import data_hashes, read_documents, stream_and_starts
 from longwave.vocabulary import identity
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ class Texts:
     Arguments:
         tokenizer: that made the stream.
         documents: with one column, `text`.
-        tokens: all of them as one stream, see `longwave.text.stream_and_starts`.
+        tokens: all of them as one stream, see `longwave.data.tokens.stream_and_starts`.
         starts: where each document starts in it.
     """
 

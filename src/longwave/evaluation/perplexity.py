@@ -150,11 +150,11 @@ def perplexity(
 
     Arguments:
         model: a transformers causal LM, extended or not; put in eval mode for the while.
-        tokens: the token stream, shape [tokens]; see `longwave.text.token_stream`.
+        tokens: the token stream, shape [tokens]; see `longwave.data.tokens.token_stream`.
         lengths: `"1x,2x,4096"` or a list: multiples of the original length, or tokens.
         windows: how many windows; None for 64 or what fits, 0 for all that fit.
         chunk: tokens of a chunk in `chunked-cache`; None for 4,096, or the original length if that is less.
-        documents: where each document starts in `tokens`, for `truncate`; see `longwave.text.stream_and_starts`.
+        documents: where each document starts in `tokens`, for `truncate`; see `longwave.data.tokens.stream_and_starts`.
         by_position: in how many equal stretches of the window to report the loss, for protocols that score windows
             whole (`overlap`, `truncate`, `chunked-cache`); 0 for none.
         original_length: what `1x` means, default the model's own.

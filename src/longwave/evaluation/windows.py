@@ -187,7 +187,7 @@ def plan(
     starts = None if documents is None else tuple(documents)
     if starts and (starts[0] < 0 or starts[-1] > tokens or any(b < a for a, b in pairwise(starts))):
         raise ValueError(
-            f"documents must be ascending places in a stream of {tokens} tokens. See text.stream_and_starts."
+            f"documents must be ascending places in a stream of {tokens} tokens. See data.tokens.stream_and_starts."
         )
     return PROTOCOLS[protocol](tokens, lengths, Wanted(windows, targets, stride, chunk, starts))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from longwave.extensions.standin import frequency_name, undecorated_forward
 from longwave.rope import Rope
+from longwave.schedule import tokens_at
 
 # Layers that attend within a window never see a longer distance: their rotation stays as it is.
 LOCAL = ("sliding", "chunked", "local")
@@ -208,5 +208,5 @@ def _trained_length(config: PreTrainedConfig, parameters: dict) -> int:
             "Pass original_length, in tokens."
         )
     if kind in STATIC and original and parameters.get("factor"):
-        return max(length, math.floor(parameters["factor"] * original))
+        return max(length, tokens_at(parameters["factor"], original))
     return length

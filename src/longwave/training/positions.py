@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from longwave.schedule import tokens_at
+
 
 def chunks(rows: int, length: int, limit: int, generator: Generator, count: int = 2) -> Tensor:
     """`count` contiguous chunks, each moved right by a gap: 0 <= gap_1 <= ... <= limit - length.
@@ -127,7 +129,7 @@ class LengthSampler:
 
         A batch then has as many tokens either way, and no row is left over.
         """
-        most = min(rows, math.floor(self.max_factor * self.original_length) // length)
+        most = min(rows, tokens_at(self.max_factor, self.original_length) // length)
         return [multiple for multiple in range(2, most + 1) if rows % multiple == 0]
 
     def __call__(
@@ -151,8 +153,7 @@ class LengthSampler:
         if self.factors == "integer":
             least = min(float(math.ceil(least)), self.max_factor)
         t = max(FACTORS[self.factors](self.max_factor, generator), least)
-        # n/L·L can come out below n in floating point: the window is the floor.
-        limit = max(length, math.floor(t * self.original_length))
+        limit = max(length, tokens_at(t, self.original_length))
         return t, POSITIONS[self.positions](rows, length, limit, generator, self.chunks)
 
     def _long(self, rows: int, length: int, generator: Generator) -> tuple[float, Tensor]:

@@ -18,8 +18,10 @@ from transformers import (
 )
 
 from longwave.adapter import MODEL, SETTINGS, WEIGHTS, save
+from longwave.data.documents import read_documents
+from longwave.data.hashes import data_hashes
+from longwave.data.tokens import token_stream
 from longwave.io import check_output, command, read_json, versions, write_json
-from longwave.text import data_hashes, read_documents, token_stream
 from longwave.training.checkpoints import checkpoint_step, checkpoints, discard
 from longwave.training.config import TrainConfig
 from longwave.training.data import PackedRows, pack
@@ -51,7 +53,7 @@ def train(
     Arguments:
         model: a Hugging Face folder or hub id, a folder that an earlier run wrote (its frequencies are
             taken further if the method is the same), or a model, which is then extended in place.
-        data: text, jsonl or parquet files, or folders of them.
+        data: text, jsonl, json, csv, parquet or arrow files, or folders of them; see docs/data.md.
         output: longwave.json and longwave.safetensors (the method), model/ (the weights), the tokenizer's
             files, training.json (settings, data hashes, versions, command) and metrics.jsonl (a row per
             step). While training, checkpoints/ holds the last two states.

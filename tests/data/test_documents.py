@@ -1,4 +1,4 @@
-"""Documents from files and folders, and the token stream."""
+"""Documents, their hashes, and the token stream."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from longwave.text import data_files, data_hashes, read_documents, stream_and_starts, token_stream
+from longwave.data.documents import read_documents
+from longwave.data.hashes import data_hashes
+from longwave.data.sources import data_files
+from longwave.data.tokens import stream_and_starts, token_stream
 
 
 @pytest.fixture

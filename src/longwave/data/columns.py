@@ -1,0 +1,86 @@
+"""Documents in the column `text` of parquet and arrow files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
+
+from longwave.data.json_texts import shortened
+from longwave.data.kinds import Source
+
+ROWS = 256  # that are decoded at a time: a row may be a book
+FAILURES = (pyarrow.ArrowException, OSError)  # of a file that is damaged
+AGAIN = "Get the file again."
+
+
+def parquet_texts(source: Source) -> Iterator[str]:
+    """The column `text` of a parquet file."""
+    _require_unpacked(source)
+    try:
+        table = pyarrow.parquet.ParquetFile(source.file)
+    except FAILURES as error:
+        raise source.error(f"is not a parquet file ({_first_line(error)})", AGAIN) from None
+    with table:
+        _require_text(source, table.schema_arrow)
+        yield from _values(source, table.iter_batches(batch_size=ROWS, columns=["text"]))
+
+
+def arrow_texts(source: Source) -> Iterator[str]:
+    """The column `text` of an arrow file, in the format of files or of streams (`datasets.save_to_disk`)."""
+    _require_unpacked(source)
+    is_file = source.head().startswith(b"ARROW1")
+    try:
+        mapped = pyarrow.memory_map(str(source.file))
+        table = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(mapped)
+    except FAILURES as error:
+        raise source.error(f"is not an arrow file ({_first_line(error)})", AGAIN) from None
+    _require_text(source, table.schema)
+    batches = (table.get_batch(i) for i in range(table.num_record_batches)) if is_file else iter(table)
+    yield from _values(source, (batch.select(["text"]) for batch in batches))
+
+
+def _require_unpacked(source: Source) -> None:
+    if source.compression:
+        raise source.error(f"is a {source.kind} file inside a {source.compression} file", "Unpack it first.")
+
+
+def _require_text(source: Source, schema: pyarrow.Schema) -> None:
+    if "text" not in schema.names:
+        reason = f"has no column `text`; it has {shortened(schema.names)}"
+        raise source.error(reason, "Name the column of the texts so.")
+    given = schema.field("text").type
+    plain = given.value_type if pyarrow.types.is_dictionary(given) else given
+    if str(plain) not in {"string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null"}:
+        reason = f"has a column `text` of type {shortened([given])}, which is not text"
+        raise source.error(reason, "Write it as a column of strings.")
+
+
+def _values(source: Source, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[str]:
+    """Every value of the first column; one that is missing is an empty text.
+
+    Bytes are decoded here: writers without a type for strings (Spark, Impala) mark UTF-8 text as binary, and
+    pyarrow does not say which string is not UTF-8.
+    """
+    row = 0
+    while True:
+        try:
+            batch = next(batches, None)
+            values = () if batch is None else batch.column(0).cast(pyarrow.large_binary())
+        except FAILURES as error:
+            raise source.error(f"is damaged after row {row} ({_first_line(error)})", AGAIN) from None
+        if batch is None:
+            return
+        for value in values:
+            row += 1
+            try:
+                text = (value.as_py() or b"").decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise source.error(f"not UTF-8 text ({error.reason})", "Convert or remove it.", f"row {row}") from None
+            yield text
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

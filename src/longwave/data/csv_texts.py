@@ -1,0 +1,55 @@
+"""Documents in the column `text` of csv and tsv files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+
+from longwave.data.json_texts import shortened
+from longwave.data.kinds import Source
+
+LONGEST = 2**31 - 1  # characters of a field; the default of `csv` is 131,072, and a document may be a book
+
+
+def csv_texts(source: Source) -> Iterator[str]:
+    """The field `text` of every row after the first, which names the columns."""
+    return _rows(source, ",")
+
+
+def tsv_texts(source: Source) -> Iterator[str]:
+    """The same, with tabs between the fields."""
+    return _rows(source, "\t")
+
+
+def _rows(source: Source, delimiter: str) -> Iterator[str]:
+    csv.field_size_limit(LONGEST)
+    with source.opened_text() as lines:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        rows = _checked(source, reader)
+        columns = next(rows, (0, []))[1]
+        if "text" not in columns:
+            raise source.no_documents(
+                f"has no column `text`; it has {shortened(columns)}", "Name the column of the texts so."
+            )
+        place = columns.index("text")
+        for line, row in rows:
+            if len(row) != len(columns):
+                reason = f"the row has {len(row)} fields, the first line {len(columns)}"
+                raise source.error(reason, "Quote a text that holds the separator.", f"line {line}")
+            if "\0" in row[place]:
+                raise source.error("the text holds a NUL byte", "Remove the byte.", f"line {line}")
+            yield row[place]
+
+
+def _checked(source: Source, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """Every row that is not blank, and the line in which it starts."""
+    while True:
+        line = reader.line_num + 1  # type: ignore[attr-defined]  # of csv.reader, whose type has no public name
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise source.error(f"not csv ({error})", "Correct the quotes.", f"the row from line {line} on") from None
+        if row is None:
+            return
+        if row:
+            yield line, row

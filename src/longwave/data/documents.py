@@ -1,0 +1,77 @@
+"""Documents of files and folders, as a `datasets.Dataset`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import datasets
+from datasets.fingerprint import Hasher
+
+from longwave.data.bars import progress_bars
+from longwave.data.formats import texts
+from longwave.data.kinds import Source
+from longwave.data.sources import find
+from longwave.io import sha256
+
+logger = logging.getLogger("longwave")
+
+FEATURES = datasets.Features({"text": datasets.Value("string")})
+READING = 1  # part of the cache key: raise it when a file is read differently than before
+
+
+def read_documents(paths: Iterable[Path | str]) -> datasets.Dataset:
+    """Documents as a `datasets.Dataset` with one column, `text`.
+
+    docs/data.md says which files are read, and what is a document in each kind. Empty documents are left out.
+    The logger `longwave` says how many those were, and which files of a folder were passed over. The result is
+    memory-mapped from the cache of `datasets`, under a key made of the files' contents: an edited file is read again.
+
+    Raises:
+        ValueError: if a path is missing, a file cannot be read, or no document is left.
+    """
+    found = find(paths)
+    if found.passed:
+        logger.warning("passed over in the data: %s. To read such a file, pass its own path.", found.passed_over())
+    read = _read(found.sources)
+    if read is not None and len(kept := _without_empty(read)):
+        if empty := len(read) - len(kept):
+            logger.warning("left out %d empty documents of %d (%s, ...).", empty, len(read), found.sources[0].file)
+        return kept
+    files = [source.file for source in found.sources]
+    raise ValueError(f"the data holds no text: {len(files)} files, all empty ({files[0]}, ...).")
+
+
+def _read(sources: Sequence[Source]) -> datasets.Dataset | None:
+    """All documents; None if there are none, which `datasets` cannot store."""
+    if next(_rows(sources), None) is None:
+        return None
+    arguments = {"sources": sources, "hashes": [sha256(source.file) for source in sources], "reading": READING}
+    with progress_bars(False):
+        try:
+            return datasets.Dataset.from_generator(_rows, features=FEATURES, gen_kwargs=arguments)
+        except datasets.exceptions.DatasetGenerationError as error:
+            if isinstance(error.__cause__, ValueError | OSError):  # ours, from deep inside the builder
+                raise error.__cause__ from None
+            raise
+
+
+def _rows(sources: Iterable[Source], hashes: object = (), reading: int = READING) -> Iterator[dict[str, str]]:
+    """Documents of `sources`; the other arguments only make the cache key depend on contents and on this code."""
+    for source in sources:
+        for text in texts(source):
+            yield {"text": text}
+
+
+def _without_empty(documents: datasets.Dataset) -> datasets.Dataset:
+    """The documents that hold more than white space; which ones is cached, too."""
+    with progress_bars(False):
+        kept = documents.filter(
+            _have_text, batched=True, batch_size=64, new_fingerprint=Hasher.hash([documents._fingerprint, "have text"])
+        )
+    return documents if len(kept) == len(documents) else kept
+
+
+def _have_text(batch: dict[str, list[str]]) -> list[bool]:
+    return [bool(text) and not text.isspace() for text in batch["text"]]

@@ -1,0 +1,68 @@
+"""The documents of a file: one reader per kind."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Iterator
+
+from longwave.data.columns import arrow_texts, parquet_texts
+from longwave.data.csv_texts import csv_texts, tsv_texts
+from longwave.data.json_texts import json_file, json_lines
+from longwave.data.kinds import ARROW, PARQUET, POINTER, TEXT, Source
+
+
+def text_file(source: Source) -> Iterator[str]:
+    """The whole file as one document."""
+    with source.opened_text() as handle:
+        text = handle.read()
+    if "\0" in text:  # valid UTF-8, yet no text: an archive or an array that happens to decode
+        raise _binary(source)
+    yield text
+
+
+READERS: dict[str, Callable[[Source], Iterator[str]]] = {
+    TEXT: text_file,
+    ".jsonl": json_lines,
+    ".ndjson": json_lines,
+    ".jsonlines": json_lines,
+    ".json": json_file,
+    ".csv": csv_texts,
+    ".tsv": tsv_texts,
+    PARQUET: parquet_texts,
+    ARROW: arrow_texts,
+}
+# Files of these kinds are often something else than data: pictures, settings, tables of numbers.
+OFTEN_OTHER = {TEXT, ".json", ".csv", ".tsv"}
+
+
+def texts(source: Source) -> Iterator[str]:
+    """The documents of a file, empty ones included, read while they are asked for.
+
+    Raises:
+        DataError: if the file cannot be read, or where it cannot.
+    """
+    if source.head().startswith(POINTER):
+        raise source.no_documents("is a pointer of Git LFS, not the data", "Run `git lfs pull` in its folder.")
+    yield from READERS[source.kind](source)
+
+
+def check(source: Source) -> None:
+    """Read as little of a file as tells whether it holds documents.
+
+    Raises:
+        NotDocuments: if it is something else.
+        DataError: if it is data, and cannot be read.
+    """
+    if source.kind != TEXT:
+        next(texts(source), None)
+        return
+    head = source.head()
+    if head.startswith(POINTER):
+        next(texts(source))
+    # Bytes that are not UTF-8, or begin as UTF-16, may be a book all the same: reading it is an error.
+    if b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise _binary(source)
+
+
+def _binary(source: Source) -> Exception:
+    return source.no_documents("is not text: it holds NUL bytes", "Convert or remove it.")

@@ -1,0 +1,120 @@
+"""Documents in JSON: an object per line, one array, or one object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from longwave.data.json_array import JsonArray, NotJson
+from longwave.data.kinds import DataError, Source
+
+CORRECT = "Correct or remove it."
+
+
+class NoText(ValueError):
+    """A value of JSON that is no document, and why."""
+
+
+class BadText(ValueError):
+    """A document whose text cannot be read, and why."""
+
+
+REFUSALS = (NotJson, NoText, BadText)
+
+
+def json_lines(source: Source) -> Iterator[str]:
+    """The field `text` of the object in each line; blank lines are no documents."""
+    with source.opened_text() as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    text = text_of(parsed(line))
+                except REFUSALS as error:
+                    raise _refused(source, error, f"line {number}") from None
+                yield text
+
+
+def json_file(source: Source) -> Iterator[str]:
+    """Documents of a file named .json: an array of objects or strings, an object per line, or a single object."""
+    if source.head().decode("utf-8-sig", errors="ignore").lstrip().startswith("["):
+        return _array(source)
+    with source.opened_text() as lines:
+        first = next((line for line in lines if line.strip()), None)
+    return json_lines(source) if first is None or _is_json(first) else _single(source)
+
+
+def _array(source: Source) -> Iterator[str]:
+    read = 0
+    with source.opened_text() as handle:
+        try:
+            for item in JsonArray(handle):
+                yield checked(item) if isinstance(item, str) else text_of(item)
+                read += 1
+        except REFUSALS as error:
+            raise _refused(source, error, f"item {read + 1}") from None
+
+
+def _single(source: Source) -> Iterator[str]:
+    with source.opened_text() as handle:
+        whole = handle.read()
+    try:
+        text = text_of(parsed(whole))
+    except REFUSALS as error:
+        raise _refused(source, error, "as a whole") from None
+    yield text
+
+
+def _refused(source: Source, error: ValueError, at: str) -> DataError:
+    return (source.error if isinstance(error, BadText) else source.no_documents)(str(error), CORRECT, at)
+
+
+def parsed(text: str) -> Any:
+    """The value that `text` is in JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise NotJson("too many brackets within brackets") from None
+    except json.JSONDecodeError as error:
+        where = f", line {error.lineno}" if error.lineno > 1 else ""
+        raise NotJson("a NUL byte" if "\0" in text else error.msg + where) from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise NotJson(error) from None
+
+
+def text_of(value: Any) -> str:
+    """The field `text` of an object."""
+    wanted = "expected an object with a string `text`"
+    if not isinstance(value, dict):
+        raise NoText(f"{wanted}, got {type(value).__name__}")
+    if "text" not in value:
+        raise NoText(f"{wanted}, got {shortened(value)}")
+    if not isinstance(value["text"], str):
+        raise BadText(f"{wanted}, got the `text` {shortened([json.dumps(value['text'])])}")
+    return checked(value["text"])
+
+
+def checked(text: str) -> str:
+    """The text, refused if it holds half of a surrogate pair: JSON can write one, UTF-8 and tokenizers cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise BadText(
+            f"the text holds {half}, half of a surrogate pair (character {error.start + 1}); \\ufffd can replace it"
+        ) from None
+    return text
+
+
+def shortened(names: Iterable[object]) -> str:
+    """Names for a message: the first eight, each cut at 40 characters."""
+    found = [name if len(name) <= 40 else name[:37] + "..." for name in map(str, names)]
+    return ", ".join(found[:8] + (["..."] if len(found) > 8 else [])) or "nothing"
+
+
+def _is_json(text: str) -> bool:
+    try:
+        parsed(text)
+    except NotJson:
+        return False
+    return True

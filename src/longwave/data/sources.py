@@ -1,0 +1,117 @@
+"""The files of documents that paths stand for, and the files that are passed over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from longwave.data.formats import OFTEN_OTHER, check
+from longwave.data.kinds import TEXT, NotDocuments, Source
+from longwave.data.saved import RECORDS, saved_files
+from longwave.io import check_data
+
+# Beside data files these are about the data: cards, licences, scripts, settings.
+CARDS = ("readme", "license", "licence")  # also LICENSE-MIT, README_zh.md
+ABOUT = {"copying", "notice", "citation", "changelog", "contributing", "requirements"}
+ABOUT_SUFFIXES = {".py", ".sh", ".ipynb", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".bib", ".cff"}
+NAMED = 5  # files passed over that a message names
+
+
+@dataclass
+class Found:
+    """Sources in the order in which they are read, and the reason for every path that is passed over."""
+
+    sources: list[Source] = field(default_factory=list)
+    passed: dict[Path, str] = field(default_factory=dict)
+
+    def passed_over(self) -> str:
+        """The first paths passed over, each with its reason, and how many there are more."""
+        named = [f"{path} ({reason})" for path, reason in list(self.passed.items())[:NAMED]]
+        more = len(self.passed) - NAMED
+        return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+
+
+def find(paths: Iterable[Path | str]) -> Found:
+    """The sources that `paths` stand for; a folder stands for all files in it, sorted, folders in it included.
+
+    A file given by its own path is never passed over. In a folder are passed over: hidden files; files that are
+    something else than documents; cards, licences, scripts and settings beside data files. Damaged data are not.
+
+    Raises:
+        ValueError: for a path that does not exist, for a damaged data file, or if nothing is left.
+    """
+    named, found = check_data(paths), Found()
+    for path in named:
+        inside = Found([Source.of(path)]) if path.is_file() else _search(path)
+        found.sources += inside.sources
+        found.passed |= inside.passed
+    if not found.sources:
+        where = ", ".join(map(str, named)) or "nothing"
+        passed = f" Passed over: {found.passed_over()}." if found.passed else ""
+        raise ValueError(f"no text, jsonl or parquet file in the data given ({where}).{passed}")
+    found.sources = list({source.file: source for source in found.sources}.values())
+    return found
+
+
+def data_files(paths: Iterable[Path | str]) -> list[Path]:
+    """The files that `find` finds."""
+    return [source.file for source in find(paths).sources]
+
+
+def _search(folder: Path) -> Found:
+    found = Found()
+    for path in sorted(_walk(folder, found)):
+        if not path.is_file():
+            found.passed[path] = "not a file"
+            continue
+        source = Source.of(path)
+        if source.kind in OFTEN_OTHER:
+            try:
+                check(source)
+            except NotDocuments as error:
+                found.passed[path] = error.reason
+                continue
+        found.sources.append(source)
+    _pass_over_about(found)
+    found.passed = dict(sorted(found.passed.items()))
+    return found
+
+
+def _walk(folder: Path, found: Found) -> Iterator[Path]:
+    """Every file that may be a source. Hidden folders and links to folders are not entered."""
+    for name, folders, files in os.walk(folder, onerror=_raise):
+        here = Path(name)
+        for inner in [*folders, *files]:
+            if inner.startswith(".") or inner == "__pycache__":
+                found.passed[here / inner] = "hidden"
+        for inner in folders:
+            if (here / inner).is_symlink():
+                found.passed.setdefault(here / inner, "a link to a folder")
+        folders[:] = [inner for inner in folders if here / inner not in found.passed]
+        saved = saved_files(here)
+        for file in (here / inner for inner in files if here / inner not in found.passed):
+            if saved is None or file in saved:
+                yield file
+            elif file.name not in RECORDS:
+                found.passed[file] = "not part of the saved data set"
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _pass_over_about(found: Found) -> None:
+    """Pass over what is about the data beside it or below it."""
+    data = {parent for source in found.sources if source.kind != TEXT for parent in source.file.parents}
+    about = [
+        each.file for each in found.sources if each.kind == TEXT and each.file.parent in data and _is_about(each.file)
+    ]
+    found.passed |= dict.fromkeys(about, "about the data beside it")
+    found.sources = [source for source in found.sources if source.file not in found.passed]
+
+
+def _is_about(file: Path) -> bool:
+    name = file.name.lower()
+    return file.suffix.lower() in ABOUT_SUFFIXES or name.startswith(CARDS) or name.split(".")[0] in ABOUT

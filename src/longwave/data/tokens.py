@@ -1,0 +1,59 @@
+"""The token stream that training and evaluation cut their windows from."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import datasets
+import numpy as np
+import torch
+from datasets.fingerprint import Hasher
+from torch import Tensor
+
+from longwave.data.bars import progress_bars
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENS = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
+
+
+def token_stream(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, *, progress: bool = False) -> Tensor:
+    """All documents as one sequence of token ids, each document followed by the end-of-text token.
+
+    Tokenised through `datasets.map` and cached under the documents' and the tokenizer's contents.
+
+    Returns:
+        int64, shape [tokens].
+    """
+    return stream_and_starts(documents, tokenizer, progress=progress)[0]
+
+
+def stream_and_starts(
+    documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, *, progress: bool = False
+) -> tuple[Tensor, list[int]]:
+    """The `token_stream` of documents, and the place in it where each of them starts."""
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
+    tail = [] if end is None else [end]
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return {"input_ids": [row + tail for row in ids["input_ids"]]}
+
+    # A fast tokenizer's own hash changes when it is used, which would miss the cache every time.
+    state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else Hasher.hash(tokenizer)
+    with progress_bars(progress):
+        tokens = documents.map(
+            encode,
+            batched=True,
+            batch_size=64,
+            remove_columns=documents.column_names,
+            features=TOKENS,
+            new_fingerprint=Hasher.hash([documents._fingerprint, state, tail]),
+            desc="tokenising",
+        )
+    chunks = tokens.data.column("input_ids").chunks
+    stream = np.concatenate([np.empty(0, np.int32), *(chunk.flatten().to_numpy() for chunk in chunks)])
+    sizes = [size for chunk in chunks for size in chunk.value_lengths().to_pylist()]
+    return torch.from_numpy(stream.astype(np.int64)), [0, *accumulate(sizes)][: len(sizes)]

@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from longwave.io import versions, write_json
+from longwave.files import versions, write_json
 
 LENGTH, VOCABULARY = 32_768, 128_000
 PROTOCOLS = ("same-targets", "stride", "overlap")

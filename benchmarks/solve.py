@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from longwave.io import versions, write_json
+from longwave.files import versions, write_json
 from longwave.methods.clex import CLEX, clex_paper
 from longwave.rope import Rope
 

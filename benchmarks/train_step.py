@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import longwave
 from longwave.extensions.log_n import count_keys
-from longwave.io import versions, write_json
+from longwave.files import versions, write_json
 from longwave.training.positions import LengthSampler
 
 SIZES = {

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from tiny import model_types  # noqa: E402
 from zoo import Finding, examine  # noqa: E402
 
-from longwave.io import write_text  # noqa: E402
+from longwave.files import write_text  # noqa: E402
 
 PAGE = """# Which models can be extended
 

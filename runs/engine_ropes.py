@@ -47,7 +47,7 @@ from longwave.exporters.hf import hf_config
 from longwave.exporters.source import Source, open_source
 from longwave.extensions.handle import rotaries
 from longwave.extensions.policy import frozen, snapshot
-from longwave.io import read_json, write_json
+from longwave.files import read_json, write_json
 
 FACTOR, LENGTH, HEADS, HEAD_DIM = 4.0, 1024, 2, 32
 FOLDERS = {"vllm": "vllm/model_executor/layers/rotary_embedding", "sglang": "sglang/srt/layers/rotary_embedding"}

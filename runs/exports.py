@@ -26,7 +26,7 @@ from tiny import model_types  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from longwave.exporters import EXPORTERS  # noqa: E402
-from longwave.io import write_text  # noqa: E402
+from longwave.files import write_text  # noqa: E402
 
 PAGE = """# What exports, and how exactly
 

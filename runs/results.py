@@ -112,7 +112,7 @@ def settings_of(row: Row, seed: int) -> dict[str, Any] | None:
 
 def is_current(row: Row, seed: int, windows: int, trials: int) -> bool:
     """Whether the cell is there and was made with this base model, these settings and as many windows and trials."""
-    from longwave.io import read_json, sha256
+    from longwave.files import read_json, sha256
 
     if not cell_path(row, seed).exists():
         return False
@@ -130,7 +130,7 @@ def compute(row: Row, seed: int, windows: int, trials: int) -> None:
     from longwave.data.documents import read_documents
     from longwave.data.tokens import token_stream
     from longwave.demo.corpus import stdlib_files
-    from longwave.io import sha256, versions, write_text
+    from longwave.files import sha256, versions, write_text
 
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     started = time.time()

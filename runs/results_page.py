@@ -11,7 +11,7 @@ import numpy as np
 
 from longwave.evaluation.results import PERPLEXITY, curves
 from longwave.evaluation.statistics import Interval, paired_bootstrap
-from longwave.io import read_json, write_text
+from longwave.files import read_json, write_text
 from longwave.report.plots import plot_perplexity
 
 START, END = "<!-- demo model: written by runs/results.py -->", "<!-- end of the demo model -->"

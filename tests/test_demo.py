@@ -20,7 +20,7 @@ from longwave.demo.run import BASE, ROWS, Settings, run_demo
 from longwave.demo.summary import comparisons, show
 from longwave.evaluation.results import Curve, read
 from longwave.evaluation.statistics import Interval
-from longwave.io import read_json
+from longwave.files import read_json
 from longwave.report.tables import perplexity_table
 
 TINY = Settings(max_factor=2, steps=2, batch_size=2, lengths=("1x", "2x"), windows=3, trials=2, text=5_000)

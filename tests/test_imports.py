@@ -17,14 +17,14 @@ PACKAGE = Path(longwave.__file__).parent
 # Imports point from a later row to an earlier one. Inside a row only the modules of one package, or of the
 # row that attaches to a model, know one another.
 LAYERS = (
-    ("names", "io", "settings"),
+    ("names", "files", "settings"),
     ("rope", "schedule"),
     ("trajectory",),
     ("methods",),
-    ("data", "text", "weights", "vocabulary"),
+    ("data",),
     ("attention",),
     ("extensions",),
-    ("checkpoints", "legacy", "recognition", "adapter", "configs"),
+    ("checkpoints",),
     ("models",),
     ("training", "evaluation", "exporters", "serving"),
     ("report",),
@@ -32,12 +32,14 @@ LAYERS = (
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-ROOM = {RANK["names"], RANK["adapter"]}  # rows whose modules know one another
+ROOM = {RANK["names"]}  # rows whose modules know one another
 USES_PUBLIC_API = {"demo", "cli"}  # may `import longwave`, as a user would
 
-THIRD_PARTY = {"names": set(), "io": set(), "settings": set(), "rope": {"torch"}, "schedule": set()}
+THIRD_PARTY = {"names": set(), "files": set(), "settings": set(), "rope": {"torch"}, "schedule": set()}
 THIRD_PARTY |= {"trajectory": {"torch"}, "methods": {"torch", "torchdiffeq"}, "attention": {"torch"}}
 HOOKS = {"attention/hook.py"}  # the one file of the torch-only rooms that transformers calls
+
+DEPRECATED = {"generation.py", "text.py"}  # old names, which lead to the new ones
 
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

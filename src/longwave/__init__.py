@@ -18,7 +18,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "longwave.adapter": ("load", "save"),
+    "longwave.checkpoints.load": ("load",),
+    "longwave.checkpoints.save": ("save",),
     "longwave.evaluation.needle": ("needle",),
     "longwave.evaluation.passkey": ("Retrieval", "passkey"),
     "longwave.evaluation.perplexity": ("Perplexity", "perplexity"),

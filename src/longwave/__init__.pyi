@@ -1,7 +1,7 @@
 """The public names for type checkers; `__init__.py` imports them when they are first used."""
 
-from longwave.adapter import load as load
-from longwave.adapter import save as save
+from longwave.checkpoints.load import load as load
+from longwave.checkpoints.save import save as save
 from longwave.evaluation.needle import needle as needle
 from longwave.evaluation.passkey import Retrieval as Retrieval
 from longwave.evaluation.passkey import passkey as passkey

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_adapter import legacy_folder
+from test_save_and_load import legacy_folder
 from transformers import LlamaForCausalLM
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
 import longwave
-from longwave.adapter import extension_of, load_tokenizer
 from longwave.checkpoints.folder import Kind, kind_of
+from longwave.checkpoints.load import extension_of
+from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.cli.main import main
 from longwave.exporters.source import open_source
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from hub import COMMIT, lay_out, push, python, standing_hub
-from test_adapter import legacy_folder
+from test_save_and_load import legacy_folder
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import longwave
-from longwave.adapter import extension_of, load_tokenizer
 from longwave.checkpoints.folder import Kind, resolve
+from longwave.checkpoints.load import extension_of
+from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.cli.main import main
 from longwave.evaluation.cells import fingerprint
 from longwave.training.prepare import load_with_tokenizer
@@ -170,7 +171,7 @@ def test_a_cache_that_lacks_a_file_is_one_line(trained: Path, cache: Path, capsy
 
 ASK = """
 import sys
-from longwave.adapter import extension_of
+from longwave.checkpoints.load import extension_of
 from longwave.cli.main import main
 for name in sys.argv[1:]:
     print(extension_of(name))
@@ -178,7 +179,7 @@ print(main(["generate", "me/absent", "--prompt", "x"]))
 """
 LOAD = """
 import sys, torch, longwave
-from longwave.adapter import load_tokenizer
+from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.cli.main import main
 for name in sys.argv[1:]:
     ids = torch.tensor([load_tokenizer(name)("abc").input_ids])

@@ -16,7 +16,7 @@ import pytest
 from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes
 from longwave.data.sources import data_files, find
-from longwave.io import data_identity
+from longwave.files import data_identity
 
 LINE = '{"text": "of a line"}\n'
 

@@ -20,7 +20,7 @@ from longwave.data.hashes import data_hashes
 from longwave.evaluation.cells import fingerprint
 from longwave.evaluation.results import read
 from longwave.evaluation.suites import names, parse_suite, read_suite
-from longwave.io import data_identity
+from longwave.files import data_identity
 
 SUITE = "- perplexity: {windows: 4, targets: 16}\n- passkey: {trials: 4, depths: 2}\n  lengths: 3x\n"
 SUITE += "- perplexity: {protocol: overlap, windows: 2, by_position: 4}\n  name: along\n"

@@ -14,11 +14,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 import longwave
 from longwave.cli.main import main
+from longwave.data.prompts import check_ids, opening, prompt_ids
 from longwave.evaluation.needle import needle
 from longwave.evaluation.passkey import SHORT, Prompts
 from longwave.evaluation.tasks.local import run_local
 from longwave.extensions.conversation import Conversation
-from longwave.vocabulary import check_ids, opening, prompt_ids
 
 PROMPT = "The river runs past the old mill"
 BOS, EOS = 189, 0

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 import longwave
 from longwave.exporters.run import export
 from longwave.extensions.policy import frozen
-from longwave.io import read_json, write_json
+from longwave.files import read_json, write_json
 
 DEMO = Path(longwave.__file__).parent / "demo/model"
 VANILLA = Path(__file__).with_name("vanilla.py")

@@ -24,7 +24,7 @@ from longwave.exporters.hf import HF
 from longwave.exporters.run import export
 from longwave.exporters.source import Source
 from longwave.exporters.verify import Agreement
-from longwave.io import read_json, sha256
+from longwave.files import read_json, sha256
 from longwave.trajectory import Snapshot
 
 

@@ -22,7 +22,7 @@ from longwave.exporters.ctranslate2 import FAMILIES, CTranslate2, lengths_for
 from longwave.exporters.source import Source, open_source
 from longwave.extensions.handle import rotaries
 from longwave.extensions.policy import frozen
-from longwave.io import read_json, write_json
+from longwave.files import read_json, write_json
 
 needs_engine = pytest.mark.skipif(
     find_spec("ctranslate2") is None, reason="needs ctranslate2 (pip install ctranslate2)"

@@ -15,13 +15,13 @@ from tiny import model_types
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import longwave
+from longwave.checkpoints.weights import copy_weights
 from longwave.exporters import EXPORTERS
 from longwave.exporters.run import export
 from longwave.exporters.source import open_source
 from longwave.extensions.policy import frozen
-from longwave.io import read_json, sha256, write_json
+from longwave.files import read_json, sha256, write_json
 from longwave.methods import METHODS
-from longwave.weights import copy_weights
 
 # Half-split, interleaved and partial layouts, one rope for each layer type, experts, latent attention, scaled ropes.
 FAMILIES = (

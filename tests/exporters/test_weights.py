@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from longwave.exporters import llamacpp
 from longwave.exporters.run import Exported, export
-from longwave.io import read_json, write_json
+from longwave.files import read_json, write_json
 
 Tensors = dict[str, Tensor]
 NATIVE = [

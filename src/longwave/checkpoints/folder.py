@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from longwave.io import EXPORT_RECORD, check_model, read_json
+from longwave.files import EXPORT_RECORD, check_model, read_json
 
 SETTINGS, WEIGHTS, MODEL = "longwave.json", "longwave.safetensors", "model"
 CONFIG, ADAPTER, TRAINING = "config.json", "adapter_config.json", "training.json"

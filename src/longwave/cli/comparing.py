@@ -59,7 +59,7 @@ def candidates(models: list[str], methods: tuple[str, ...]) -> list[Candidate]:
 def open_folder(output: Path | None, default: str) -> Path:
     """A new folder, an empty one, or one with cells to go on with."""
     from longwave.evaluation.cells import FOLDER
-    from longwave.io import check_output
+    from longwave.files import check_output
 
     folder = output or Path(default)
     return check_output(folder, overwrite=(folder / FOLDER).is_dir())
@@ -119,7 +119,7 @@ def _run(comparison: Comparison, done: int, all_of_them: int) -> None:
 def _report(comparison: Comparison, model: str | None) -> Path:
     """report.html beside the records."""
     from longwave.cli.report import read_training, trajectories_of_model
-    from longwave.io import write_text
+    from longwave.files import write_text
     from longwave.report.html import page
     from longwave.report.sources import read_source
 

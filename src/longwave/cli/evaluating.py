@@ -72,10 +72,10 @@ def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajector
     import torch
     from transformers.utils import logging
 
-    from longwave.adapter import load as load_model
-    from longwave.adapter import load_tokenizer
     from longwave.checkpoints.folder import TRAINING, resolve
-    from longwave.io import read_json
+    from longwave.checkpoints.load import load as load_model
+    from longwave.checkpoints.tokenizer import load_tokenizer
+    from longwave.files import read_json
 
     logging.disable_progress_bar()
     device = _device(device)
@@ -132,7 +132,7 @@ def choose(model: PreTrainedModel, methods: str | None, lengths: list[int]) -> l
 
 def results_folder(output: Path | None, command: str, model: str, overwrite: bool) -> Path:
     """Where results will go. A folder that holds something is refused now, not after an hour's work."""
-    from longwave.io import check_output
+    from longwave.files import check_output
 
     folder = Path(f"{command}-{Path(model).resolve().name}") if output is None else output
     return check_output(folder, overwrite=overwrite)

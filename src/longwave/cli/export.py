@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from longwave.cli.options import Json, Model, Output, Overwrite, check_inputs, print_json
-from longwave.io import check_output
+from longwave.files import check_output
 
 
 def export(

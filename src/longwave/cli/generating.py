@@ -115,10 +115,10 @@ def continue_text(
     from transformers import TextStreamer
 
     import longwave
+    from longwave.checkpoints.scaled import unrecognised
+    from longwave.data.prompts import check_ids, prompt_ids
     from longwave.extensions.handle import find_extension
     from longwave.extensions.reach import reach_of
-    from longwave.recognition import unrecognised
-    from longwave.vocabulary import check_ids, prompt_ids
 
     for name, value in (("max new tokens", max_new_tokens), ("prefill chunk", chunk)):
         if value is not None and value < 1:

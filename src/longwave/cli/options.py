@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from longwave.io import check_data, check_model
+from longwave.files import check_data, check_model
 
 Model = Annotated[
     str,

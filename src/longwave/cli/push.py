@@ -88,7 +88,7 @@ def _check(folder: Path) -> None:
         missing_part,
         read_object,
     )
-    from longwave.weights import check_weights
+    from longwave.checkpoints.weights import check_weights
 
     if not folder.is_dir():
         raise ValueError(f"model folder {folder} does not exist.")

@@ -45,7 +45,7 @@ def report(
     """
     from rich.console import Console
 
-    from longwave.io import write_text
+    from longwave.files import write_text
     from longwave.report.html import page
     from longwave.report.sources import read_source
 
@@ -95,7 +95,7 @@ def _short(path: Path) -> Path:
 
 
 def read_training(path: Path) -> Training:
-    from longwave.io import read_json
+    from longwave.files import read_json
     from longwave.report.sources import Training, check_metrics
     from longwave.training.metrics import read_metrics
 
@@ -111,10 +111,10 @@ def trajectories_of_model(path: str, methods: str | None) -> dict[str, Trajector
     """The trajectories of methods on a model's rope, its own as it was trained."""
     from transformers.utils import logging
 
-    from longwave.adapter import is_trained, load
+    from longwave.checkpoints.load import load
     from longwave.evaluation.subjects import TRAINING_FREE
     from longwave.extensions.attach import rope_of
-    from longwave.extensions.handle import extension, find_extension
+    from longwave.extensions.handle import extension, find_extension, is_trained
     from longwave.methods import parse_method
 
     logging.disable_progress_bar()

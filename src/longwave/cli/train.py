@@ -83,7 +83,7 @@ def train(
     from transformers.utils.logging import disable_progress_bar
 
     import longwave
-    from longwave.io import read_json
+    from longwave.files import read_json
 
     if not sys.stderr.isatty():
         disable_progress_bar()  # of transformers, for files too small to need one

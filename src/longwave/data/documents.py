@@ -13,7 +13,7 @@ from longwave.data.bars import progress_bars
 from longwave.data.formats import texts
 from longwave.data.kinds import Source
 from longwave.data.sources import find
-from longwave.io import sha256
+from longwave.files import sha256
 
 logger = logging.getLogger("longwave")
 

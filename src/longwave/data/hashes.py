@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from longwave.data.sources import data_files
-from longwave.io import sha256
+from longwave.files import sha256
 
 
 def data_hashes(paths: Iterable[Path | str]) -> dict[str, str]:

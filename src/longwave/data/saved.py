@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from longwave.io import read_json
+from longwave.files import read_json
 
 STATE = "state.json"
 RECORDS = (STATE, "dataset_info.json")  # what `datasets` says about the data beside it

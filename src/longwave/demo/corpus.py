@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 from typing import Literal, get_args
 
-from longwave.io import write_text
+from longwave.files import write_text
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from longwave.io import prepare_output, read_json, write_json
+from longwave.files import prepare_output, read_json, write_json
 from longwave.training.checkpoints import discard
 
 SETTINGS, STEPS = "demo.json", "steps"

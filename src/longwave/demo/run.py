@@ -24,7 +24,7 @@ from longwave.demo.corpus import write_corpus
 from longwave.demo.journal import Journal
 from longwave.evaluation.lengths import parse_lengths
 from longwave.evaluation.results import PASSKEY, PERPLEXITY, record, write
-from longwave.io import sha256, versions
+from longwave.files import sha256, versions
 from longwave.methods import METHODS
 
 BASE = Path(__file__).parent / "model"

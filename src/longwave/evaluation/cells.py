@@ -12,7 +12,7 @@ from typing import Any
 
 import filelock
 
-from longwave import io
+from longwave import files as io
 from longwave.checkpoints.folder import resolve
 from longwave.evaluation.results import Record, read, write
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import AutoTokenizer
 
-from longwave.adapter import extension_of, unrecognised_scaling
+from longwave.checkpoints.load import extension_of, unrecognised_scaling
 from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes
+from longwave.data.prompts import identity
 from longwave.data.tokens import stream_and_starts
 from longwave.evaluation.alike import Table, check_trained_lengths
 from longwave.evaluation.cells import Cell, Store, fingerprint, versions
@@ -25,9 +26,8 @@ from longwave.evaluation.subjects import TRAINING_FREE, under
 from longwave.evaluation.suites import Step
 from longwave.evaluation.windows import rows_per_batch
 from longwave.extensions.reach import check_lengths, original_length_of
-from longwave.io import data_identity
+from longwave.files import data_identity
 from longwave.methods import parse_method
-from longwave.vocabulary import identity
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -22,15 +22,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
-from longwave.adapter import is_trained, load
 from longwave.checkpoints.folder import Kind, resolve
+from longwave.checkpoints.load import load
+from longwave.data.prompts import check_ids, closing_length
 from longwave.evaluation.tasks.truncation import truncate_middle
 from longwave.extensions.attach import extend, restore
-from longwave.extensions.handle import find_extension
+from longwave.extensions.handle import find_extension, is_trained
 from longwave.extensions.policy import set_policy
 from longwave.extensions.reach import max_length_of, original_length_of
 from longwave.methods import parse_method
-from longwave.vocabulary import check_ids, closing_length
 
 TRUNCATIONS = ("left", "middle")
 FACTOR = 8  # of `method` without `to`

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from longwave.adapter import load, load_tokenizer
+from longwave.checkpoints.load import load
+from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.evaluation.cells import fingerprint
 from longwave.evaluation.outline import outline
 from longwave.extensions.handle import find_extension

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from longwave.data.prompts import check_ids
 from longwave.evaluation.keytokens import Choice, Evaluator, Reader, check_fast
 from longwave.evaluation.loss import Scorer
 from longwave.evaluation.statistics import Z95, mean_nll
 from longwave.evaluation.windows import Windows, plan
 from longwave.extensions.reach import check_lengths, fixed_length
-from longwave.vocabulary import check_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset

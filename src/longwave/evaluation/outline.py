@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from transformers.utils.hub import cached_file
 
-from longwave.adapter import MODEL, SETTINGS, WEIGHTS, extend_as_saved, skeleton
-from longwave.legacy import extend_legacy, is_legacy, read_legacy
-from longwave.recognition import follow_config
-from longwave.weights import INDEX, SINGLE, check_parameters, check_weights
+from longwave.checkpoints.extended import extend_as_saved
+from longwave.checkpoints.folder import MODEL, SETTINGS, WEIGHTS
+from longwave.checkpoints.official import extend_legacy, is_legacy, read_legacy
+from longwave.checkpoints.plain import skeleton
+from longwave.checkpoints.scaled import follow_config
+from longwave.checkpoints.weights import INDEX, SINGLE, check_parameters, check_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from longwave.data.prompts import check_ids, opening
 from longwave.evaluation.lengths import parse_lengths
 from longwave.evaluation.loss import Scorer
 from longwave.evaluation.statistics import Interval, wilson
 from longwave.evaluation.windows import rows_per_batch
 from longwave.extensions.reach import check_lengths, fixed_length, original_length_of
-from longwave.vocabulary import check_ids, opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

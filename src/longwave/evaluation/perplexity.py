@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from longwave.data.prompts import check_ids
 from longwave.evaluation.lengths import parse_lengths
 from longwave.evaluation.loss import BLOCK_ELEMENTS, Scorer
 from longwave.evaluation.statistics import Z95, Interval, mean_nll
 from longwave.evaluation.windows import Windows, check_stretches, chunk_of, plan
 from longwave.extensions.reach import check_lengths, fixed_length, original_length_of
 from longwave.extensions.sites import host_of
-from longwave.vocabulary import check_ids
 
 TOKENS_PER_BATCH = 8192
 

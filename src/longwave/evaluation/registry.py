@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from longwave.data.prompts import check_ids
 from longwave.evaluation.keytokens import Choice, digest_of, evaluator_of, package, reader_of
 from longwave.evaluation.longppl import Texts, longppl
 from longwave.evaluation.longppl import cost as longppl_cost
@@ -20,7 +21,6 @@ from longwave.evaluation.passkey import cost as passkey_cost
 from longwave.evaluation.perplexity import check_cache, cost, perplexity
 from longwave.evaluation.results import LONGPPL, NEEDLE, PASSKEY, PERPLEXITY
 from longwave.evaluation.windows import check_stretches, chunk_of, plan
-from longwave.vocabulary import check_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from longwave import io
+from longwave import files as io
 from longwave.evaluation.statistics import Interval, paired_bootstrap, wilson
 
 PERPLEXITY, LONGPPL = "longwave.perplexity/1", "longwave.longppl/1"

@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import nn
 
-from longwave.adapter import is_trained
+from longwave.checkpoints.scaled import unrecognised
 from longwave.extensions.attach import extended, suspended
-from longwave.extensions.handle import find_extension
+from longwave.extensions.handle import find_extension, is_trained
 from longwave.extensions.log_n import log_n_of
 from longwave.extensions.reach import original_length_of
 from longwave.extensions.sites import host_of
 from longwave.methods import METHODS, parse_method
-from longwave.recognition import unrecognised
 from longwave.schedule import Schedule, factor_of
 
 TRAINING_FREE = ("none", "linear", "ntk", "yarn")

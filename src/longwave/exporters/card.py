@@ -12,7 +12,7 @@ import yaml
 from longwave.exporters.base import Exporter
 from longwave.exporters.source import Source
 from longwave.exporters.verify import Agreement
-from longwave.io import read_json, versions
+from longwave.files import read_json, versions
 from longwave.methods import METHODS
 from longwave.trajectory import Snapshot
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from longwave.adapter import load, load_tokenizer
+from longwave.checkpoints.load import load
+from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.exporters.base import (
     ROUNDING,
     Answer,
@@ -24,7 +25,7 @@ from longwave.exporters.base import (
 from longwave.exporters.hf import code_notes, copy_beside
 from longwave.exporters.source import Source
 from longwave.extensions.attach import restore
-from longwave.io import read_json
+from longwave.files import read_json
 from longwave.trajectory import Snapshot
 
 # Families whose logits the engine reproduces, with the activations that it has for them. Of its other rotary ones,

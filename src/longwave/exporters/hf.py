@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from longwave.adapter import skeleton
+from longwave.checkpoints.plain import skeleton
+from longwave.checkpoints.weights import copy_weights
 from longwave.exporters.base import ROUNDING, Answer, partial_heads, stored_type, weight_notes
 from longwave.exporters.source import Source
 from longwave.extensions.sites import find_sites
 from longwave.extensions.standin import frequency_name
-from longwave.io import read_json, write_json
+from longwave.files import read_json, write_json
 from longwave.trajectory import Snapshot
-from longwave.weights import copy_weights
 
 KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
 # What a scaling that the model was trained with is made of: it is in the factors and the attention scaling now.

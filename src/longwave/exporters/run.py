@@ -17,8 +17,8 @@ from longwave.exporters import get_exporter
 from longwave.exporters.card import model_card, read_perplexity
 from longwave.exporters.source import Source, open_source
 from longwave.exporters.verify import Agreement, passages, verify
-from longwave.io import EXPORT_RECORD as RECORD
-from longwave.io import check_output, umask, write_json, write_text
+from longwave.files import EXPORT_RECORD as RECORD
+from longwave.files import check_output, umask, write_json, write_text
 from longwave.trajectory import Snapshot
 
 CARD = "README.md"
@@ -152,7 +152,7 @@ def _verified(
 ) -> Agreement:
     import torch
 
-    from longwave.adapter import load
+    from longwave.checkpoints.load import load
     from longwave.extensions.attach import extend
     from longwave.extensions.log_n import disable_log_n
 

@@ -8,22 +8,24 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from longwave.adapter import damaged_tokenizer, extend_as_saved, is_trained, skeleton
+from longwave.checkpoints.extended import extend_as_saved
 from longwave.checkpoints.folder import CONFIG, TRAINING, Kind, missing_part, resolve, tokenizer_folder
+from longwave.checkpoints.official import extend_legacy, read_legacy
+from longwave.checkpoints.plain import skeleton
+from longwave.checkpoints.scaled import RECORD, follow_config, recognise
+from longwave.checkpoints.tokenizer import damaged_tokenizer
+from longwave.checkpoints.weights import Contents, check_parameters, check_weights, weight_files
 from longwave.extensions.attach import extend, restore, rope_of
-from longwave.extensions.handle import extension, find_extension, rotaries
+from longwave.extensions.handle import extension, find_extension, is_trained, rotaries
 from longwave.extensions.log_n import log_n_of
 from longwave.extensions.policy import snapshot
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import host_of
 from longwave.extensions.standin import frequency_name
-from longwave.io import read_json
-from longwave.legacy import extend_legacy, read_legacy
+from longwave.files import read_json
 from longwave.methods import parse_method
-from longwave.recognition import RECORD, follow_config, recognise
 from longwave.schedule import Static, factor_of
 from longwave.trajectory import Snapshot
-from longwave.weights import Contents, check_parameters, check_weights, weight_files
 
 FACTOR = 8.0  # of a method without a reach of its own
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from longwave.adapter import load_tokenizer
+from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.exporters.base import Answer, Exporter
 from longwave.extensions.policy import frozen
-from longwave.io import read_json
+from longwave.files import read_json
 
 NEW_TOKENS = 24
 PASSAGES = 3  # prompts, at lengths spread up to the longest

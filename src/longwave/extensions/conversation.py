@@ -9,10 +9,10 @@ import torch
 from jinja2 import TemplateError
 from transformers import DynamicCache
 
+from longwave.data.prompts import check_ids, opening
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import reach_of
-from longwave.io import write_json
-from longwave.vocabulary import check_ids, opening
+from longwave.files import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

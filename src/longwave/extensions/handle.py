@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -12,6 +13,7 @@ from longwave.extensions.dial import Dial
 from longwave.extensions.log_n import log_n_of
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import host_of, reset_frequencies
+from longwave.methods import get_method
 from longwave.rope import Rope
 from longwave.schedule import Schedule
 from longwave.trajectory import Trajectory
@@ -146,6 +148,15 @@ class Extension:
         return log_n_of(self.host)
 
     @property
+    def is_trained(self) -> bool:
+        """Whether the extension can be evaluated: closed forms always, learned ones once they left their start.
+
+        A learned trajectory starts as its closed-form prior. It counts as trained when its frequencies at
+        max_factor are no longer those of a newly built one.
+        """
+        return all(map(_has_left_its_start, self.trajectories))
+
+    @property
     def unscaled(self) -> bool:
         """Whether z(1) is the rope without the RoPE scaling of the checkpoint's config."""
         return any(seat.scaled is not None for seat in self.seats)
@@ -188,6 +199,19 @@ def hold(handle: Extension) -> None:
 
 def let_go(host: PreTrainedModel) -> None:
     vars(host).pop(HANDLE, None)
+
+
+def is_trained(model: nn.Module) -> bool:
+    """See `Extension.is_trained`."""
+    return extension(model).is_trained
+
+
+def _has_left_its_start(trajectory: Trajectory) -> bool:
+    method, end = get_method(trajectory.name), trajectory.max_factor
+    if not method.trained:
+        return True
+    start = method.build(trajectory.rope, end, **trajectory.options())
+    return not torch.equal(trajectory.at(end).inv_freq, start.at(end).inv_freq)
 
 
 def _inside(wrapper: nn.Module) -> Iterator[tuple[nn.Module, str, ScaledRotary]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from longwave.evaluation.results import LOSSES, Curve, Interval, Record, compare, curves
-from longwave.io import data_identity
+from longwave.files import data_identity
 from longwave.report.sources import KINDS, ROW, Source
 from longwave.report.tables import number, ratio_text
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longwave import io
+from longwave import files as io
 from longwave.evaluation.results import LONGPPL, LOSSES, NEEDLE, PASSKEY, PERPLEXITY, TASKS, Record, read
 
 KINDS = {

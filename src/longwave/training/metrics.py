@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from longwave.io import write_text
+from longwave.files import write_text
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from longwave.adapter import load, load_tokenizer
 from longwave.checkpoints.folder import resolve
+from longwave.checkpoints.load import load
+from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.extensions.attach import extend, extend_again, restore, rope_of
 from longwave.extensions.handle import extension, find_extension
 from longwave.extensions.log_n import count_keys

@@ -17,11 +17,13 @@ from transformers import (
     set_seed,
 )
 
-from longwave.adapter import MODEL, SETTINGS, WEIGHTS, save
+from longwave.checkpoints.folder import MODEL, SETTINGS, WEIGHTS
+from longwave.checkpoints.save import save
 from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes
+from longwave.data.prompts import check_ids
 from longwave.data.tokens import token_stream
-from longwave.io import check_output, command, read_json, versions, write_json
+from longwave.files import check_output, command, read_json, versions, write_json
 from longwave.training.checkpoints import checkpoint_step, checkpoints, discard
 from longwave.training.config import TrainConfig
 from longwave.training.data import PackedRows, pack
@@ -29,7 +31,6 @@ from longwave.training.metrics import MetricsLog, read_metrics
 from longwave.training.prepare import attach_method, load_with_tokenizer, settle, switch_checkpointing
 from longwave.training.progress import ProgressCallback
 from longwave.training.trainer import LengthTrainer, refuse_data_parallel
-from longwave.vocabulary import check_ids
 
 RECORD, METRICS, CHECKPOINTS = "training.json", "metrics.jsonl", "checkpoints"
 # Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.

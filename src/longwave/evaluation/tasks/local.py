@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from longwave import io
+from longwave import files as io
+from longwave.data.prompts import check_ids, prompt_ids
 from longwave.evaluation.tasks.common import known, steering
 from longwave.evaluation.tasks.metrics import TASKS, Score, Task
 from longwave.evaluation.tasks.samples import Sample, read_samples, sample_files
 from longwave.evaluation.tasks.truncation import truncate_middle
 from longwave.extensions.reach import max_length_of, reach_of
-from longwave.vocabulary import check_ids, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from longwave.configs import are_positive, check_rope, is_length, is_positive, sections
+from longwave.checkpoints.config import are_positive, check_rope, is_length, is_positive, sections
 from longwave.extensions.attach import extend_from, restore
 from longwave.extensions.handle import extension, find_extension
 from longwave.extensions.sites import Site, find_sites, host_of, rope_at

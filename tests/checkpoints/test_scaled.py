@@ -20,13 +20,13 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import logging
 
 import longwave
-from longwave.adapter import extension_of
+from longwave.checkpoints.load import extension_of
+from longwave.checkpoints.scaled import follow_config
 from longwave.evaluation.subjects import under
 from longwave.exporters.run import export
 from longwave.exporters.source import open_source
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import max_length_of, reach_of
-from longwave.recognition import follow_config
 from longwave.schedule import Static
 
 L = 64

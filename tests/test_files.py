@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from longwave import io
+from longwave import files as io
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from longwave.configs import ConfigFile, is_positive, read_config
+from longwave.checkpoints.config import ConfigFile, is_positive, read_config
 from longwave.extensions.attach import extend
 from longwave.extensions.handle import extension
 from longwave.methods.clex import CLEX

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import longwave
-from longwave.adapter import is_trained
-from longwave.extensions.handle import extension
+from longwave.extensions.handle import extension, is_trained
 from longwave.extensions.log_n import log_n_of
 from longwave.extensions.sites import host_of
 

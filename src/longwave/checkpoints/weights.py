@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from longwave.io import read_json, write_json
+from longwave.files import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,9 +13,10 @@ from transformers import LlamaForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import longwave
-from longwave.adapter import extension_of, skeleton
+from longwave.checkpoints.config import ConfigFile
+from longwave.checkpoints.load import extension_of
+from longwave.checkpoints.plain import skeleton
 from longwave.cli.main import main
-from longwave.configs import ConfigFile
 from longwave.methods.longrope import LongRoPE
 from longwave.rope import Rope
 

@@ -18,7 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from longwave.io import read_json
+from longwave.files import read_json
 
 ROPES = ("rope_scaling", "rope_parameters")  # the old name and the new one of a config's RoPE section
 PARTS = ("text_config", "decoder", "thinker_config")  # where a config of several models has the text model

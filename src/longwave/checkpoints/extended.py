@@ -1,0 +1,98 @@
+"""What `save` wrote: its settings and tensors, read and put onto the plain model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from longwave.checkpoints.folder import (
+    MODEL,
+    SETTINGS,
+    WEIGHTS,
+    ModelFolder,
+    missing_part,
+)
+from longwave.checkpoints.plain import from_pretrained
+from longwave.checkpoints.scaled import follow_config
+from longwave.extensions.attach import extend, extend_again
+from longwave.extensions.handle import extension, find_extension
+from longwave.files import read_json
+
+FORMAT = 2  # 1 had the bounded field start from the prior's rate at t instead of its mean
+REQUIRED = ("format", "method", "options", "max_factor", "schedule", "beyond", "log_n", "original_length")
+
+
+def load_extended(found: ModelFolder, arguments: dict[str, Any]) -> PreTrainedModel:
+    read_settings(found.path / SETTINGS)  # before the weights are read, which may take long
+    if missing := missing_part(found.path):
+        raise ValueError(f"{missing} is missing: the folder is incomplete. Save the model again.")
+    return extend_as_saved(from_pretrained(found, arguments), found.path)
+
+
+def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Put the extension in a folder of `save` onto the plain model of that folder."""
+    settings = read_settings(folder / SETTINGS)
+    tensors = _read_tensors(folder / WEIGHTS)
+    if unscaled := settings.get("unscaled", False):
+        follow_config(model)
+        if find_extension(model) is None:
+            raise ValueError(f"{folder / MODEL / 'config.json'} lacks the RoPE scaling that {SETTINGS} speaks of.")
+    try:
+        (extend_again if unscaled else extend)(
+            model,
+            settings["method"],
+            max_factor=settings["max_factor"],
+            schedule=settings["schedule"],
+            log_n=settings["log_n"],
+            beyond=settings["beyond"],
+            original_length=settings["original_length"],
+            **settings["options"],
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / SETTINGS}: {error}") from None
+    _fill(model, tensors, folder / WEIGHTS)
+    return model
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    settings = read_json(path)
+    missing = [key for key in REQUIRED if not isinstance(settings, dict) or key not in settings]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}: not written by longwave.save, or damaged.")
+    if settings["format"] != FORMAT:
+        what = "Train again" if settings["format"] == 1 else "Update longwave"
+        raise ValueError(f"{path} has format {settings['format']}, this version reads {FORMAT}. {what}.")
+    return settings
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the folder is incomplete. Save the model again.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}). Restore it or save the model again.") from None
+
+
+def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> None:
+    """Put the weights in their places, all of them and nothing else."""
+    own = extension(model).trajectories
+    expected = {f"{index}.rope": trajectory.rope.inv_freq for index, trajectory in enumerate(own)}
+    for index, trajectory in enumerate(own):
+        expected |= {f"{index}.{name}": tensor for name, tensor in trajectory.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+        raise ValueError(f"{path} holds other tensors than {SETTINGS} describes. Was it copied from another folder?")
+    for index, trajectory in enumerate(own):
+        if not torch.allclose(tensors[f"{index}.rope"], trajectory.rope.inv_freq, rtol=1e-6, atol=0):
+            raise ValueError(f"{path} was made for other rotary frequencies than those of {path.parent / MODEL}.")
+        prefix = f"{index}."
+        state = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+        del state["rope"]
+        trajectory.load_state_dict(state)

@@ -1,0 +1,94 @@
+"""Read a model, whoever wrote it, and tell the extension of one that is not read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from longwave.checkpoints.config import open_config
+from longwave.checkpoints.extended import load_extended, read_settings
+from longwave.checkpoints.folder import (
+    CONFIG,
+    HUB,
+    SETTINGS,
+    Kind,
+    ModelFolder,
+    resolve,
+)
+from longwave.checkpoints.official import extend_legacy, read_fields, read_legacy
+from longwave.checkpoints.plain import build, from_pretrained, quiet
+from longwave.checkpoints.scaled import follow_config, scaling_of, unrecognised
+from longwave.extensions.handle import find_extension
+
+SCALING = ("trajectory", "plain")
+ELSEWHERE = {"gguf_file", "subfolder"}  # arguments of `from_pretrained` that say where in a folder the model is
+
+
+def load(path: Path | str | ModelFolder, *, scaling: str = "trajectory", **arguments: Any) -> PreTrainedModel:
+    """Read a model: a folder of `save`, a CLEX checkpoint in the official format, or any Hugging Face model.
+
+    Arguments:
+        path: a folder, or a name on the Hugging Face hub.
+        scaling: what RoPE scaling in the config of a Hugging Face model is: the `trajectory` that it is a point
+            of, so that z(1) is the rope without it, where we have the method; or part of a `plain` model. An export
+            of ours holds z(1) and one z(t): between them it is interpolated, and not the method that it came from.
+        arguments: for `from_pretrained`, e.g. `dtype`, `device_map`, `revision`.
+
+    Raises:
+        ValueError: naming the file that is missing, damaged, or does not belong to the model.
+    """
+    if scaling not in SCALING:
+        raise ValueError(f"unknown scaling {scaling!r}. Available: {', '.join(SCALING)}.")
+    if not isinstance(path, str | Path | ModelFolder):
+        raise ValueError(f"load takes a folder or a name on the Hugging Face hub, got {type(path).__name__}.")
+    found = resolve(path, **{name: arguments.pop(name) for name in HUB if name in arguments})
+    if not arguments.keys() & ELSEWHERE:
+        found.check()
+    if found.kind is Kind.LONGWAVE:
+        return load_extended(found.fetch(), arguments)
+    if found.kind is Kind.OFFICIAL:
+        checkpoint = read_legacy(found.fetch().path)
+        return extend_legacy(from_pretrained(found, arguments | {"config": checkpoint.config}), checkpoint)
+    model = from_pretrained(found, arguments)
+    return follow_config(model) if scaling == "trajectory" else model
+
+
+def extension_of(path: Path | str | ModelFolder, **where: Any) -> tuple[str, float] | None:
+    """Method and max_factor that `load` would give, read without the weights; None for a plain model.
+
+    Why RoPE scaling in its config stays part of a plain model is logged, as `load` does.
+
+    Arguments:
+        path: a folder, or a name on the Hugging Face hub.
+        where: for the hub, as in `resolve`.
+
+    Raises:
+        ValueError: naming the file that is damaged, or the value of config.json that cannot be.
+    """
+    found = resolve(path, **where)
+    if found.kind is Kind.LONGWAVE:
+        settings = read_settings(found.path / SETTINGS)
+        return settings["method"], settings["max_factor"]
+    if found.kind is Kind.OFFICIAL:
+        extension, _ = read_fields(found.path)
+        return extension["method"], extension["max_factor"]
+    if (found.path / CONFIG).is_file():
+        with quiet():
+            config = (file := open_config(found.path)).build()
+        if scaling_of(config) is not None:
+            handle = find_extension(follow_config(build(file, config)))
+            if handle is not None:
+                return handle.method, handle.max_factor
+    return None
+
+
+def unrecognised_scaling(path: Path | str | ModelFolder, **where: Any) -> str | None:
+    """Why RoPE scaling in the config of a model stays part of a plain model; None where there is none."""
+    found = resolve(path, **where)
+    if found.kind in (Kind.LONGWAVE, Kind.OFFICIAL) or not (found.path / CONFIG).is_file():
+        return None
+    with quiet():
+        config = (file := open_config(found.path)).build()
+    return None if scaling_of(config) is None else unrecognised(build(file, config))

@@ -1,0 +1,137 @@
+"""The plain model of a folder: with all its weights, or with none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import __version__ as transformers_version
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
+
+from longwave.checkpoints.config import UNREADABLE, ConfigFile, open_config
+from longwave.checkpoints.folder import (
+    CONFIG,
+    Kind,
+    ModelFolder,
+    read_object,
+)
+
+
+def from_pretrained(found: ModelFolder, arguments: dict[str, Any]) -> PreTrainedModel:
+    """A plain model with all its weights: transformers would fill missing ones at random and go on."""
+    place: Path | str = found.model
+    if found.where and found.kind not in (Kind.LONGWAVE, Kind.OFFICIAL):
+        place, arguments = found.name, {**arguments, **found.where}  # transformers knows which weights it needs
+    if "config" not in arguments and not arguments.get("trust_remote_code"):
+        _refuse_foreign_code(found.model / CONFIG)
+    with quiet():
+        file = ConfigFile(place, {}) if "gguf_file" in arguments else _open_config(place, arguments)
+        if not {"config", "gguf_file"} & set(arguments):
+            file.build()  # a value that cannot be is told before the weights are read, which may take long
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                place, output_loading_info=True, ignore_mismatched_sizes=True,
+                **{"trust_remote_code": False} | arguments,
+            )  # fmt: skip
+        except (torch.OutOfMemoryError, MemoryError):  # no fault of the files
+            raise
+        except ImportError as error:
+            raise ValueError(_missing_library(found.model / CONFIG, error)) from None
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ValueError(f"cannot load a model from {place}: {first_line(error)}") from None
+        except UNREADABLE as error:  # a type of rope, say
+            raise ValueError(f"cannot load a model from {place}: {file.complaint(error)}") from None
+        except Exception as error:  # transformers and the readers of its files raise all kinds
+            raise ValueError(f"cannot load a model from {place}: {first_line(error)}") from None
+    model, report = loaded
+    lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if lacking:
+        raise ValueError(
+            f"{place} lacks {len(lacking)} weights of its model, or has them in other shapes: {lacking[0]}."
+        )
+    return model
+
+
+def skeleton(folder: Path, config: Any = None) -> PreTrainedModel:
+    """The plain model with its shapes and real buffers, but no weights: parameters are on the meta device.
+
+    Arguments:
+        folder: with config.json.
+        config: in its place, if it is not to be read.
+
+    Raises:
+        ValueError: if a value of the config cannot be, or transformers cannot build the model.
+    """
+    if config is None:
+        _refuse_foreign_code(folder / CONFIG)
+    file = open_config(folder)
+    with quiet():
+        config = file.build() if config is None else config
+    return build(file, config)
+
+
+def build(file: ConfigFile, config: Any) -> PreTrainedModel:
+    with quiet(), file.explained(), init_empty_weights(include_buffers=False), torch.no_grad():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' remarks on keys of a config and on unexpected tensors: a legacy CLEX layer is one."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _open_config(place: Path | str, arguments: dict[str, Any]) -> ConfigFile:
+    try:
+        return open_config(place, arguments)
+    except OSError as error:
+        raise ValueError(f"cannot load a model from {place}: {first_line(error)}") from None
+
+
+def _refuse_foreign_code(path: Path) -> None:
+    """Whether transformers itself has the model of this config.json: longwave runs no code of a checkpoint."""
+    config = read_object(path) if path.is_file() else {}
+    model_type, classes = config.get("model_type"), config.get("auto_map")
+    if model_type in CONFIG_MAPPING or not (model_type or classes):
+        return
+    if classes:
+        name = classes.get("AutoModelForCausalLM") or next(iter(classes.values()))
+        raise ValueError(
+            f"{path} asks for the class {name}, which is code of the checkpoint, and longwave does not run remote "
+            "code. Take a checkpoint whose model_type transformers has."
+        )
+    raise ValueError(
+        f"{path} has model_type {model_type!r}, which transformers {transformers_version} does not know. "
+        "Correct it, or update transformers."
+    )
+
+
+def _missing_library(path: Path, error: ImportError) -> str:
+    config = read_object(path) if path.is_file() else {}
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict):
+        method = quantization.get("quant_method", "of an unnamed kind")
+        return (
+            f"{path} says that the weights are quantized ({method}), and a library for it is missing: "
+            f"{first_line(error)}. Install it, or load the model that was quantized."
+        )
+    return f"{path} needs a package that is missing: {first_line(error)}. Install it."
+
+
+def first_line(error: Exception) -> str:
+    """What a library says, without its second paragraph and the full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

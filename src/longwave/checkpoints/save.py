@@ -1,0 +1,80 @@
+"""Save an extended model so that it can be read back.
+
+The folder holds `longwave.json` (the extension), `longwave.safetensors` (its weights and the frequencies it starts
+from), tokenizer files, and `model/`, the plain model as transformers writes it. There is no config.json at its root:
+transformers would load it without the extension and not say so.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from longwave.checkpoints.extended import FORMAT
+from longwave.checkpoints.folder import (
+    MODEL,
+    SETTINGS,
+    WEIGHTS,
+)
+from longwave.extensions.attach import suspended
+from longwave.extensions.handle import Extension, extension
+from longwave.files import prepare_output, write_json
+
+
+def save(
+    model: PreTrainedModel,
+    folder: Path | str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write an extended model to `folder`; `load` reads it back exactly.
+
+    Arguments:
+        model: extended; what t it is steered to at the moment is not part of the result.
+        folder: created; must be empty or absent unless `overwrite`.
+        tokenizer: written beside it, so that the folder is all that is needed.
+
+    Raises:
+        ValueError: if the model is not extended or is wrapped, or the folder is not empty.
+    """
+    handle = extension(model)
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"save takes the transformers model, got {type(model).__name__}. Merge or unwrap it first.")
+    folder = prepare_output(folder, overwrite=overwrite)
+    for name in (SETTINGS, WEIGHTS):  # a folder that is only half overwritten must not load
+        (folder / name).unlink(missing_ok=True)
+    with suspended(model):
+        model.save_pretrained(folder / MODEL)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    tensors: dict[str, Tensor] = {}
+    for index, trajectory in enumerate(handle.trajectories):
+        tensors[f"{index}.rope"] = trajectory.rope.inv_freq
+        for name, tensor in trajectory.state_dict().items():
+            tensors[f"{index}.{name}"] = tensor.detach().cpu().contiguous()
+    partial = folder / f".{WEIGHTS}"
+    save_file(tensors, partial)
+    os.replace(partial, folder / WEIGHTS)
+    write_json(folder / SETTINGS, _settings(handle))  # last: a folder that has it is complete
+    return folder
+
+
+def _settings(handle: Extension) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "method": handle.method,
+        "options": handle.trajectories[0].options(),
+        "max_factor": handle.max_factor,
+        "schedule": handle.schedule.spec,
+        "beyond": handle.dial.now.beyond,
+        "log_n": handle.log_n,
+        "original_length": handle.original_length,
+        "unscaled": handle.unscaled,
+        "trained": handle.is_trained,
+    }

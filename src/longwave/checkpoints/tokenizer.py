@@ -1,0 +1,85 @@
+"""The tokenizer of a folder, and what is wrong with one that does not load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
+
+from longwave.checkpoints.folder import (
+    Kind,
+    ModelFolder,
+    read_object,
+    resolve,
+    tokenizer_folder,
+)
+from longwave.checkpoints.plain import first_line
+
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER_JSON = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
+
+
+def load_tokenizer(path: Path | str | ModelFolder, **where: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of whatever `load` reads.
+
+    Arguments:
+        path: a folder, or a name on the Hugging Face hub.
+        where: for the hub, as in `resolve`.
+
+    Raises:
+        ValueError: naming the file that is missing or damaged, or the package that is missing.
+    """
+    found = resolve(path, **where)
+    place: Path | str = found.name
+    where = dict(found.where)
+    if found.kind is Kind.LONGWAVE:
+        found.fetch(weights=False)
+        place, where = tokenizer_folder(found.path, found.model) or found.path, {}
+    try:
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **where)
+    except Exception as error:  # tokenizers raises the bare Exception, transformers whatever its readers do
+        raise ValueError(_tokenizer_fault(found, error)) from None
+
+
+def damaged_tokenizer(folder: Path) -> str | None:
+    """What is wrong with the JSON files of a tokenizer, if anything is."""
+    for path in (folder / name for name in TOKENIZER_JSON):
+        try:
+            if path.is_file():
+                read_object(path)
+        except ValueError as damage:
+            return str(damage)
+    return None
+
+
+def _tokenizer_fault(found: ModelFolder, error: Exception) -> str:
+    """What is wrong with a tokenizer that does not load: the library's words often name no file."""
+    folder = found.path
+    if damage := damaged_tokenizer(folder):
+        return damage
+    settings = folder / TOKENIZER_JSON[0]
+    content = read_object(settings) if settings.is_file() else {}
+    if "auto_map" in content:
+        return (
+            f"{settings} asks for the class {content.get('tokenizer_class')}, which is code of the checkpoint, and "
+            "longwave does not run remote code. Save the tokenizer as a tokenizer.json first."
+        )
+    if tokenizer_folder(folder) is None:
+        return f"{found.name} holds no tokenizer. Copy the model's there, or pass tokenizer= to longwave.save."
+    sentencepiece = next((folder / name for name in SENTENCEPIECE if (folder / name).is_file()), None)
+    if sentencepiece is not None and not (folder / TOKENIZER_JSON[1]).is_file():
+        have = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
+        if lacking := [name for name, there in have.items() if not there]:
+            return (
+                f"{sentencepiece} cannot be read without {' and '.join(lacking)}. Put the model's tokenizer.json "
+                f"beside it, or pip install {' '.join(lacking)}."
+            )
+    return f"cannot load a tokenizer from {found.name}: {first_line(error)}"

@@ -20,7 +20,7 @@ from longwave.extensions.log_n import log_n_of
 from longwave.extensions.sites import host_of
 
 L = 64
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = json.loads((GOLDEN / "clex_official.json").read_text())
 
 

@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import longwave
-from longwave import adapter
+from longwave.checkpoints import plain as plain_models
 from longwave.cli import evaluating
 from longwave.evaluation import comparison as module
 from longwave.evaluation.comparison import Candidate, Comparison
-from longwave.evaluation.outline import outline
+from longwave.checkpoints.outline import outline
 from longwave.evaluation.registry import EVALUATIONS, Entry, Inputs
 from longwave.evaluation.suites import Step, parse_suite
 from longwave.extensions.handle import rotaries
@@ -75,7 +75,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     for name in ("data_hashes", "read_documents", "stream_and_starts"):
         count(module, name)
-    count(adapter.AutoModelForCausalLM, "from_pretrained")
+    count(plain_models.AutoModelForCausalLM, "from_pretrained")
     return found
 
 

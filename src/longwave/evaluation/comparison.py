@@ -19,7 +19,7 @@ from longwave.data.tokens import stream_and_starts
 from longwave.evaluation.alike import Table, check_trained_lengths
 from longwave.evaluation.cells import Cell, Store, fingerprint, versions
 from longwave.evaluation.lengths import doublings, parse_lengths
-from longwave.evaluation.outline import outline
+from longwave.checkpoints.outline import outline
 from longwave.evaluation.registry import Inputs, Text
 from longwave.evaluation.results import Record, record
 from longwave.evaluation.subjects import TRAINING_FREE, under

@@ -16,7 +16,7 @@ from torch import Tensor
 from longwave.checkpoints.load import load
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.evaluation.cells import fingerprint
-from longwave.evaluation.outline import outline
+from longwave.checkpoints.outline import outline
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import reach_of
 

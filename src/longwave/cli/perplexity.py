@@ -76,6 +76,7 @@ def perplexity(
     from longwave.cli import evaluating
     from longwave.evaluation import perplexity as measure
     from longwave.evaluation.lengths import parse_lengths
+    from longwave.evaluation.registry import EVALUATIONS
     from longwave.evaluation.results import PERPLEXITY, record
     from longwave.evaluation.windows import check_stretches, chunk_of, plan
     from longwave.extensions.reach import original_length_of
@@ -102,7 +103,8 @@ def perplexity(
         by_position=by_position,
         **asked,
     )
-    rows = evaluating.measured_rows(loaded.model, specs, counts, measure.cost(plans), ask)
+    quantity = EVALUATIONS["perplexity"].quantity
+    rows = evaluating.measured_rows(loaded.model, specs, counts, measure.cost(plans), ask, quantity)
     settings["tokens"] = tokens.numel()
     if protocol == "chunked-cache":
         settings["chunk"] = asked["chunk"]

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from longwave.evaluation.keytokens import Choice, Evaluator, digest_of, evaluator_of, package
+from longwave.evaluation.kinds import Loss, Share
 from longwave.evaluation.longppl import Texts, longppl
 from longwave.evaluation.longppl import cost as longppl_cost
 from longwave.evaluation.needle import NEEDLE as NEEDLE_TEXT
 from longwave.evaluation.needle import QUESTION, needle, template_of
 from longwave.evaluation.passkey import TEMPLATES, passkey
 from longwave.evaluation.perplexity import cost, perplexity
+from longwave.evaluation.quantity import Quantity
 from longwave.evaluation.results import LONGPPL, NEEDLE, PASSKEY, PERPLEXITY
-from longwave.evaluation.windows import check_stretches, chunk_of, plan
+from longwave.evaluation.windows import check_stretches, chunk_of, in_words, plan
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -90,6 +92,7 @@ class Evaluation:
         defaults: every setting with its default.
         measure: (inputs, settings, progress) -> an entry for each length; `progress` is told tokens as they are read.
         cost: (inputs, settings) -> tokens it will read; raises `ValueError` for what cannot be measured.
+        quantity: what its numbers are. Tables, plots and the report follow from it.
         needs_data: True where it reads the user's text.
         recorded: (inputs, settings) -> those that a record states: what makes results comparable.
         depends: settings -> what its numbers depend on as well, in a cell's hash; raises `ValueError` for what is not
@@ -102,6 +105,7 @@ class Evaluation:
     defaults: Mapping[str, Any]
     measure: Callable[[Inputs, Mapping[str, Any], Progress], Iterable[Entry]]
     cost: Callable[[Inputs, Mapping[str, Any]], int]
+    quantity: Quantity
     needs_data: bool = False
     recorded: Callable[[Inputs, Mapping[str, Any]], dict[str, Any]] = lambda _, settings: _without(settings, "seed")
     depends: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda _: {}
@@ -215,6 +219,10 @@ def _longppl_recorded(inputs: Inputs, settings: Mapping[str, Any]) -> dict[str, 
     return {**found, "evaluator_digest": _evaluator(inputs, settings).digest, "tokens": inputs.text.tokens.numel()}
 
 
+def _longppl_in_words(settings: Mapping[str, Any]) -> str:
+    return f"key tokens of evaluator {settings['evaluator_digest'][:8]}"
+
+
 def _longppl_depends(settings: Mapping[str, Any]) -> dict[str, Any]:
     digest = digest_of(settings["evaluator"])
     return {"package": package(), "evaluator": digest, "settings": _without(settings, "evaluator")}
@@ -243,6 +251,7 @@ EVALUATIONS: dict[str, Evaluation] = {
             },
             _perplexity,
             _perplexity_cost,
+            Loss("Perplexity", "perplexity", "ppl", words=in_words),
             needs_data=True,
             recorded=_perplexity_recorded,
         ),
@@ -253,6 +262,7 @@ EVALUATIONS: dict[str, Evaluation] = {
             {"template": "short", "trials": 100, "depths": 10, "seed": 0},
             _passkey,
             _passkey_cost,
+            Share("Passkey retrieval", "passkeys retrieved", "rate", place="key"),
         ),
         Evaluation(
             "needle",
@@ -261,6 +271,7 @@ EVALUATIONS: dict[str, Evaluation] = {
             {"needle": NEEDLE_TEXT, "question": QUESTION, "trials": 50, "depths": 5, "seed": 0},
             _needle,
             _needle_cost,
+            Share("Needle retrieval", "needles retrieved", "rate", place="needle", mapped=True),
             needs_data=True,
         ),
         Evaluation(
@@ -270,6 +281,7 @@ EVALUATIONS: dict[str, Evaluation] = {
             {"evaluator": "", "windows": None, **asdict(Choice())},
             _longppl,
             _longppl_cost,
+            Loss("LongPPL", "LongPPL", "longppl", "text", words=_longppl_in_words),
             needs_data=True,
             recorded=_longppl_recorded,
             depends=_longppl_depends,

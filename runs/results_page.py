@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from longwave.evaluation.registry import EVALUATIONS
 from longwave.evaluation.results import PERPLEXITY, curves
 from longwave.evaluation.statistics import Interval, paired_bootstrap
 from longwave.files import read_json, write_text
-from longwave.report.plots import plot_perplexity
+from longwave.report.plots import curve_figure, save
 
 START, END = "<!-- demo model: written by runs/results.py -->", "<!-- end of the demo model -->"
 TARGETS = (
@@ -171,9 +172,9 @@ def _plot(found: dict[str, Cells], labels: dict[str, str], docs: Path) -> None:
         (close, "Fine-tuned rows, closer", "results-tuned.png", False),
     ):
         shown = curves(record for name in names for record in records[name])
-        plot_perplexity(
-            shown, docs / file, original_length=shown[0].lengths[0], title=title,
-            bands=bands,
+        figure = curve_figure(
+            shown, EVALUATIONS["perplexity"].quantity, original_length=shown[0].lengths[0], title=title, bands=bands,
             subtitle="the same targets, more and more context · "
             + ("bands: 95 % interval" if bands else "paired intervals: see the table"),
         )  # fmt: skip
+        save(figure, docs / file)

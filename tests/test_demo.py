@@ -18,10 +18,11 @@ from longwave.demo.corpus import stdlib_files, write_corpus
 from longwave.demo.journal import Journal
 from longwave.demo.run import BASE, ROWS, Settings, run_demo
 from longwave.demo.summary import comparisons, show
+from longwave.evaluation.registry import EVALUATIONS
 from longwave.evaluation.results import Curve, read
 from longwave.evaluation.statistics import Interval
 from longwave.files import read_json
-from longwave.report.tables import perplexity_table
+from longwave.report.tables import curve_table
 
 TINY = Settings(max_factor=2, steps=2, batch_size=2, lengths=("1x", "2x"), windows=3, trials=2, text=5_000)
 
@@ -176,7 +177,7 @@ def test_quick_demo_from_the_command_line(
 def test_a_table_of_five_lengths_fits_80_columns() -> None:
     lengths, values = (256, 512, 1024, 2048, 4096), (5.7, 84.3, 92.0, 1234.5, 120.0)
     intervals = tuple(Interval(value, 0.9 * value, 1.1 * value) for value in values)
-    table = perplexity_table([Curve("CLEX / its own 1x", lengths, intervals)], 256)
+    table = curve_table([Curve("CLEX / its own 1x", lengths, intervals)], EVALUATIONS["perplexity"].quantity, 256)
     table.add_row("passkeys found, of 10", *["-10.2 ±11%", "+0.6 ±1.2%"], *["77.8 ±10.3"] * 3)
     console = quiet()
     console.print(table)

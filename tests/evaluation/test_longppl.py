@@ -178,7 +178,7 @@ def test_a_suite(folder: Path, data: Path, texts: Texts, tmp_path: Path, capsys:
     assert ntk["longppl"] == pytest.approx(own.to_json()["longppl"], rel=1e-5)
     assert ntk["tokens"] == none["tokens"] and ntk["longppl"] < none["longppl"]
     page = (out / "report.html").read_text()
-    assert all(part in page for part in ("LongPPL · code.jsonl", "Lowest is ntk", "evaluator digest"))
+    assert all(part in page for part in ("LongPPL · code.jsonl", "ntk has the lowest LongPPL", "evaluator digest"))
     assert (out / "longppl.png").stat().st_size > 10_000
     assert run("plot", out / "longppl.json") == 0
     other = suite(tmp_path / "other.yaml", evaluator=str(BASE), **asked)

@@ -10,10 +10,12 @@ from PIL import Image
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import longwave
+from longwave.evaluation.kinds import Share
 from longwave.evaluation.needle import NEEDLE, QUESTION, Haystack, needle, sentences, template_of
 from longwave.evaluation.passkey import Prompts
 from longwave.evaluation.results import Grid
-from longwave.report.heatmap import plot_needle
+from longwave.report.heatmap import grid_figure
+from longwave.report.plots import save
 
 TEXT = "".join(f"{'Sentence' if i % 3 else 'This one is'} number {i}{'.!?'[i % 3]} " for i in range(200))
 
@@ -100,8 +102,10 @@ def test_texts_that_cannot_be_asked(text: str, question: str, message: str) -> N
 @pytest.mark.parametrize("count", [1, 4])
 def test_heat_maps(tmp_path: Path, count: int) -> None:
     grid = Grid("ntk", (64, 128), (0.0, 0.5, 1.0), ((1.0, 0.0), (0.5, 0.25), (1.0, 0.0)), runs=2)
-    path = plot_needle([grid] * count, tmp_path / "n.svg", original_length=64, title="Title", subtitle="about")
+    quantity = Share("Needle retrieval", "needles retrieved", "rate", place="needle", mapped=True)
+    figure = grid_figure([grid] * count, quantity, original_length=64, title="Title", subtitle="about")
+    path = save(figure, tmp_path / "n.svg")
     assert path.read_text().count("<image") >= count
-    with Image.open(plot_needle([grid] * count, tmp_path / "n.png", original_length=64)) as picture:
+    with Image.open(save(figure, tmp_path / "n.png")) as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
     assert {(0, 34, 78), (254, 232, 56)} <= colours  # the ends of the scale: 0 and 100 %

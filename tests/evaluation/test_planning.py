@@ -18,10 +18,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import longwave
 from longwave.checkpoints import plain as plain_models
+from longwave.checkpoints.outline import outline
 from longwave.cli import evaluating
 from longwave.evaluation import comparison as module
 from longwave.evaluation.comparison import Candidate, Comparison
-from longwave.checkpoints.outline import outline
 from longwave.evaluation.registry import EVALUATIONS, Entry, Inputs
 from longwave.evaluation.suites import Step, parse_suite
 from longwave.extensions.handle import rotaries

@@ -14,13 +14,14 @@ from longwave.evaluation.results import NEEDLE, PASSKEY, PERPLEXITY, Record, com
 
 def entry(length: int, nll: list[float]) -> dict:
     ppl = 2.0 + length / 100
-    return {"length": length, "ppl": ppl, "interval": [ppl - 0.1, ppl + 0.1], "ends": [500, 600, 700],
-            "nll": nll, "tokens": [64, 64, 64]}  # fmt: skip
+    return {"length": length, "factor": None, "windows": 3, "ppl": ppl, "interval": [ppl - 0.1, ppl + 0.1],
+            "ends": [500, 600, 700], "nll": nll, "tokens": [64, 64, 64]}  # fmt: skip
 
 
 def perplexity_record(*nll: float, label: str = "ntk", **changes: object) -> Record:
     values = [*nll, 70.0, 80.0, 60.0][:3]
-    rows = [{"label": label, "lengths": [entry(256, values), entry(128, values)]}]
+    rows = [{"label": label, "method": "ntk", "schedule": "continuous", "max_factor": 4.0, "log_n": 0.0, "own": False,
+             "lengths": [entry(256, values), entry(128, values)]}]  # fmt: skip
     arguments = {"model": {"path": "m"}, "settings": {"protocol": "stride"}, "original_length": 128, "rows": rows}
     return record(PERPLEXITY, **arguments | {"data": {"a/book.txt": "5f"}} | changes)
 

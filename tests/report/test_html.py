@@ -13,13 +13,15 @@ import torch
 from browser import CHROMIUM, browser
 from examples import LENGTHS, metrics, perplexity, retrieval
 
-from longwave.evaluation.results import Record
+from longwave.evaluation.records import is_ours
+from longwave.evaluation.results import NEEDLE, Record
 from longwave.methods import METHODS
 from longwave.report.groups import grouped, told_apart
 from longwave.report.html import page
 from longwave.report.markup import Markup, element
-from longwave.report.plots import plot_passkey, plot_perplexity
-from longwave.report.sources import NEEDLE, Source, Training, check_metrics, is_ours, read_source
+from longwave.report.plots import curve_figure, save
+from longwave.report.sources import Source, Training, check_metrics, read_source
+from longwave.report.summary import summary
 from longwave.rope import Rope
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;'
@@ -189,38 +191,44 @@ def test_summary_says_what_the_records_hold(monkeypatch: pytest.MonkeyPatch) -> 
     for window in (0, 1):  # so that yarn is better in some windows and worse in others
         made["rows"][2]["lengths"][2]["nll"][window] += 20 * (-1) ** window
     (group,) = grouped(sources(made))
-    assert group.summary() == [
-        "All rows are equal at 1×: 5.00.",
-        "Lowest is yarn at 2×, told apart from every other row by paired 95 % intervals over 16 windows.",
-        "Lowest is yarn at 4×, not told apart from ntk by paired 95 % intervals over 16 windows.",
+    assert summary(group) == [
+        "Within the trained length, all rows have the same perplexity: 5.00 at 1×.",
+        "yarn has the lowest perplexity at 2×. The differences to the other rows are larger than chance explains "
+        "(paired 95 % intervals, 16 windows).",
+        "yarn has the lowest perplexity at 4×. The difference to ntk could be chance, but the difference to none is "
+        "larger than chance explains (paired 95 % intervals, 16 windows).",
         "none: 5.00 at 1× and 500 at 4×.",
         "ntk: 5.00 at 1× and 7.07 at 4×.",
         "yarn: 5.00 at 1× and 7.00 at 4×.",
     ]
-    (group,) = grouped(sources(retrieval({"none": (1, 0, 0), "ntk": (1, 0.75, 0)})))
-    assert group.summary()[:3] == [
-        "All rows are equal at 1×: 100 %.",
-        "Highest is ntk at 2× (75 %, 95 % interval 47 – 91 %).",
-        "All rows are equal at 4×: 0 %.",
+    (group,) = grouped(sources(retrieval({"none": (1, 0.5, 0), "ntk": (1, 0.75, 0)})))
+    assert summary(group)[:3] == [
+        "Within the trained length, all rows have the same share of passkeys retrieved: 100 % at 1×.",
+        "ntk has the highest share of passkeys retrieved at 2×. The difference to none could be chance "
+        "(95 % intervals, 12 trials).",
+        "All rows have the same share of passkeys retrieved: 0 % at 4×.",
     ]
 
 
 def test_what_holds_at_several_lengths_is_said_once() -> None:
     (group,) = grouped(sources(retrieval({"none": (0.5, 0.25, 0), "ntk": (1, 0.75, 0)})))
-    said = ["Highest is ntk at 1× and 2×; the table has the 95 % intervals.", "All rows are equal at 4×: 0 %."]
-    assert group.summary()[:2] == said
+    assert summary(group)[:2] == [
+        "ntk has the highest share of passkeys retrieved at 1× and 2×. The difference to none is larger than chance "
+        "explains (95 % intervals, 12 trials).",
+        "All rows have the same share of passkeys retrieved: 0 % at 4×.",
+    ]
 
 
 @pytest.mark.parametrize(
     ("windows", "runs", "said"),
     [
-        (1, 1, ", too few windows (1) to tell rows apart."),
-        (15, 1, ", too few windows (15) to tell rows apart."),
-        (15, 5, ", too few windows (15) to tell rows apart."),
-        (16, 1, ", told apart from every other row by paired 95 % intervals over 16 windows."),
-        (16, 2, ", too few runs (2) to tell rows apart."),
-        (16, 4, ", too few runs (4) to tell rows apart."),
-        (16, 5, ", told apart from every other row by paired 95 % intervals over 16 windows."),
+        (1, 1, "1 window is too few to tell whether the difference to yarn could be chance."),
+        (15, 1, "15 windows are too few to tell whether the difference to yarn could be chance."),
+        (15, 5, "15 windows are too few to tell whether the difference to yarn could be chance."),
+        (16, 1, "The difference to yarn is larger than chance explains (paired 95 % intervals, 16 windows)."),
+        (16, 2, "2 runs are too few to tell whether the difference to yarn could be chance."),
+        (16, 4, "4 runs are too few to tell whether the difference to yarn could be chance."),
+        (16, 5, "The difference to yarn is larger than chance explains (paired 95 % intervals, 16 windows)."),
     ],
 )
 def test_few_windows_or_runs_tell_nothing_apart(
@@ -229,14 +237,17 @@ def test_few_windows_or_runs_tell_nothing_apart(
     monkeypatch.setattr("examples.WINDOWS", windows)
     rows = {"ntk": (5, 6, 7), "yarn": (6, 7, 8)}
     (group,) = grouped(sources(*(perplexity(rows, model=f"out{n}", training_seed=n, own=True) for n in range(runs))))
-    assert group.summary()[0] == f"Lowest is ntk at 1×, 2× and 4×{said}"
+    assert summary(group)[0] == f"ntk has the lowest perplexity at 1× to 4×. {said}"
 
 
 def test_a_single_run_beside_few_runs_is_not_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("examples.WINDOWS", 16)
     trained = [perplexity({"clex": (5, 6, 7)}, model=f"out{n}", training_seed=n, own=True) for n in range(3)]
     (group,) = grouped(sources(perplexity({"ntk": (6, 7, 8)}), *trained))
-    assert group.summary()[0] == "Lowest is clex at 1×, 2× and 4×, too few runs (3) to tell rows apart."
+    assert summary(group)[0] == (
+        "clex has the lowest perplexity at 1× to 4×. "
+        "3 runs are too few to tell whether the difference to ntk could be chance."
+    )
 
 
 def test_other_windows_or_unequal_runs_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,16 +256,19 @@ def test_other_windows_or_unequal_runs_are_not_compared(monkeypatch: pytest.Monk
     for entry in moved["rows"][0]["lengths"]:
         entry["ends"] = [end + 1 for end in entry["ends"]]
     (group,) = grouped(sources(perplexity({"ntk": (5, 6, 7)}, protocol="stride"), moved))
-    assert group.summary()[0].endswith("; windows or numbers of runs differ, which allows no paired comparison.")
+    assert summary(group)[0].endswith("different windows or numbers of runs, so chance cannot be ruled out.")
     runs = [perplexity({"clex": (5, 6, 7)}, model=f"a{n}", training_seed=n, own=True) for n in range(5)]
     runs += [perplexity({"yarn": (6, 7, 8)}, model=f"b{n}", training_seed=n, own=True) for n in range(6)]
     (group,) = grouped(sources(*runs))
-    assert group.summary()[0].endswith("; windows or numbers of runs differ, which allows no paired comparison.")
+    assert summary(group)[0].endswith("different windows or numbers of runs, so chance cannot be ruled out.")
 
 
-def test_equal_shares_leave_their_intervals_to_the_table() -> None:
+def test_equal_shares_tie() -> None:
     (group,) = grouped(sources(retrieval({"none": (1, 0, 0), "ntk": (1, 0.75, 0), "yarn": (1, 0.75, 0)})))
-    assert group.summary()[1] == "Highest is ntk and yarn at 2×; the table has the 95 % intervals."
+    assert summary(group)[1] == (
+        "ntk and yarn tie for the highest share of passkeys retrieved at 2×. "
+        "The difference to none is larger than chance explains (95 % intervals, 12 trials)."
+    )
 
 
 @pytest.mark.parametrize("label", [r"$\foo$", "a$b$c", r"\$1"])
@@ -266,9 +280,10 @@ def test_a_label_is_never_a_formula(label: str, tmp_path: Path) -> None:
     drawn = re.findall(r"<svg.*?</svg>", page(found), re.DOTALL)
     # A line and three figures by position, a line and a heat map.
     assert ["".join(Read(each).text).count(label) for each in drawn] == [1] * 6
-    for index, plot in enumerate((plot_perplexity, plot_passkey)):
-        (group,) = grouped(found[index : index + 1])
-        path = plot(group.curves, tmp_path / f"{index}.png", original_length=64, title=label, subtitle=label)
+    for index, source in enumerate(found):
+        (group,) = grouped([source])
+        figure = curve_figure(group.curves, group.quantity, original_length=64, title=label, subtitle=label)
+        path = save(figure, tmp_path / f"{index}.png")
         assert path.stat().st_size > 10_000
 
 
@@ -296,7 +311,7 @@ def test_one_window_has_no_interval_and_no_comparison() -> None:
     for entry in (entry for row in made["rows"] for entry in row["lengths"]):
         entry |= {"interval": None, "windows": 1} | {key: entry[key][:1] for key in ("ends", "nll", "tokens")}
     text = page(sources(made))
-    assert "too few windows (1) to tell rows apart" in text
+    assert "1 window is too few to tell whether the difference to yarn could be chance" in text
     assert "<small>" not in text
 
 

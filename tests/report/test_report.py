@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
+from longwave.evaluation.kinds import Loss, Share
 from longwave.evaluation.results import Curve
 from longwave.evaluation.statistics import Interval
-from longwave.report.plots import LABEL_GAP, plot_passkey, plot_perplexity, spread
-from longwave.report.tables import passkey_table, perplexity_table
+from longwave.report.plots import LABEL_GAP, curve_figure, save, spread
+from longwave.report.tables import curve_table
 
+LOSS, SHARE = Loss("Perplexity", "perplexity", "ppl"), Share("Passkey retrieval", "passkeys retrieved", "rate")
 LENGTHS = (128, 256, 512)
 
 
@@ -31,7 +33,7 @@ def render(table: object) -> list[str]:
 
 
 def test_perplexity_table() -> None:
-    lines = render(perplexity_table([curve("ntk", [3.14159, 12.3456, 1234.5]), curve("clex", [3, 4, 5], runs=3)], 128))
+    lines = render(curve_table([curve("ntk", [3.14159, 12.3456, 1234.5]), curve("clex", [3, 4, 5], runs=3)], LOSS, 128))
     assert lines[0] == "1x 2x 4x"
     assert lines[1] == "method 128 256 512"
     assert "ntk 3.14 ±0.10 12.3 ±0.1 1,234 ±0.10" in lines
@@ -39,11 +41,18 @@ def test_perplexity_table() -> None:
 
 
 def test_a_single_window_has_no_half_width() -> None:
-    assert "ntk 3.00 4.00 5.00" in render(perplexity_table([curve("ntk", [3, 4, 5], half=0)], 128))
+    assert "ntk 3.00 4.00 5.00" in render(curve_table([curve("ntk", [3, 4, 5], half=0)], LOSS, 128))
+
+
+def test_rows_of_other_lengths_leave_a_gap_in_a_table() -> None:
+    short = Curve("yarn", (128, 512), (Interval(2, 2, 2), Interval(9, 9, 9)))
+    lines = render(curve_table([short, curve("ntk", [3, 4, 5], half=0)], LOSS, 128))
+    assert lines[1] == "method 128 256 512"
+    assert "yarn 2.00 – 9.00" in lines
 
 
 def test_passkey_table() -> None:
-    lines = render(passkey_table([curve("ntk", [0.9, 0.5, 0.1])], 128))
+    lines = render(curve_table([curve("ntk", [0.9, 0.5, 0.1])], SHARE, 128))
     assert "ntk 90 % 80–100 50 % 40–60 10 % 0–20" in lines
 
 
@@ -51,14 +60,14 @@ def test_passkey_table() -> None:
 @pytest.mark.parametrize("scale", [1.001, 1.3, 50, 1e6])
 def test_plots_of_any_range_and_number_of_rows(tmp_path: Path, count: int, scale: float) -> None:
     curves = [curve(f"method {i}", [3, 3 * scale, 3 + i * scale], runs=1 + i % 3) for i in range(count)]
-    path = plot_perplexity(curves, tmp_path / "p.png", original_length=128, title="Title", subtitle="about")
+    path = save(curve_figure(curves, LOSS, original_length=128, title="Title", subtitle="about"), tmp_path / "p.png")
     with Image.open(path) as picture:
         assert picture.size == (1200, 720)
         assert min(picture.convert("L").getextrema()) < 60  # there is ink
 
 
 def test_passkey_plot_and_trained_length_that_was_not_measured(tmp_path: Path) -> None:
-    path = plot_passkey([curve("ntk", [1.0, 0.5, 0.0], half=0.0)], tmp_path / "p.svg", original_length=64)
+    path = save(curve_figure([curve("ntk", [1.0, 0.5, 0.0], half=0.0)], SHARE, original_length=64), tmp_path / "p.svg")
     text = path.read_text()
     assert "<svg" in text
 

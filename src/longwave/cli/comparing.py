@@ -104,14 +104,16 @@ def measure(comparison: Comparison, *, overwrite: bool, as_json: bool, model: st
 
 def _run(comparison: Comparison, done: int, all_of_them: int) -> None:
     """Compute what is missing; cells that other processes finish meanwhile are told, too."""
-    from longwave.cli.progressing import progress, values
+    from longwave.cli.progressing import progress
+    from longwave.evaluation.records import quantity_of
 
     numbers = count(done + 1)
     with progress(comparison.cost()) as meter:
 
         def tell(cell: Cell) -> None:
-            (row,) = comparison.store.read(cell)["rows"]
-            meter.finished(f"{cell.step}, {cell.label}: {values(row['lengths'])}", next(numbers), all_of_them)
+            found = comparison.store.read(cell)
+            values = quantity_of(found).line(found["rows"][0]["lengths"])
+            meter.finished(f"{cell.step}, {cell.label}: {values}", next(numbers), all_of_them)
 
         comparison.run(meter.start, tell)
 
@@ -137,7 +139,7 @@ def _report(comparison: Comparison, model: str | None) -> Path:
 
 def _refuse_other_rows(comparison: Comparison, overwrite: bool) -> None:
     """A table in the folder may gain rows, but none may be lost."""
-    from longwave.evaluation.results import read
+    from longwave.evaluation.records import read
 
     keys = {cell.key for cell in comparison.cells}
     for step in comparison.steps:

@@ -12,6 +12,8 @@ import typer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from longwave.evaluation.quantity import Quantity
+
 Lengths = Annotated[
     str | None,
     typer.Option(
@@ -139,15 +141,21 @@ def results_folder(output: Path | None, command: str, model: str, overwrite: boo
 
 
 def measured_rows(
-    model: PreTrainedModel, specs: list[str], lengths: list[int], tokens: int, measure: Callable[..., Any]
+    model: PreTrainedModel,
+    specs: list[str],
+    lengths: list[int],
+    tokens: int,
+    measure: Callable[..., Any],
+    quantity: Quantity,
 ) -> list[dict[str, Any]]:
     """A row of a record for each method, progress shown.
 
     Arguments:
         tokens: that one method reads.
         measure: called with `progress=`; returns a result with `lengths`.
+        quantity: what is measured.
     """
-    from longwave.cli.progressing import progress, values
+    from longwave.cli.progressing import progress
     from longwave.evaluation.subjects import under
 
     rows: list[dict[str, Any]] = []
@@ -156,120 +164,15 @@ def measured_rows(
             with under(model, spec, lengths) as subject:
                 result = measure(progress=meter.start(subject.label))
                 rows.append({**subject.to_json(), "lengths": [entry.to_json() for entry in result.lengths]})
-            meter.finished(f"{subject.label}: {values(rows[-1]['lengths'])}", len(rows), len(specs))
+            meter.finished(f"{subject.label}: {quantity.line(rows[-1]['lengths'])}", len(rows), len(specs))
     return rows
 
 
-@dataclass(frozen=True)
-class View:
-    """How a kind of record is shown.
+def write_and_show(found: dict[str, Any], folder: Path, **how: Any) -> None:
+    """`longwave.cli.showing.show`, with the fields of `Showing` as options."""
+    from longwave.cli.showing import Showing, show
 
-    Arguments:
-        name: of its files.
-        group: records -> rows of tables and plots.
-        plot: (rows, path, original_length, title, subtitle) -> path.
-        tables: (rows, original_length) -> Rich tables.
-        title: of its plots.
-        interval: what stands beside values in its tables.
-    """
-
-    name: str
-    group: Callable[..., list[Any]]
-    plot: Callable[..., Path]
-    tables: Callable[[list[Any], int], list[Any]]
-    title: str
-    interval: str = ""
-
-
-def view(schema: str) -> View:
-    """The view of a kind of record."""
-    from functools import partial
-
-    from longwave.evaluation.results import LONGPPL, NEEDLE, PERPLEXITY, curves, grids
-    from longwave.report import heatmap, plots, tables
-
-    if schema == NEEDLE:
-        every = lambda rows, original: [heatmap.needle_table(row, original) for row in rows]  # noqa: E731
-        return View("needle", grids, heatmap.plot_needle, every, "Needles retrieved by length and depth, per cent")
-    half = ", ± half of the 95 % interval"
-    if schema in (PERPLEXITY, LONGPPL):
-        one = lambda rows, original: [tables.perplexity_table(rows, original)]  # noqa: E731
-        if schema == PERPLEXITY:
-            return View("perplexity", curves, plots.plot_perplexity, one, "Perplexity by context length", half)
-        draw = partial(plots.plot_perplexity, what="LongPPL")
-        return View("longppl", curves, draw, one, "LongPPL by context length", half)
-    one = lambda rows, original: [tables.passkey_table(rows, original)]  # noqa: E731
-    return View(
-        "passkey", curves, plots.plot_passkey, one, "Passkey retrieval by context length", ", with 95 % interval"
-    )
-
-
-def about(found: dict[str, Any]) -> str:
-    """What was measured, in words: protocol or prompts, and how many of them."""
-    settings, entries = found["settings"], found["rows"][0]["lengths"]
-    if "trials" in settings:
-        return f"{settings['trials']} trials at {min(settings['depths'], settings['trials'])} depths for each length"
-    windows = min(entry["windows"] for entry in entries)
-    if "evaluator_digest" in settings:
-        return f"key tokens of evaluator {settings['evaluator_digest'][:8]}, {windows} text{'s' if windows > 1 else ''}"
-    what = {
-        "same-targets": f"last {settings['targets']} tokens",
-        "truncate": "starts of documents",
-        "chunked-cache": f"chunks of {settings.get('chunk')} tokens through a cache",
-    }.get(settings["protocol"], f"protocol {settings['protocol']} every {settings['stride']} tokens")
-    return f"{what}, {windows} window{'s' if windows > 1 else ''}"
-
-
-def write_and_show(
-    found: dict[str, Any],
-    folder: Path,
-    *,
-    whose: str,
-    overwrite: bool,
-    as_json: bool,
-    name: str | None = None,
-    quiet: bool = False,
-) -> None:
-    """Write NAME.json and NAME.png; print tables, with `as_json` the record, if `quiet` nothing.
-
-    Arguments:
-        whose: the model's name, or that of a comparison.
-    """
-    from rich.console import Console
-
-    from longwave.cli.options import print_json
-    from longwave.evaluation.results import NEEDLE, write
-
-    how = view(found["schema"])
-    folder.mkdir(parents=True, exist_ok=True)
-    path = write(folder / f"{name or how.name}.json", found, overwrite=overwrite)
-    rows, original = how.group([found]), found["original_length"]
-    what = f"{whose}: {about(found)}"
-    subtitle = what if found["schema"] == NEEDLE else f"{what} · bands: 95 % interval"
-    picture = how.plot(rows, path.with_suffix(".png"), original_length=original, title=how.title, subtitle=subtitle)
-    if as_json:
-        print_json(found)
-    if as_json or quiet:
-        return
-    console = Console()
-    console.print(f"{how.title}, {what}{how.interval}", highlight=False, soft_wrap=True)
-    for table in how.tables(rows, original):
-        console.print(table)
-    pictures = [picture, *_along(found, path)]
-    console.print(f"written: {path} {' '.join(map(str, pictures))}", highlight=False, soft_wrap=True)
-
-
-def _along(found: dict[str, Any], path: Path) -> list[Path]:
-    """A figure of the loss by position at the longest length, if the record has it."""
-    from longwave.report.figures import by_position
-
-    last = {row["label"]: max(row["lengths"], key=lambda entry: entry["length"]) for row in found["rows"]}
-    bins = {label: entry["by_position"] for label, entry in last.items() if entry.get("by_position")}
-    if not bins:
-        return []
-    picture = path.with_name(f"{path.stem}-by-position.png")
-    by_position(bins, found["original_length"]).savefig(picture)
-    return [picture]
+    show(found, folder, Showing(**how))
 
 
 def short(path: str) -> str:

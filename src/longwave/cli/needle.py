@@ -58,6 +58,7 @@ def needle(
     from longwave.data.hashes import data_hashes
     from longwave.evaluation import needle as measure
     from longwave.evaluation.lengths import parse_lengths
+    from longwave.evaluation.registry import EVALUATIONS
     from longwave.evaluation.results import NEEDLE, record
     from longwave.extensions.reach import original_length_of
 
@@ -82,7 +83,8 @@ def needle(
         tokens_per_batch=tokens_per_batch,
         **texts,
     )
-    rows = evaluating.measured_rows(loaded.model, specs, counts, trials * sum(counts), ask)
+    quantity = EVALUATIONS["needle"].quantity
+    rows = evaluating.measured_rows(loaded.model, specs, counts, trials * sum(counts), ask, quantity)
     settings = {**texts, "trials": trials, "depths": depths}
     found = record(
         NEEDLE, model=loaded.about, data=hashes, settings=settings, original_length=original, rows=rows, seed=seed

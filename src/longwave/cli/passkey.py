@@ -48,6 +48,7 @@ def passkey(
     from longwave.cli import evaluating
     from longwave.evaluation import passkey as measure
     from longwave.evaluation.lengths import parse_lengths
+    from longwave.evaluation.registry import EVALUATIONS
     from longwave.evaluation.results import PASSKEY, record
     from longwave.extensions.reach import original_length_of
 
@@ -68,7 +69,8 @@ def passkey(
         original_length=original,
         tokens_per_batch=tokens_per_batch,
     )
-    rows = evaluating.measured_rows(loaded.model, specs, counts, trials * sum(counts), ask)
+    quantity = EVALUATIONS["passkey"].quantity
+    rows = evaluating.measured_rows(loaded.model, specs, counts, trials * sum(counts), ask, quantity)
     settings = {"template": template, "trials": trials, "depths": depths}
     found = record(PASSKEY, model=loaded.about, settings=settings, original_length=original, rows=rows, seed=seed)
     evaluating.write_and_show(found, folder, whose=evaluating.short(model), overwrite=overwrite, as_json=as_json)

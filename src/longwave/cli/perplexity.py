@@ -79,6 +79,7 @@ def perplexity(
     from longwave.data.tokens import stream_and_starts
     from longwave.evaluation import perplexity as measure
     from longwave.evaluation.lengths import parse_lengths
+    from longwave.evaluation.registry import EVALUATIONS
     from longwave.evaluation.results import PERPLEXITY, record
     from longwave.evaluation.windows import check_stretches, chunk_of, plan
     from longwave.extensions.reach import original_length_of
@@ -104,7 +105,8 @@ def perplexity(
         by_position=by_position,
         **asked,
     )
-    rows = evaluating.measured_rows(loaded.model, specs, counts, measure.cost(plans), ask)
+    quantity = EVALUATIONS["perplexity"].quantity
+    rows = evaluating.measured_rows(loaded.model, specs, counts, measure.cost(plans), ask, quantity)
     settings["tokens"] = tokens.numel()
     if protocol == "chunked-cache":
         settings["chunk"] = asked["chunk"]

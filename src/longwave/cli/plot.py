@@ -11,9 +11,7 @@ import typer
 def plot(
     records: Annotated[
         list[str],
-        typer.Argument(
-            metavar="[NAME=]RECORD...", help="perplexity.json, passkey.json, needle.json, or the folder of one."
-        ),
+        typer.Argument(metavar="[NAME=]RECORD...", help="A record such as perplexity.json, or the folder of one."),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="PNG, PDF or SVG; without it only the table.")
@@ -38,45 +36,43 @@ def plot(
     """
     from rich.console import Console
 
-    from longwave.cli.evaluating import view
+    from longwave.report.plots import save
+    from longwave.report.views import view
 
     if output is not None and output.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"output {output} must end in .png, .pdf or .svg.")
     if output is not None and output.exists() and not overwrite:
         raise ValueError(f"{output} exists. Choose another name or pass --overwrite.")
-    found = [_read(each) for each in records]
-    how, original = view(found[0]["schema"]), found[0]["original_length"]
-    shown = how.group(found, mixed=force)
+    shown = view([_read(each) for each in records], mixed=force)
     console = Console()
-    for table in how.tables(shown, original):
+    for table in shown.tables():
         console.print(table)
     if output is not None:
-        subtitle = "" if how.name == "needle" else "bands: 95 % interval"
-        subtitle += " · not comparable" if force else ""
-        how.plot(shown, output, original_length=original, title=title or how.title, subtitle=subtitle)
+        notes = (shown.note, "not comparable" if force else "")
+        save(shown.figure(title or shown.title, " · ".join(note for note in notes if note)), output)
         console.print(f"written: {output}", highlight=False, soft_wrap=True)
 
 
 def _read(argument: str) -> dict[str, Any]:
-    """A record, its rows renamed where a name is given."""
-    from longwave.evaluation.results import KNOWN
-    from longwave.report.sources import read_source
+    """A record by length, its rows renamed where a name is given."""
+    from longwave.evaluation.records import read
+    from longwave.report.sources import Source
 
     name, separator, path = argument.partition("=")
     if not separator or Path(argument).exists():
         name, path = "", argument
-    record = read_source(_file(Path(path))).record
-    if record["schema"] not in KNOWN:
-        raise ValueError(f"{path} has no lengths to plot. `longwave report` shows records of tasks.")
+    found = Source(file := _file(Path(path)), read(file))
+    if not found.by_length:
+        raise ValueError(f"{file} has no lengths to plot. `longwave report` shows records of tasks.")
+    rows = found.record["rows"]
     if name:
-        rows = record["rows"]
         for row in rows:
             row["label"] = name if len(rows) == 1 else f"{name}: {row['label']}"
-    return record
+    return found.record
 
 
 def _file(path: Path) -> Path:
-    from longwave.report.sources import is_ours
+    from longwave.evaluation.records import is_ours
 
     if not path.exists():
         raise ValueError(f"record {path} does not exist. Give a file such as perplexity.json, or its folder.")

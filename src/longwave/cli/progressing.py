@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import typer
 
@@ -92,15 +92,3 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def values(entries: Iterable[Mapping[str, Any]]) -> str:
-    """What was measured at each length, in a line."""
-    from longwave.evaluation.results import value_of
-    from longwave.report.tables import number
-
-    shown = []
-    for entry in entries:
-        value = f"{100 * entry['rate']:.0f} %" if "rate" in entry else number(value_of(entry))
-        shown.append(f"{value} at {entry['length']:,}")
-    return ", ".join(shown)

@@ -68,7 +68,7 @@ def report(
 
 def _files(path: Path) -> Iterator[Path]:
     """Records and metrics in a folder, a file as it is; not the cells that a comparison's records were made from."""
-    from longwave.report.sources import is_ours
+    from longwave.evaluation.records import is_ours
 
     if not path.exists():
         raise ValueError(f"{path} does not exist. Give records, metrics.jsonl, or folders that hold some.")

@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from longwave.evaluation.results import compare, curves
+from longwave.evaluation.results import compare, curves, quantity_of
 from longwave.evaluation.statistics import Interval
-from longwave.report.plots import plot_perplexity
-from longwave.report.tables import perplexity_table
+from longwave.report.plots import curve_figure, save
+from longwave.report.tables import curve_table
 
 LEARNED = "CLEX, tuned"
 OPPONENTS = ("NTK, tuned", "dynamic YaRN")
@@ -33,15 +33,16 @@ def show(result: dict[str, Any], output: Path, console: Console) -> None:
     """Print the table and draw the plot of a finished demo."""
     perplexity, passkey = result["perplexity"], result["passkey"]
     original, windows = perplexity["original_length"], perplexity["settings"]["windows"]
-    lines = curves([perplexity])
-    plot_perplexity(
+    lines, quantity = curves([perplexity]), quantity_of(perplexity)
+    figure = curve_figure(
         lines,
-        output / PLOT,
+        quantity,
         original_length=original,
         title=f"A model trained at {original} tokens, read further",
         subtitle=f"the same 64 target tokens of {windows} held-out windows, under more and more context",
     )
-    table = perplexity_table(lines, original)
+    save(figure, output / PLOT)
+    table = curve_table(lines, quantity, original)
     table.add_section()
     for name, ratios in comparisons(perplexity).items():
         table.add_row(Text(name, style="italic"), *(Text(percent(ratio), style="italic") for ratio in ratios))

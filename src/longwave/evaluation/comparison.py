@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from transformers import AutoTokenizer
 
 from longwave.checkpoints.load import extension_of, unrecognised_scaling
+from longwave.checkpoints.outline import outline
 from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes
 from longwave.data.prompts import identity
@@ -19,7 +20,6 @@ from longwave.data.tokens import stream_and_starts
 from longwave.evaluation.alike import Table, check_trained_lengths
 from longwave.evaluation.cells import Cell, Store, fingerprint, versions
 from longwave.evaluation.lengths import doublings, parse_lengths
-from longwave.checkpoints.outline import outline
 from longwave.evaluation.registry import Inputs, Text
 from longwave.evaluation.results import Record, record
 from longwave.evaluation.subjects import TRAINING_FREE, under

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from longwave.checkpoints.load import load
+from longwave.checkpoints.outline import outline
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.evaluation.cells import fingerprint
-from longwave.checkpoints.outline import outline
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import reach_of
 

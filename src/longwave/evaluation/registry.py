@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from longwave.data.prompts import check_ids
 from longwave.evaluation.keytokens import Choice, digest_of, evaluator_of, package, reader_of
+from longwave.evaluation.kinds import Loss, Share
 from longwave.evaluation.longppl import Texts, longppl
 from longwave.evaluation.longppl import cost as longppl_cost
 from longwave.evaluation.needle import NEEDLE as NEEDLE_TEXT
@@ -19,8 +20,9 @@ from longwave.evaluation.needle import QUESTION, needle, prompts_in
 from longwave.evaluation.passkey import TEMPLATES, Prompts, passkey
 from longwave.evaluation.passkey import cost as passkey_cost
 from longwave.evaluation.perplexity import check_cache, cost, perplexity
+from longwave.evaluation.quantity import Quantity
 from longwave.evaluation.results import LONGPPL, NEEDLE, PASSKEY, PERPLEXITY
-from longwave.evaluation.windows import check_stretches, chunk_of, plan
+from longwave.evaluation.windows import check_stretches, chunk_of, in_words, plan
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,6 +95,7 @@ class Evaluation:
         measure: (inputs, settings, progress) -> an entry for each length; `progress` is told tokens as they are read.
         cost: (inputs, settings) -> tokens it will read; raises `ValueError` for what cannot be measured. The model's
             parameters may be on the meta device: only their shapes count.
+        quantity: what its numbers are. Tables, plots and the report follow from it.
         needs_data: True where it reads the user's text.
         recorded: (inputs, settings) -> those that a record states: what makes results comparable.
         depends: settings -> what its numbers depend on as well, in a cell's hash; raises `ValueError` for what is not
@@ -105,6 +108,7 @@ class Evaluation:
     defaults: Mapping[str, Any]
     measure: Callable[[Inputs, Mapping[str, Any], Progress], Iterable[Entry]]
     cost: Callable[[Inputs, Mapping[str, Any]], int]
+    quantity: Quantity
     needs_data: bool = False
     recorded: Callable[[Inputs, Mapping[str, Any]], dict[str, Any]] = lambda _, settings: _without(settings, "seed")
     depends: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda _: {}
@@ -225,6 +229,10 @@ def _longppl_recorded(inputs: Inputs, settings: Mapping[str, Any]) -> dict[str, 
     return {**found, "evaluator_digest": reader_of(settings["evaluator"]).digest, "tokens": inputs.text.tokens.numel()}
 
 
+def _longppl_in_words(settings: Mapping[str, Any]) -> str:
+    return f"key tokens of evaluator {settings['evaluator_digest'][:8]}"
+
+
 def _longppl_depends(settings: Mapping[str, Any]) -> dict[str, Any]:
     digest = digest_of(settings["evaluator"])
     return {"package": package(), "evaluator": digest, "settings": _without(settings, "evaluator")}
@@ -247,6 +255,7 @@ EVALUATIONS: dict[str, Evaluation] = {
             },
             _perplexity,
             _perplexity_cost,
+            Loss("Perplexity", "perplexity", "ppl", words=in_words),
             needs_data=True,
             recorded=_perplexity_recorded,
         ),
@@ -257,6 +266,7 @@ EVALUATIONS: dict[str, Evaluation] = {
             {"template": "short", "trials": 100, "depths": 10, "seed": 0},
             _passkey,
             _passkey_cost,
+            Share("Passkey retrieval", "passkeys retrieved", "rate", place="key"),
         ),
         Evaluation(
             "needle",
@@ -265,6 +275,7 @@ EVALUATIONS: dict[str, Evaluation] = {
             {"needle": NEEDLE_TEXT, "question": QUESTION, "trials": 50, "depths": 5, "seed": 0},
             _needle,
             _needle_cost,
+            Share("Needle retrieval", "needles retrieved", "rate", place="needle", mapped=True),
             needs_data=True,
         ),
         Evaluation(
@@ -274,6 +285,7 @@ EVALUATIONS: dict[str, Evaluation] = {
             {"evaluator": "", "windows": None, **asdict(Choice())},
             _longppl,
             _longppl_cost,
+            Loss("LongPPL", "LongPPL", "longppl", "text", words=_longppl_in_words),
             needs_data=True,
             recorded=_longppl_recorded,
             depends=_longppl_depends,

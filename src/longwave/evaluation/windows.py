@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 DEFAULT_WINDOWS = 64
 DEFAULT_CHUNK = 4096  # of the official CLEX evaluation
@@ -151,6 +152,23 @@ PROTOCOLS: dict[str, Plan] = {
     "chunked-cache": chunked,
 }
 WHOLE = ("overlap", "truncate", "chunked-cache")  # score windows whole, and so have a loss by position
+
+
+def scores_same_targets(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings of a record say that every length scores the same tokens."""
+    return settings.get("protocol") == "same-targets"
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """The protocol that the settings of a record name, in words."""
+    protocol = settings["protocol"]
+    if protocol == "same-targets":
+        return f"last {settings['targets']} tokens"
+    if protocol == "truncate":
+        return "starts of documents"
+    if protocol == "chunked-cache":
+        return f"chunks of {settings.get('chunk')} tokens through a cache"
+    return f"protocol {protocol} every {settings['stride']} tokens"
 
 
 def plan(

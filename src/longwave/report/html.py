@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 
-from longwave.evaluation.results import TASKS
 from longwave.report.groups import grouped, told_apart
 from longwave.report.markup import Markup, element, join
 from longwave.report.sections import Pen, Section, measured, scored, trained
@@ -40,9 +39,9 @@ def page(
         ValueError: if there is nothing to show.
     """
     pen = Pen()
-    by_length = [source for source in sources if source.record["schema"] != TASKS]
+    by_length = [source for source in sources if source.by_length]
     sections = [measured(group, pen) for group in told_apart(grouped(by_length))]
-    sections += [scored(source) for source in sources if source not in by_length]
+    sections += [scored(source) for source in sources if not source.by_length]
     sections += [trained(training, pen) for training in trainings]
     if trajectories:
         sections.append(spectrum(trajectories, pen))

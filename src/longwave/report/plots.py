@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longwave.evaluation.results import Curve
+from longwave.evaluation.curves import Curve
+from longwave.evaluation.quantity import Quantity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,54 +30,40 @@ TICK_STEPS = (
 LABEL_GAP = 0.047  # between the centres of two labels, as a share of the height of the axes
 
 
-def plot_perplexity(curves: Sequence[Curve], path: Path | str, **options: Any) -> Path:
-    """`perplexity_figure` as PNG, PDF or SVG by the suffix of `path`."""
-    return _save(perplexity_figure(curves, **options), path)
-
-
-def plot_passkey(curves: Sequence[Curve], path: Path | str, **options: Any) -> Path:
-    """`passkey_figure` as PNG, PDF or SVG by the suffix of `path`."""
-    return _save(passkey_figure(curves, **options), path)
-
-
-def perplexity_figure(
+def curve_figure(
     curves: Sequence[Curve],
+    quantity: Quantity,
     *,
     original_length: int,
     title: str | None = None,
     subtitle: str | None = None,
     bands: bool = True,
-    what: str = "perplexity",
 ) -> Figure:
-    """Perplexity, or another loss, by context length with 95 % bands.
+    """A quantity by context length, with 95 % bands.
 
-    Bands say how a row would vary over other texts; rows measured on the same ones differ by less than their bands
-    overlap. Both axes are logarithmic, so that equal ratios look equal and a collapse does not flatten the rest. The
-    trained length is marked; lines are labelled at their right end, in the order they end there.
+    Bands say how a row would vary over other texts or prompts; rows measured on the same ones differ by less than
+    their bands overlap. The axis of lengths is logarithmic, and so is that of a loss: equal ratios look equal, and a
+    collapse does not flatten the rest. The trained length is marked; lines are labelled at their right end, in the
+    order they end there.
     """
     figure, axes = _figure(curves, original_length, title, subtitle)
-    axes.set_yscale("log")
-    axes.set_ylabel(what)
+    if quantity.scale == "log":
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(lambda value, _: quantity.text(value))
+    axes.set_ylabel(quantity.noun)
     _lines(axes, curves, bands=bands)
-    plain_ticks(axes)
+    if quantity.scale == "log":
+        plain_ticks(axes)
     return figure
 
 
-def passkey_figure(
-    curves: Sequence[Curve],
-    *,
-    original_length: int,
-    title: str | None = None,
-    subtitle: str | None = None,
-    what: str = "passkeys",
-) -> Figure:
-    """Share of passkeys retrieved by context length, with 95 % bands, otherwise as `perplexity_figure`."""
-    figure, axes = _figure(curves, original_length, title, subtitle)
-    axes.set_ylim(-0.03, 1.03)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    axes.set_ylabel(f"{what} retrieved")
-    _lines(axes, curves)
-    return figure
+def save(figure: Figure, path: Path | str) -> Path:
+    """Write a figure as PNG, PDF or SVG by the suffix of `path`."""
+    path = Path(path)
+    figure.savefig(path)
+    return path
 
 
 def _figure(
@@ -165,8 +152,7 @@ def _label_ends(axes: Axes, curves: Sequence[Curve]) -> None:
         shown = {"transform": axes.transAxes, "clip_on": False, "color": style["color"]}
         axes.plot([x, 1.04], [y, place], linewidth=0.6, alpha=0.6, **shown)
         axes.plot([1.04], [place], **style | shown)
-        runs = f" ({curves[index].runs} runs)" if curves[index].runs > 1 else ""
-        axes.annotate(f"{curves[index].label}{runs}", (1.04, place), xycoords="axes fraction", xytext=(7, 0),
+        axes.annotate(curves[index].name, (1.04, place), xycoords="axes fraction", xytext=(7, 0),
                       textcoords="offset points", va="center", fontsize=9, color=INK)  # fmt: skip
 
 
@@ -200,9 +186,3 @@ def plain_ticks(axes: Axes) -> None:
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
     axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _save(figure: Any, path: Path | str) -> Path:
-    path = Path(path)
-    figure.savefig(path)
-    return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from longwave.evaluation.results import TASKS
 from longwave.report.markup import Content, Markup, element, join, table
 from longwave.report.sources import Source, Training
 from longwave.report.tables import ratio_text
@@ -25,7 +24,7 @@ def made(source: Source) -> Markup:
         ("seed", "none: nothing is drawn" if seed is None else str(seed)),
         ("versions", _pairs(record["versions"])),
     ]
-    body = join(_list(fields), None if record["schema"] == TASKS else _policies(source))
+    body = join(_list(fields), _policies(source) if source.by_length else None)
     return element("details", element("summary", f"What made it: {source.path}"), body)
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import longwave.report.figures as draw
-from longwave.evaluation.results import LOSSES, PERPLEXITY
+from longwave.evaluation.windows import scores_same_targets
 from longwave.report.groups import Group
 from longwave.report.markup import Markup, element, join, scroll, table
-from longwave.report.plots import COLOURS, passkey_figure, perplexity_figure
+from longwave.report.plots import COLOURS, curve_figure
 from longwave.report.provenance import made, made_training
-from longwave.report.sources import KINDS, Source, Training
+from longwave.report.sources import Source, Training
+from longwave.report.summary import summary
 from longwave.report.svg import inline
 from longwave.report.tables import score_text
 
@@ -49,37 +50,31 @@ class Pen:
 
 
 def measured(group: Group, pen: Pen) -> Section:
-    original, labels = group.original_length, ", ".join(group.rows)
-    loss = group.schema in LOSSES
+    quantity, original, labels = group.quantity, group.original_length, ", ".join(group.rows)
+    what, better = quantity.caption, "Lower is better" if quantity.lower_is_better else "Higher is better"
     lengths = f"{group.lengths[0]:,} to {group.lengths[-1]:,} tokens"
-    if loss:
-        what, better = KINDS[group.schema], "Lower is better"
-        axis = "perplexity" if group.schema == PERPLEXITY else what
-        figure = perplexity_figure(group.curves, original_length=original, what=axis)
-    else:
-        keys = "passkeys" if "passkey" in group.schema else "needles"
-        figure = passkey_figure(group.curves, original_length=original, what=keys)
-        what, better = f"Share of {keys} retrieved", "Higher is better"
-    caption = f"{what} against context length, with 95 % intervals. {better}."
     parts = [
         element("p", f"Trained length: {original:,} tokens. {_settings(group)}", class_="soft"),
         pen.figure(
-            figure, f"{what} at {lengths} for {labels}; the table below has the values.", caption, list(group.rows)
+            curve_figure(group.curves, quantity, original_length=original),
+            f"{what} at {lengths} for {labels}; the table below has the values.",
+            f"{what} against context length, with 95 % intervals. {better}.",
+            list(group.rows),
         ),
         _table(group, f"{what}, 95 % interval below; the best of each length in bold."),
-        *(_positions(group, pen) if loss else [_depths(group, pen)]),
+        *(PLACES[quantity.parts.key](group, pen) if quantity.parts is not None else ()),
         *(made(source) for source in group.sources),
     ]
-    return Section(group.title, group.summary(), join(*parts))
+    return Section(group.title, summary(group), join(*parts))
 
 
 def _settings(group: Group) -> str:
     """The settings that all records of a group share, and of same-targets what it means for the columns."""
-    settings = group.sources[0].record["settings"]
+    settings = group.settings
     shown = {key: "default" if value is None else f"{value:,}" if isinstance(value, int) else value
              for key, value in settings.items()}  # fmt: skip
     text = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in shown.items())
-    same = " Every length is scored on the same tokens." * (settings.get("protocol") == "same-targets")
+    same = " Every length is scored on the same tokens." * scores_same_targets(settings)
     return f"{text[:1].upper()}{text[1:]}.{same}"
 
 
@@ -89,16 +84,15 @@ def _table(group: Group, caption: str) -> Markup:
         head.append(element("th", group.ratio(length), element("br"), f"{length:,}", scope="col"))
     body = []
     for curve in group.curves:
-        runs = f" ({curve.runs} runs)" if curve.runs > 1 else None
-        cells = [element("th", curve.label, runs, scope="row")]
+        cells = [element("th", curve.name, scope="row")]
         for length in group.lengths:
             value = group.values(length).get(curve.label)
             if value is None:
                 cells.append(element("td", "–"))
                 continue
-            between = element("small", group.bounds(value)) if value.low != value.high else None
+            between = element("small", group.quantity.bounds(value)) if value.low != value.high else None
             best = "best" if curve.label in group.best(length) else None
-            cells.append(element("td", group.text(value), between, class_=best))
+            cells.append(element("td", group.quantity.text(value.value), between, class_=best))
         body.append(element("tr", *cells))
     return table(caption, head, body)
 
@@ -125,13 +119,17 @@ def _positions(group: Group, pen: Pen) -> list[Markup]:
     return found
 
 
-def _depths(group: Group, pen: Pen) -> Markup:
+def _depths(group: Group, pen: Pen) -> list[Markup]:
     rows = {label: runs[0]["lengths"] for label, runs in group.rows.items() if runs[0]["lengths"][0]["by_depth"]}
     if not rows:
-        return Markup()
+        return []
     several = " First run of each row." * any(len(runs) > 1 for runs in group.rows.values())
-    caption = f"Share retrieved in % by context length and depth, from the start (0) to the end (100).{several}"
-    return pen.figure(draw.heatmap(rows), f"Share retrieved by length and depth for {', '.join(rows)}.", caption)
+    what = group.quantity.caption
+    caption = f"{what} in % by context length and depth, from the start (0) to the end (100).{several}"
+    return [pen.figure(draw.heatmap(rows), f"{what} by length and depth for {', '.join(rows)}.", caption)]
+
+
+PLACES = {"by_position": _positions, "by_depth": _depths}  # by the key of a quantity's parts
 
 
 def scored(source: Source) -> Section:
@@ -147,7 +145,7 @@ def scored(source: Source) -> Section:
     summary = [f"{row['task']}: {score_text(row)} {row['metric']}." for row in rows[:5]]
     if len(rows) > 5:
         summary.append(f"And {len(rows) - 5} more.")
-    return Section(f"Tasks · {name}", summary, join(table(caption, head, body), made(source)))
+    return Section(f"{source.title} · {name}", summary, join(table(caption, head, body), made(source)))
 
 
 def trained(training: Training, pen: Pen) -> Section:

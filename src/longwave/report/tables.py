@@ -9,33 +9,41 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from longwave.evaluation.results import Curve
+from longwave.evaluation.curves import Curve, Grid
+from longwave.evaluation.quantity import Quantity, percent
 
 
-def perplexity_table(curves: Sequence[Curve], original_length: int) -> Table:
-    """Perplexity ± half the width of its 95 % interval; the lowest of each column in bold."""
-    table = _table(curves, original_length)
+def curve_table(curves: Sequence[Curve], quantity: Quantity, original_length: int) -> Table:
+    """Values with their 95 % intervals; the best of each column in bold, a dash where a row was not measured."""
+    # The box puts a space between columns: without padding five lengths fit 80 columns.
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column("method", no_wrap=True)
+    lengths = sorted({length for curve in curves for length in curve.lengths})
+    for length in lengths:
+        table.add_column(f"{ratio_text(length, original_length)}\n{length:,}", justify="right", no_wrap=True)
+    columns = [{c.label: found[length].value for c in curves if length in (found := c.at())} for length in lengths]
+    best = [quantity.best(column) if len(column) > 1 else [] for column in columns]
     for curve in curves:
-        cells = [_label(curve)]
-        for column, value in enumerate(curve.values):
-            best = min(other.values[column].value for other in curves)
-            half = (value.high - value.low) / 2
-            places = decimals(value.value if round(half, decimals(value.value)) else half)
-            text = Text(number(value.value), style="bold" if len(curves) > 1 and value.value == best else "")
-            cells.append(text.append(f" ±{half:,.{places}f}" if half else "", style="not bold dim"))
+        cells = [Text(curve.label).append(curve.name.removeprefix(curve.label), style="dim")]
+        for length, names in zip(lengths, best, strict=True):
+            value = curve.at().get(length)
+            if value is None:
+                cells.append(Text("–"))
+                continue
+            text = Text(quantity.text(value.value), style="bold" if curve.label in names else "")
+            cells.append(text.append(quantity.beside(value), style="not bold dim"))
         table.add_row(*cells)
     return table
 
 
-def passkey_table(curves: Sequence[Curve], original_length: int) -> Table:
-    """Share of keys retrieved, with its 95 % interval, in per cent."""
-    table = _table(curves, original_length)
-    for curve in curves:
-        cells = [_label(curve)]
-        for value in curve.values:
-            interval = f" {100 * value.low:.0f}–{100 * value.high:.0f}"
-            cells.append(Text(f"{100 * value.value:.0f} %").append(interval, style="dim"))
-        table.add_row(*cells)
+def grid_table(grid: Grid, original_length: int) -> Table:
+    """Shares in per cent, a row for each depth and a column for each length."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title=grid.name, title_justify="left")
+    table.add_column("depth", justify="right", no_wrap=True)
+    for length in grid.lengths:
+        table.add_column(f"{ratio_text(length, original_length)}\n{length:,}", justify="right", no_wrap=True)
+    for depth, rates in zip(grid.depths, grid.rates, strict=True):
+        table.add_row(percent(depth), *(percent(rate) for rate in rates))
     return table
 
 
@@ -62,25 +70,3 @@ def score_text(row: Mapping[str, Any]) -> str:
 def ratio_text(length: int, original_length: int) -> str:
     """A length in units of the trained one, e.g. `4x`."""
     return f"{length / original_length:.3g}x"
-
-
-def _table(curves: Sequence[Curve], original_length: int) -> Table:
-    # The box puts a space between columns: without padding five lengths fit 80 columns.
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
-    table.add_column("method", no_wrap=True)
-    for length in curves[0].lengths:
-        table.add_column(f"{ratio_text(length, original_length)}\n{length:,}", justify="right", no_wrap=True)
-    return table
-
-
-def _label(curve: Curve) -> Text:
-    return Text(curve.label).append(f" ({curve.runs} runs)" if curve.runs > 1 else "", style="dim")
-
-
-def number(value: float) -> str:
-    """Three significant digits at least, and two decimals at most: 2.75, 12.9, 1,234."""
-    return f"{value:,.{decimals(value)}f}"
-
-
-def decimals(value: float) -> int:
-    return 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0

@@ -1,0 +1,53 @@
+"""Checks of values that come from a file: each error names the file and the field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A file whose values are checked.
+
+    Arguments:
+        path: of the file.
+        remedy: what to do about a damaged value.
+    """
+
+    path: Path | str
+    remedy: str = "Measure it again."
+
+    def damaged(self, why: str) -> ValueError:
+        """The error for a value that is not as it must be."""
+        return ValueError(f"{self.path} is damaged: {why}. {self.remedy}")
+
+    def require(self, value: Any, keys: Sequence[str], what: str) -> None:
+        """An object with all of `keys`."""
+        lacking = [key for key in keys if not isinstance(value, dict) or key not in value]
+        if lacking:
+            raise self.damaged(f"{what} lacks {', '.join(lacking)}")
+
+    def filled(self, value: Any, name: str) -> list[Any]:
+        """A list that is not empty."""
+        if not isinstance(value, list) or not value:
+            raise self.damaged(f"its {name} must be a list that is not empty")
+        return value
+
+    def numbers(self, value: Any, keys: Sequence[Any]) -> None:
+        """Finite numbers under all of `keys`: JSON of other writers may say NaN, or "6"."""
+        for key in keys:
+            found = value.get(key) if isinstance(value, dict) else None
+            if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+                raise self.damaged(f"{key} is {found!r} where a number must be")
+
+    def columns(self, entry: dict[str, Any], keys: Sequence[str]) -> None:
+        """Lists of equally many finite numbers, at least one, under all of `keys`."""
+        for key in keys:
+            self.numbers(dict(enumerate(self.filled(entry[key], key))), range(len(entry[key])))
+        sizes = {key: len(entry[key]) for key in keys}
+        if len(set(sizes.values())) > 1:
+            raise self.damaged(", ".join(f"{key} has {size} values" for key, size in sizes.items()))

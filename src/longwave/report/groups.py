@@ -11,9 +11,8 @@ from typing import Any
 from longwave.evaluation.curves import Curve, curves, identity
 from longwave.evaluation.quantity import Entry, Quantity
 from longwave.evaluation.records import ROW, quantities, quantity_of
-from longwave.evaluation.results import Curve, Interval, curves
 from longwave.evaluation.statistics import Interval
-from longwave.report.sources import ROW, Source
+from longwave.report.sources import Source
 from longwave.report.tables import ratio_text
 
 ALIKE = tuple(key for key in ROW if key not in ("label", "lengths"))  # in runs of one row

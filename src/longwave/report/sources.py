@@ -9,7 +9,6 @@ from typing import Any
 
 from longwave.evaluation.outside import Outside
 from longwave.evaluation.records import Record, quantities, read
-from longwave.evaluation.results import Record, read
 
 METRICS = ("grad_norm", "field_grad_norm", "lr", "field_lr", "tokens")
 

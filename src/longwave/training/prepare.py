@@ -35,8 +35,8 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     """Attach the method and make its sampler.
 
     A model that is extended already keeps its original length and what it does beyond max_factor; one that follows
-    the method keeps what it learned, its options and its schedule, too. RoPE scaling of a checkpoint's config is a method to go on with;
-    to any other it is part of the plain model.
+    the method keeps what it learned, its options and its schedule, too. RoPE scaling of a checkpoint's config is a
+    method to go on with; to any other it is part of the plain model.
     """
     method, schedule = parse_method(config.method)
     if any(rotary.loaded is not None for rotary in rotaries_of(model)) and _name(model) != method.name:

@@ -95,8 +95,7 @@ class Trajectory(nn.Module, ABC):
     def rate(self, t: float | Tensor) -> Tensor:
         """dz/dt at t, by automatic differentiation of `log_freq`; a subclass that knows it in closed form says it."""
         at = torch.as_tensor(t, dtype=self.log_freq_1.dtype, device=self.log_freq_1.device)
-        _, rate = torch.func.jvp(self.log_freq, (at,), (torch.ones_like(at),))
-        return cast(Tensor, rate)
+        return cast(Tensor, torch.func.jvp(self.log_freq, (at,), (torch.ones_like(at),))[1])
 
     def attention_scaling(self, t: float) -> float:
         """The factor on cos and sin at t; 1 at t = 1."""

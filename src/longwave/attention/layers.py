@@ -32,8 +32,9 @@ def hands_on(model: nn.Module, layer: nn.Module, argument: str) -> bool:
 
     Every forward on the way must hand it on, by name or in its `**kwargs`. True where the source does not say.
     """
-    steps = [*_way(model, layer), (layer, INTERFACE)]
-    return all(_forward_hands_on(type(module), child, argument) for module, child in steps)
+    steps: list[tuple[Any, str]] = [(type(module), child) for module, child in _way(model, layer)]
+    steps.append((type(layer), INTERFACE))
+    return all(_forward_hands_on(kind, child, argument) for kind, child in steps)
 
 
 def is_local(module: nn.Module, kwargs: dict[str, Any]) -> bool:
@@ -47,7 +48,6 @@ def without_positions(layer: nn.Module) -> str:
     return f"its {type(layer).__name__} hands no position_ids to the attention function. Pass log_n=False."
 
 
-@cache
 def _names(kind: type[nn.Module]) -> tuple[str, ...]:
     code = getattr(inspect.unwrap(kind.forward), "__code__", None)
     return () if code is None else tuple(code.co_names)

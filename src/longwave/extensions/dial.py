@@ -80,7 +80,7 @@ class Dial:
 
     def __init__(self, original_length: int, max_factor: float, schedule: Schedule, beyond: str = "error") -> None:
         self.original_length, self.max_factor = original_length, max_factor
-        self.followers: list[Follower] = []
+        self.followers: Sequence[Follower] = ()
         self._setting = Setting(schedule, beyond)
 
     @property

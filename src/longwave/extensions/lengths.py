@@ -66,6 +66,6 @@ def prompt_lengths(inputs: Mapping[str, Any], width: int) -> tuple[int, ...]:
     positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")
     if positions is None and mask is None:
         return (width,)
-    found = mask.sum(-1) if positions is None else row_ends(torch.atleast_2d(positions))
+    found: Tensor = mask.sum(-1) if positions is None else row_ends(torch.atleast_2d(positions))  # type: ignore[union-attr]
     lengths: list[int] = found.tolist()
     return tuple(lengths) if len(set(lengths)) > 1 else (lengths[0],)

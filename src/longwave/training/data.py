@@ -110,7 +110,7 @@ class MicroBatches(torch.utils.data.Dataset[int]):
             batch = collate([self.rows[item] for item in items])
         else:
             text = counter_generator(self.sampler.seed, "span", step, micro_batch, rank)
-            batch = self.rows.spans(*positions.shape, text)
+            batch = self.rows.spans(positions.shape[0], positions.shape[1], text)
         return {**batch, "position_ids": positions, "draw": Draw(t, positions)}
 
 

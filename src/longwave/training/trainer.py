@@ -98,7 +98,8 @@ class LengthTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         """In sequence: `PackedRows` has the order, and a micro-batch knows itself by its first item."""
-        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return torch.utils.data.SequentialSampler(rows)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
@@ -108,11 +109,11 @@ class LengthTrainer(Trainer):
             self._clock = time.perf_counter()
         if step != self._drawn_at:
             self._draws, self._drawn_at = [], step
-        inputs = dict(inputs)
-        draw: Draw = inputs.pop("draw")
+        batch: dict[str, Any] = dict(inputs)
+        draw: Draw = batch.pop("draw")
         self._draws.append(draw)
         extension(self._network).dial.set(factor=draw.t)  # not through a policy: t may be beyond the largest in use
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, batch, num_items_in_batch)
         self._require_finite("loss", loss)
         if not self._reaches_field:
             self._require_field_gradient()

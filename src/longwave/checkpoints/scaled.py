@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -311,7 +311,8 @@ def _unscaled(module: nn.Module, scaling: Scaling) -> nn.Module:
 def _agrees(model: PreTrainedModel, scaling: Scaling) -> bool:
     """Whether the model runs as transformers would run it at the config's own t."""
     for mount in extension(model).mounts:
-        rotary, module = mount.rotary, cast(Any, mount.own)
+        rotary = mount.rotary
+        module: Any = mount.own
         theirs, attention = module.inv_freq, getattr(module, "attention_scaling", 1.0)
         if module is rotary.base:  # it holds the frequencies of short texts
             length = tokens_at(scaling.factor, scaling.original_length)

@@ -14,28 +14,9 @@ from longwave.evaluation.statistics import Interval
 Entry = Mapping[str, Any]  # of `lengths` in a row of a record
 
 
-def number(value: float) -> str:
-    """Three significant digits at least, and two decimals at most: 2.75, 12.9, 1,234."""
-    return f"{value:,.{decimals(value)}f}"
-
-
-def decimals(value: float) -> int:
-    return 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
-
-
-def percent(value: float) -> str:
-    """A share: 75 %."""
-    return f"{100 * value:.0f} %"
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 window`, `2 windows`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 @dataclass(frozen=True)
 class Parts:
-    """Numbers that an entry gives beside its value, by place.
+    """Numbers that an entry may give beside its value, by place.
 
     Arguments:
         key: of their list in an entry.
@@ -44,6 +25,10 @@ class Parts:
 
     key: str
     numbers: tuple[str, ...]
+
+
+BY_POSITION = Parts("by_position", ("start", "end", "nll"))  # stretches of a window
+BY_DEPTH = Parts("by_depth", ("depth", "rate"))  # places in a prompt
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from longwave import files as io
-from longwave.evaluation.quantity import Entry
+from longwave.evaluation.quantity import BY_DEPTH, Entry
 from longwave.evaluation.records import Record, name_of, quantities, quantity_of
 from longwave.evaluation.statistics import Interval
 from longwave.evaluation.windows import scores_same_targets
@@ -147,8 +147,7 @@ def grids(records: Iterable[Record], *, mixed: bool = False) -> list[Grid]:
 
 def _check_depths(record: Record) -> None:
     def deep(schema: str) -> bool:
-        parts = quantity_of({"schema": schema}).parts
-        return parts is not None and parts.key == "by_depth"
+        return quantity_of({"schema": schema}).parts is BY_DEPTH
 
     if not deep(record["schema"]):
         known = [schema for schema, each in quantities().items() if each.by_length and deep(schema)]

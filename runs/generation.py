@@ -21,7 +21,8 @@ import longwave
 from longwave.cli import evaluating, generating
 from longwave.evaluation.passkey import SHORT, Prompts
 from longwave.extensions.reach import original_length_of
-from longwave.files import versions, write_json
+from longwave.files import write_json
+from longwave.provenance import versions
 
 
 def passkeys(loaded: evaluating.Loaded, length: int, trials: int) -> dict[str, float]:

@@ -74,10 +74,11 @@ def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajector
     import torch
     from transformers.utils import logging
 
-    from longwave.checkpoints.folder import TRAINING, resolve
+    from longwave.checkpoints.folder import resolve
     from longwave.checkpoints.load import load as load_model
     from longwave.checkpoints.tokenizer import load_tokenizer
     from longwave.files import read_json
+    from longwave.layout import TRAINING
 
     logging.disable_progress_bar()
     device = _device(device)

@@ -133,12 +133,12 @@ def _introduction(found: dict[str, Cells], training: dict[str, Any], command: st
     about = (
         f"The model is a Llama of 1.9 M parameters, pre-trained at L = 256 (`runs/pretrain_demo.py`). Trained rows saw "
         f"{tokens:,} tokens, with learning rate {training['lr']:g} for the weights and {training['field_lr']:g} for "
-        f"the field, and with per-query log-n attention. {100 * training['short_share']:.0f} % of the micro-batches are "
-        f"windows of L at t = 1. {100 * training['long_share']:.0f} % are real windows of 2L to 16L, with as many "
+        f"the field, and with per-query log-n attention. {100 * training['short_share']:.0f} % of the micro-batches "
+        f"are windows of L at t = 1. {100 * training['long_share']:.0f} % are real windows of 2L to 16L, with as many "
         f"tokens in fewer rows. The rest are windows of L whose positions skip in {training['chunks']} chunks, with t "
         f"log-uniform in [1, {training['max_factor']}]. Rows differ from this recipe only as their labels say. "
-        "Fine-tuned YaRN has no temperature, because log-n does the same work. The recipe was chosen for CLEX, on seed 0 and on "
-        "other targets of the same held-out files, halfway between these windows: see the [diary](LOG.md). The "
+        "Fine-tuned YaRN has no temperature, because log-n does the same work. The recipe was chosen for CLEX, on "
+        "seed 0 and on other targets of the same held-out files, halfway between these windows: see the [diary](LOG.md). The "
         f"evaluation scores the last 64 tokens of {windows} windows of held-out library sources, by the protocol "
         f"`same-targets`, at t = n/L (`clex-paper`: rounded up). Command: `{command}`."
     )

@@ -66,12 +66,21 @@ def skeleton(folder: Path, config: Any = None) -> PreTrainedModel:
     Raises:
         ValueError: if a value of the config cannot be, or transformers cannot build the model.
     """
-    if config is None:
-        _refuse_foreign_code(folder / CONFIG)
+    if config is not None:
+        return build(open_config(folder), config)
+    return build(*read_plain(folder))
+
+
+def read_plain(folder: Path) -> tuple[ConfigFile, Any]:
+    """config.json of a folder as it is written, and as transformers reads it.
+
+    Raises:
+        ValueError: if a value cannot be, or transformers itself does not have the model.
+    """
+    _refuse_foreign_code(folder / CONFIG)
     file = open_config(folder)
     with quiet():
-        config = file.build() if config is None else config
-    return build(file, config)
+        return file, file.build()
 
 
 def build(file: ConfigFile, config: Any) -> PreTrainedModel:

@@ -12,8 +12,8 @@ from torch import nn
 
 from longwave.attention.hook import Scaled
 from longwave.extensions.dial import Dial
-from longwave.extensions.generation import install_hooks, remove_hooks
 from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go
+from longwave.extensions.hooks import install_hooks, remove_hooks
 from longwave.extensions.log_n import disable_log_n, enable_log_n, put_log_n_back, scaled_of
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import Site, find_sites, host_of, reset_frequencies, rope_at

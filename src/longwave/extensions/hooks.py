@@ -20,6 +20,18 @@ from longwave.extensions.handle import extension
 from longwave.extensions.log_n import change_attention
 
 
+class Bound(partial[Any]):
+    """A function bound to a model, as a method is. It follows the model when that is copied or pickled.
+
+    A method of a function that is no attribute of its class cannot be pickled.
+    """
+
+    @property
+    def __self__(self) -> PreTrainedModel:
+        model: PreTrainedModel = self.args[0]
+        return model
+
+
 def save_recognised(model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
     """An extension that is in the config as it was loaded needs no other place."""
     if extension(model).recognised:
@@ -47,8 +59,7 @@ GENERATING: dict[str, Callable[..., Any]] = {
 def install_hooks(model: PreTrainedModel) -> None:
     """Make `generate` and plain forwards choose t, and refuse or adapt what would lose the extension."""
     hooks = ALWAYS | (GENERATING if isinstance(model, GenerationMixin) else {})
-    # On the instance, and not as closures: these follow the model when it is copied or pickled.
-    vars(model).update({name: partial(hook, model) for name, hook in hooks.items()})
+    vars(model).update({name: Bound(hook, model) for name, hook in hooks.items()})
     model.register_forward_pre_hook(steer_forward, with_kwargs=True)
 
 

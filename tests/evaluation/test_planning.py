@@ -137,7 +137,7 @@ def test_what_cannot_be_had_without_weights_is_loaded(
         ("- perplexity: {windows: 2}\n  name: far\n  lengths: 100x", "fewer than one window of 6400"),
         ("- perplexity: {protocol: oddly}\n  name: odd\n", "protocol of perplexity must be one of same-targets, .*, got 'oddly'"),
         ("- longppl: {evaluator: ./absent}", "absent"),
-        ("- longppl: {evaluator: EMPTY, trunc_len: 8}", "cannot load a tokenizer from the evaluator"),
+        ("- longppl: {evaluator: EMPTY, trunc_len: 8}", "holds no tokenizer"),
     ],
 )
 def test_a_step_that_cannot_be_measured(
@@ -247,7 +247,8 @@ def test_an_evaluation_that_yields_is_read_under_its_method(
             self.factor = factor
 
         def to_json(self) -> dict[str, Any]:
-            return {"length": 128, "factor": self.factor, "rate": 0.0, "interval": [0, 0], "depths": [], "correct": []}
+            return {"length": 128, "factor": self.factor, "rate": 0.0, "interval": [0, 0], "trials": 1,
+                    "by_depth": [], "depths": [0.0], "correct": [False]}  # fmt: skip
 
     class Lazily(PasskeyEvaluation):
         def measure(self, inputs: Inputs, settings: PasskeySettings, progress: Progress) -> Iterator[Entry]:

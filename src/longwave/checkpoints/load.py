@@ -7,7 +7,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from longwave.checkpoints.config import open_config
 from longwave.checkpoints.extended import load_extended, read_settings
 from longwave.checkpoints.folder import (
     CONFIG,
@@ -18,7 +17,7 @@ from longwave.checkpoints.folder import (
     resolve,
 )
 from longwave.checkpoints.official import extend_legacy, read_fields, read_legacy
-from longwave.checkpoints.plain import build, from_pretrained, quiet
+from longwave.checkpoints.plain import build, from_pretrained, read_config
 from longwave.checkpoints.scaled import follow_config, scaling_of, unrecognised
 from longwave.extensions.handle import find_extension
 
@@ -75,8 +74,7 @@ def extension_of(path: Path | str | ModelFolder, **where: Any) -> tuple[str, flo
         extension, _ = read_fields(found.path)
         return extension["method"], extension["max_factor"]
     if (found.path / CONFIG).is_file():
-        with quiet():
-            config = (file := open_config(found.path)).build()
+        file, config = read_config(found.path)
         if scaling_of(config) is not None:
             handle = find_extension(follow_config(build(file, config)))
             if handle is not None:
@@ -89,6 +87,5 @@ def unrecognised_scaling(path: Path | str | ModelFolder, **where: Any) -> str | 
     found = resolve(path, **where)
     if found.kind in (Kind.LONGWAVE, Kind.OFFICIAL) or not (found.path / CONFIG).is_file():
         return None
-    with quiet():
-        config = (file := open_config(found.path)).build()
+    file, config = read_config(found.path)
     return None if scaling_of(config) is None else unrecognised(build(file, config))

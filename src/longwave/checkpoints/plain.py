@@ -70,11 +70,20 @@ def skeleton(folder: Path, config: Any = None) -> PreTrainedModel:
         ValueError: if a value of the config cannot be, or transformers cannot build the model.
     """
     if config is None:
-        _refuse_foreign_code(folder / CONFIG)
-    file = open_config(folder)
+        return build(*read_config(folder))
+    return build(open_config(folder), config)
+
+
+def read_config(folder: Path) -> tuple[ConfigFile, Any]:
+    """config.json of a folder, and what transformers makes of it.
+
+    Raises:
+        ValueError: for a model that is code of the checkpoint, or a value that cannot be.
+    """
+    _refuse_foreign_code(folder / CONFIG)
     with quiet():
-        config = file.build() if config is None else config
-    return build(file, config)
+        file = open_config(folder)
+        return file, file.build()
 
 
 def build(file: ConfigFile, config: Any) -> PreTrainedModel:

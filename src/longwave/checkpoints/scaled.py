@@ -311,10 +311,10 @@ def _unscaled(module: nn.Module, scaling: Scaling) -> nn.Module:
 def _agrees(model: PreTrainedModel, scaling: Scaling) -> bool:
     """Whether the model runs as transformers would run it at the config's own t."""
     for mount in extension(model).mounts:
-        rotary = mount.rotary
+        rotary, holds_short = mount.rotary, mount.own is mount.rotary.base
         module: Any = mount.own
         theirs, attention = module.inv_freq, getattr(module, "attention_scaling", 1.0)
-        if module is rotary.base:  # it holds the frequencies of short texts
+        if holds_short:  # the module holds the frequencies of short texts
             length = tokens_at(scaling.factor, scaling.original_length)
             kind = module.config.rope_parameters["rope_type"]
             with theirs.device:  # some of its tensors are made on the default device

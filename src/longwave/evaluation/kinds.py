@@ -112,10 +112,6 @@ class Share(Quantity):
     def parts(self) -> Parts | None:
         return BY_DEPTH if self.place else None
 
-    @property
-    def is_map(self) -> bool:
-        return self.mapped
-
     def count(self, entry: Entry) -> int:
         return len(entry["correct"])
 

@@ -68,11 +68,6 @@ class Quantity(ABC):
         """What an entry may give by place beside its value."""
 
     @property
-    def is_map(self) -> bool:
-        """Whether it is shown by length and depth, instead of by length alone."""
-        return False
-
-    @property
     def caption(self) -> str:
         """`measure` at the start of a sentence."""
         return self.measure[:1].upper() + self.measure[1:]
@@ -129,7 +124,8 @@ class Quantity(ABC):
     def check_common(self, entry: Any, own: Sequence[str], outside: Outside) -> None:
         """The part of `check` that every quantity has in common; `own` fields are those that it needs besides."""
         outside.require(entry, ("length", "factor", self.key, "interval", *own), "an entry of lengths")
-        outside.numbers(entry, ("length", self.key))
+        outside.counts(entry, ("length",))
+        outside.numbers(entry, (self.key,))
         if entry["factor"] is not None:
             outside.numbers(entry, ("factor",))
         if entry["interval"] is not None:

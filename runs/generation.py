@@ -18,11 +18,12 @@ import torch
 from transformers import PreTrainedModel
 
 import longwave
-from longwave.cli import evaluating, generating
+from longwave.cli import generating
 from longwave.evaluation.templates import SHORT
 from longwave.evaluation.trials import Prompts
 from longwave.extensions.reach import original_length_of
 from longwave.files import versions, write_json
+from longwave.models import Opened, open_model
 
 
 def passkeys(loaded: Opened, length: int, trials: int) -> dict[str, float]:

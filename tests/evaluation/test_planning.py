@@ -128,14 +128,20 @@ def test_what_cannot_be_had_without_weights_is_loaded(
 @pytest.mark.parametrize(
     ("suite", "message"),
     [
-        ("- passkey: {template: shrt}\n  lengths: 3x", "template of passkey must be one of short, landmark, got 'shrt'"),
+        (
+            "- passkey: {template: shrt}\n  lengths: 3x",
+            "template of passkey must be one of short, landmark",
+        ),
         ("- passkey: {trials: 2}\n  lengths: 1x", r"a prompt needs \d+ tokens, more than the length 64"),
         ("- passkey: {trials: 0}\n  lengths: 3x", "trials and depths must be at least 1, got 0 and 10"),
         ("- needle: {trials: 2}\n  lengths: 100x", r"the haystack has \d+ tokens, fewer than the \d+ that a prompt"),
         ("- needle: {trials: 2, depths: 70}\n  lengths: 3x", "the haystack has 60 sentences, too few for 70 depths"),
         ("- needle: {needle: It is 5.}\n  lengths: 3x", "the needle must use {key}"),
         ("- perplexity: {windows: 2}\n  name: far\n  lengths: 100x", "fewer than one window of 6400"),
-        ("- perplexity: {protocol: oddly}\n  name: odd\n", "protocol of perplexity must be one of same-targets, .*, got 'oddly'"),
+        (
+            "- perplexity: {protocol: oddly}\n  name: odd\n",
+            "must be one of same-targets, .*, got 'oddly'",
+        ),
         ("- longppl: {evaluator: ./absent}", "absent"),
         ("- longppl: {evaluator: EMPTY, trunc_len: 8}", "holds no tokenizer"),
     ],

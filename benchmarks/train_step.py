@@ -21,7 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import longwave
 from longwave.extensions.log_n import count_keys
-from longwave.files import versions, write_json
+from longwave.files import write_json
+from longwave.provenance import versions
 from longwave.training.positions import LengthSampler
 
 SIZES = {

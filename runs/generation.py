@@ -22,8 +22,9 @@ from longwave.cli import generating
 from longwave.evaluation.templates import SHORT
 from longwave.evaluation.trials import Prompts
 from longwave.extensions.reach import original_length_of
-from longwave.files import versions, write_json
+from longwave.files import write_json
 from longwave.models import Opened, open_model
+from longwave.provenance import versions
 
 
 def passkeys(loaded: Opened, length: int, trials: int) -> dict[str, float]:

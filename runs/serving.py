@@ -26,7 +26,8 @@ from longwave.exporters import llamacpp
 from longwave.exporters.gguf import GGUF
 from longwave.exporters.source import Source, open_source
 from longwave.extensions.policy import frozen
-from longwave.files import versions, write_json
+from longwave.files import write_json
+from longwave.provenance import versions
 
 
 def own_answers(model: Any, tokenizer: Any, texts: list[str], trials: list[Trial], factor: float) -> list[str]:

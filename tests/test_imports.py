@@ -17,7 +17,7 @@ PACKAGE = Path(longwave.__file__).parent
 # Imports point from a later row to an earlier one. Inside a row only the modules of one package, or of the
 # row that attaches to a model, know one another.
 LAYERS = (
-    ("names", "files", "settings"),
+    ("names", "files", "layout", "provenance", "rules", "settings"),
     ("rope", "schedule"),
     ("trajectory",),
     ("methods",),
@@ -35,7 +35,16 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ROOM = {RANK["names"]}  # rows whose modules know one another
 USES_PUBLIC_API = {"demo", "cli"}  # may `import longwave`, as a user would
 
-THIRD_PARTY = {"names": set(), "files": set(), "settings": set(), "rope": {"torch"}, "schedule": set()}
+THIRD_PARTY = {
+    "names": set(),
+    "files": set(),
+    "layout": set(),
+    "provenance": set(),
+    "rules": set(),
+    "settings": set(),
+    "rope": {"torch"},
+    "schedule": set(),
+}
 THIRD_PARTY |= {"trajectory": {"torch"}, "methods": {"torch", "torchdiffeq"}, "attention": {"torch"}}
 HOOKS = {"attention/hook.py"}  # the one file of the torch-only rooms that transformers calls
 

@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from longwave.checkpoints.folder import TRAINING, resolve
+from longwave.checkpoints.folder import resolve
 from longwave.checkpoints.load import load
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.files import read_json
+from longwave.layout import TRAINING
 
 
 @dataclass(frozen=True, eq=False)

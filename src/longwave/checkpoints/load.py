@@ -8,18 +8,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from longwave.checkpoints.extended import load_extended, read_settings
-from longwave.checkpoints.folder import (
-    CONFIG,
-    HUB,
-    SETTINGS,
-    Kind,
-    ModelFolder,
-    resolve,
-)
+from longwave.checkpoints.folder import HUB, Kind, ModelFolder, resolve
 from longwave.checkpoints.official import extend_legacy, read_fields, read_legacy
 from longwave.checkpoints.plain import build, from_pretrained, read_config
 from longwave.checkpoints.scaled import follow_config, scaling_of, unrecognised
 from longwave.extensions.handle import find_extension
+from longwave.layout import CONFIG, SETTINGS
 
 SCALING = ("trajectory", "plain")
 ELSEWHERE = {"gguf_file", "subfolder"}  # arguments of `from_pretrained` that say where in a folder the model is

@@ -15,13 +15,10 @@ from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
-from longwave.checkpoints.config import UNREADABLE, ConfigFile, open_config
-from longwave.checkpoints.folder import (
-    CONFIG,
-    Kind,
-    ModelFolder,
-    read_object,
-)
+from longwave.checkpoints.complaints import UNREADABLE
+from longwave.checkpoints.config import ConfigFile, open_config
+from longwave.checkpoints.folder import Kind, ModelFolder, read_object
+from longwave.layout import CONFIG
 
 
 def from_pretrained(found: ModelFolder, arguments: dict[str, Any]) -> PreTrainedModel:

@@ -78,17 +78,9 @@ def push(
 
 def _check(folder: Path) -> None:
     """The folder is a whole model, as far as the names of its files and its JSON say."""
-    from longwave.checkpoints.folder import (
-        CONFIG,
-        MODEL,
-        SETTINGS,
-        Kind,
-        ModelFolder,
-        kind_of,
-        missing_part,
-        read_object,
-    )
+    from longwave.checkpoints.folder import Kind, ModelFolder, kind_of, missing_part, read_object
     from longwave.checkpoints.weights import check_weights
+    from longwave.layout import CONFIG, MODEL, SETTINGS
 
     if not folder.is_dir():
         raise ValueError(f"model folder {folder} does not exist.")

@@ -13,13 +13,15 @@ from typing import Any
 import filelock
 
 from longwave import files as io
+from longwave import provenance
 from longwave.checkpoints.folder import resolve
 from longwave.evaluation.results import Record, read, write
+from longwave.layout import EXPORT_RECORD, METRICS, TRAINING
 
 FOLDER = "cells"
 PLACES = ("*", "model/*")  # of the files that make a model; checkpoints of its training lie deeper
 # These say how a model came about, or what was found of it, not what it is.
-RECORDS = ("training.json", "metrics.jsonl", "trainer_state.json", "longwave-export.json", "*.md", "*.png", "*.log")
+RECORDS = (TRAINING, METRICS, "trainer_state.json", EXPORT_RECORD, "*.md", "*.png", "*.log")
 VERSIONS = ("longwave", "torch", "transformers")
 
 
@@ -64,7 +66,7 @@ def fingerprint(model: str) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries whose change would make a cell another one."""
-    return {name: version for name, version in io.versions().items() if name in VERSIONS}
+    return {name: version for name, version in provenance.versions().items() if name in VERSIONS}
 
 
 class Store:

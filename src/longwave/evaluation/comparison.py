@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from longwave.checkpoints.outline import outline
 from longwave.data.documents import read_documents
-from longwave.data.hashes import data_hashes
+from longwave.data.hashes import data_hashes, data_identity
 from longwave.data.prompts import identity
 from longwave.data.tokens import stream_and_starts
 from longwave.evaluation.alike import Table, check_trained_lengths
@@ -28,7 +28,6 @@ from longwave.evaluation.subjects import under
 from longwave.evaluation.suites import Step
 from longwave.evaluation.windows import rows_per_batch
 from longwave.extensions.reach import check_lengths, original_length_of
-from longwave.files import data_identity
 from longwave.methods import parse_method
 
 if TYPE_CHECKING:

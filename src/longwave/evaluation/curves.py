@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from longwave import files as io
+from longwave.data.hashes import data_identity
 from longwave.evaluation.quantity import BY_DEPTH, Entry
 from longwave.evaluation.records import Record, name_of, quantities, quantity_of
 from longwave.evaluation.statistics import Interval
@@ -75,7 +75,7 @@ def identity(record: Record) -> dict[str, Any]:
     return {
         "schema": record["schema"],
         "original length": record["original_length"],
-        "data": None if data is None else io.data_identity(data),
+        "data": None if data is None else data_identity(data),
         "settings": settings,
         "targets": record["rows"][0]["lengths"][0].get("ends") if same else None,
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from longwave import files as io
+from longwave import provenance
 from longwave.evaluation.kinds import Scores
 from longwave.evaluation.outside import Outside
 from longwave.evaluation.quantity import Quantity
@@ -70,8 +71,8 @@ def record(
     return {
         "schema": schema,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": io.command(),
-        "versions": io.versions(),
+        "command": provenance.command(),
+        "versions": provenance.versions(),
         "model": dict(model),
         "data": None if data is None else dict(data),
         "seed": seed,

@@ -17,13 +17,15 @@ from transformers import (
     set_seed,
 )
 
-from longwave.checkpoints.folder import MODEL, SETTINGS, WEIGHTS
 from longwave.checkpoints.save import save
 from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes
 from longwave.data.prompts import check_ids
 from longwave.data.tokens import token_stream
-from longwave.files import check_output, command, read_json, versions, write_json
+from longwave.files import check_output, read_json, write_json
+from longwave.layout import CHECKPOINTS, METRICS, MODEL, SETTINGS, WEIGHTS
+from longwave.layout import TRAINING as RECORD
+from longwave.provenance import command, versions
 from longwave.training.checkpoints import checkpoint_step, checkpoints, discard
 from longwave.training.config import TrainConfig
 from longwave.training.data import PackedRows, pack
@@ -32,7 +34,6 @@ from longwave.training.prepare import attach_method, load_with_tokenizer, settle
 from longwave.training.progress import ProgressCallback
 from longwave.training.trainer import LengthTrainer, refuse_data_parallel
 
-RECORD, METRICS, CHECKPOINTS = "training.json", "metrics.jsonl", "checkpoints"
 # Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
 RESULTS = (SETTINGS, WEIGHTS, METRICS, CHECKPOINTS, MODEL, RECORD)
 

@@ -20,7 +20,8 @@ import torch
 from transformers import AutoTokenizer
 
 from longwave import load
-from longwave.evaluation.passkey import SHORT, Prompts, Trial
+from longwave.evaluation.templates import SHORT
+from longwave.evaluation.trials import Prompts, Trial
 from longwave.exporters import llamacpp
 from longwave.exporters.gguf import GGUF
 from longwave.exporters.source import Source, open_source

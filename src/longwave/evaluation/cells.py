@@ -86,8 +86,14 @@ class Store:
         return self.path(cell).is_file()
 
     def read(self, cell: Cell) -> Record:
-        """The record of a finished cell; a damaged file is a `ValueError` that names it."""
-        return read(self.path(cell), cell.depends["evaluation"]["schema"])
+        """The record of a finished cell; a damaged file is a `ValueError` that names it and the cell."""
+        try:
+            return read(self.path(cell), cell.depends["evaluation"]["schema"])
+        except ValueError as error:
+            raise ValueError(
+                f"{error}\nIt is the cell of {cell.label} in {cell.step}. Delete the file: the same command then "
+                "measures that cell again, and keeps the others."
+            ) from None
 
     def write(self, cell: Cell, record: Record) -> None:
         write(self.path(cell), record, overwrite=True)

@@ -16,10 +16,14 @@ from longwave.cli.errors import explain
 from longwave.cli.notes import notes
 
 # One module longwave.cli.<name> per command, holding a function <name>; help lists them in this order.
-COMMANDS = (
-    "train", "perplexity", "passkey", "needle", "tasks", "evaluate", "compare", "plot", "report",
-    "generate", "chat", "export", "push", "demo", "methods",
-)  # fmt: skip
+PANELS = {
+    "Train and measure": ("train", "perplexity", "passkey", "needle", "tasks", "demo"),
+    "Use": ("generate", "chat"),
+    "Compare and report": ("evaluate", "compare", "plot", "report"),
+    "Pass on": ("export", "push"),
+    "Catalogue": ("methods",),
+}
+COMMANDS = tuple(name for names in PANELS.values() for name in names)
 
 EPILOG = """Start here:
 
@@ -57,8 +61,9 @@ def root(
     """Extend the context of RoPE language models, and measure what it gained."""
 
 
-for _name in COMMANDS:
-    app.command(_name)(getattr(import_module(f"longwave.cli.{_name}"), _name))
+for _panel, _names in PANELS.items():
+    for _name in _names:
+        app.command(_name, rich_help_panel=_panel)(getattr(import_module(f"longwave.cli.{_name}"), _name))
 
 
 def main(argv: list[str] | None = None) -> int:

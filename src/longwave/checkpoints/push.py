@@ -38,7 +38,7 @@ def push(folder: Path, repo: str, settings: PushSettings) -> dict[str, str]:
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     require_whole(folder)
     if repo.count("/") != 1 or not all(repo.split("/")):

@@ -54,6 +54,30 @@ def read_source(path: Path) -> Source:
     return Source(path, read(path))
 
 
+def read_by_length(path: Path, name: str = "") -> Record:
+    """Read a record by length, or the only one in a folder; `name` is put on its rows."""
+    found = read_source(_only(path))
+    if not found.by_length:
+        raise ValueError(f"{found.path} has no lengths to plot. `longwave report` shows records of tasks.")
+    rows = found.record["rows"]
+    if name:
+        for row in rows:
+            row["label"] = name if len(rows) == 1 else f"{name}: {row['label']}"
+    return found.record
+
+
+def _only(path: Path) -> Path:
+    if not path.exists():
+        raise ValueError(f"record {path} does not exist. Give a file such as perplexity.json, or its folder.")
+    if path.is_file():
+        return path
+    inside = [file for file in sorted(path.glob("*.json")) if is_ours(file)]
+    if len(inside) != 1:
+        what = f"{', '.join(file.name for file in inside)}: name one" if inside else "no record"
+        raise ValueError(f"folder {path} holds {what}.")
+    return inside[0]
+
+
 def check_metrics(rows: list[Any], path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a `ValueError` if there is none, or one without a step and a finite loss."""
     if not rows:

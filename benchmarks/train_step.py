@@ -16,14 +16,15 @@ import time
 from pathlib import Path
 
 import torch
+from longwave.training.positions import LengthSampler
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import longwave
 from longwave.extensions.log_n import count_keys
-from longwave.files import write_json
+from longwave.files import versions, write_json
 from longwave.provenance import versions
-from longwave.training.positions import LengthSampler
+from longwave.training.draw import LengthSampler
 
 SIZES = {
     "full": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,

@@ -39,8 +39,8 @@ It took {types} causal-LM types and built a tiny model of each type from the def
 
 A model that owns a rotary module needs no code in longwave. `extend` runs the module's own forward on other
 frequencies. Layout, partial rotation, multi-axis positions and attention scaling stay as the model has them. Some
-models have one set of frequencies per layer type (Gemma 3): their sliding-window layers keep their frequencies. The few models
-that need a line of code have it in `src/longwave/extensions/sites.py`.
+models have one set of frequencies per layer type (Gemma 3): their sliding-window layers keep their frequencies. The few
+models that need a line of code have it in `src/longwave/extensions/sites.py`.
 
 ## Extended
 

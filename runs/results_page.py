@@ -138,9 +138,9 @@ def _introduction(found: dict[str, Cells], training: dict[str, Any], command: st
         f"tokens in fewer rows. The rest are windows of L whose positions skip in {training['chunks']} chunks, with t "
         f"log-uniform in [1, {training['max_factor']}]. Rows differ from this recipe only as their labels say. "
         "Fine-tuned YaRN has no temperature, because log-n does the same work. The recipe was chosen for CLEX, on "
-        "seed 0 and on other targets of the same held-out files, halfway between these windows: see the [diary](LOG.md). The "
-        f"evaluation scores the last 64 tokens of {windows} windows of held-out library sources, by the protocol "
-        f"`same-targets`, at t = n/L (`clex-paper`: rounded up). Command: `{command}`."
+        "seed 0 and on other targets of the same held-out files, halfway between these windows: see the "
+        f"[diary](LOG.md). The evaluation scores the last 64 tokens of {windows} windows of held-out library sources, by the "
+        f"protocol `same-targets`, at t = n/L (`clex-paper`: rounded up). Command: `{command}`."
     )
     return ["## The demo model", "", *textwrap.wrap(about, 120, break_on_hyphens=False)]
 

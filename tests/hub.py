@@ -17,7 +17,7 @@ from typing import Any
 
 from huggingface_hub.utils import filter_repo_objects
 
-from longwave.cli.push import LEFT_OUT
+from longwave.checkpoints.push import LEFT_OUT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalL
 from longwave.cli.main import main
 from longwave.demo.corpus import stdlib_files, write_corpus
 from longwave.demo.journal import Journal
-from longwave.demo.run import BASE, ROWS, Settings, run_demo
+from longwave.demo.plan import ROWS, Settings
+from longwave.demo.run import BASE, run_demo
 from longwave.demo.summary import comparisons, show
 from longwave.evaluation.registry import EVALUATIONS
 from longwave.evaluation.results import Curve, read

@@ -96,7 +96,7 @@ def test_chat(
              f"/save {saved}", "/save /absent/talk.json",
              "/reset", "Again.", "word " * 60, "/exit", "never read"]  # fmt: skip
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-    assert run("chat", trained, "--max-new-tokens", 20, "--temperature", 0) == 0
+    assert run("chat", trained, "--max-new-tokens", 20, "--temperature", 0) == 1  # piped, and not every turn worked
     printed = capfd.readouterr()
     status = [line for line in printed.err.splitlines() if line.startswith("[") and "tokens/s" in line]
     assert [line.split(" of ")[1].split(" ")[0] for line in status] == ["256"] * 3
@@ -106,6 +106,23 @@ def test_chat(
     assert "error: cannot write /absent/talk.json: No such file or directory\n" in printed.err
     assert "the conversation would have" in printed.err
     assert [message["role"] for message in json.loads(saved.read_text())] == ["user", "assistant"] * 2
+
+
+def test_a_chat_without_a_failure_ends_well(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello.\n\n/help\n/reset\n"))
+    assert run("chat", trained, "--max-new-tokens", 4) == 0
+
+
+def test_at_a_terminal_a_failed_turn_is_told_and_that_is_all(
+    trained: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal("word " * 60 + "\n/exit\n"))
+    assert run("chat", trained, "--max-new-tokens", 4) == 0
+    assert "the conversation would have" in capfd.readouterr().err
 
 
 def test_a_template_that_refuses_is_one_line(
@@ -118,7 +135,7 @@ def test_a_template_that_refuses_is_one_line(
     changed.chat_template = "{{ raise_exception('System role not supported') }}"
     changed.save_pretrained(trained)
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello."))
-    run("chat", trained)
+    assert run("chat", trained) == 1
     error = capfd.readouterr().err
     assert "error: the tokenizer's chat template refuses these messages: System role not supported\n" in error
     assert "Traceback" not in error

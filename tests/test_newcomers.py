@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import longwave
+from longwave.checkpoints.load import extension_of
 from longwave.cli import main as command_line
 from longwave.cli.main import main
 from longwave.evaluation.base import Entry, Evaluation, Inputs, Plan, Progress
@@ -21,7 +23,12 @@ from longwave.evaluation.kinds import Share
 from longwave.evaluation.registry import EVALUATIONS
 from longwave.evaluation.results import read
 from longwave.evaluation.statistics import wilson
+from longwave.extensions.handle import find_extension
 from longwave.methods import METHODS, Method
+from longwave.methods.scaling import RopeType, Scaling, factor_in, original_length_in
+from longwave.rope import Rope
+from longwave.rules import POSITIVE
+from longwave.schedule import Static
 from longwave.settings import Settings, setting
 from longwave.trajectory import Trajectory
 
@@ -122,6 +129,36 @@ def test_a_trajectory(plain: Path, text: Path, tmp_path: Path, capsys: pytest.Ca
     ids = torch.randint(1, 256, (1, 4 * L))
     with torch.no_grad(), longwave.frozen(model, 4.0):
         assert torch.equal(native(ids).logits, model(ids).logits)
+
+
+def test_a_trajectory_that_configs_express(monkeypatch: pytest.MonkeyPatch, plain: Path) -> None:
+    """The method's `RopeType`: `load` recognises the scaling, and a wrong value or a missing key is refused."""
+
+    def in_transformers(config: Any, device: Any = None, **_: Any) -> tuple[Tensor, float]:
+        inv_freq, attention = ROPE_INIT_FUNCTIONS["linear"](config, device)
+        factor = config.rope_parameters["factor"]
+        return inv_freq * factor / (factor * config.rope_parameters["share"]) ** 0.5, attention
+
+    def from_rope_parameters(parameters: Mapping[str, Any], rope: Rope, longest: int) -> Scaling:
+        factor, original = factor_in(parameters), original_length_in(parameters)
+        return Scaling(factor, original, longest, Static(factor), inv_freq=1 / rope.powers)
+
+    rope_type = RopeType("root", from_rope_parameters, {"share": POSITIVE}, required=("factor", "share"))
+    monkeypatch.setitem(ROPE_INIT_FUNCTIONS, "root", in_transformers)
+    monkeypatch.setitem(METHODS, "root", Method("root", Root, "half way", "this test", rope_type))
+    path, section = plain / "config.json", {"rope_type": "root", "factor": 4.0, "original_max_position_embeddings": L}
+
+    def load(**changes: Any) -> Any:
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"rope_parameters": {"rope_theta": 1e4} | section | changes}))
+        return longwave.load(plain)
+
+    assert (longwave.extension(load(share=1.0)).method, extension_of(plain)) == ("root", ("root", 4.0))
+    assert find_extension(load(share=2.0)) is None  # which the method does not express
+    with pytest.raises(ValueError, match=r"config\.json: rope_parameters: share is 0, it must be a number above 0"):
+        load(share=0)
+    with pytest.raises(ValueError, match=r"config\.json: rope_parameters: type 'root' lacks share"):
+        load()
 
 
 @pytest.fixture

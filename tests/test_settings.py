@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from longwave.cli.settings import with_settings
-from longwave.settings import Settings, setting
+from longwave.cli.settings import parse_pairs, with_settings
+from longwave.settings import REQUIRED, Settings, setting
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,13 @@ class Toy(Settings):
     rate: float = setting(0.5, "How fast.")
     kind: str = setting("plain", "Which.", choices=("plain", "fancy"))
     windows: int | None = setting(None, "How many windows; as many as fit.")
+    share: float = setting(0.0, "Which part.", least=0, most=1)
+    pace: float = setting(1.0, "How fast at least.", least=1)
 
 
 def test_defaults_and_what_is_given() -> None:
     assert Toy.create(trials=3, windows=None).as_dict() == {
-        "trials": 3, "rate": 0.5, "kind": "plain", "windows": None,
+        "trials": 3, "rate": 0.5, "kind": "plain", "windows": None, "share": 0.0, "pace": 1.0,
     }  # fmt: skip
     assert type(Toy.create(rate=2).rate) is float
 
@@ -39,6 +42,9 @@ def test_defaults_and_what_is_given() -> None:
         ({"rate": "1"}, "rate of toy must be a finite number, got '1'"),
         ({"kind": "odd"}, "kind of toy must be one of plain, fancy, got 'odd'"),
         ({"windows": "4"}, "windows of toy must be a whole number"),
+        ({"share": 1.5}, r"share of toy must be between 0 and 1, got 1\.5"),
+        ({"share": float("nan")}, "share of toy must be between 0 and 1, got nan"),
+        ({"pace": 0.5}, r"pace of toy must be a number >= 1, got 0\.5"),
         ({"trails": 3}, "unknown setting of toy 'trails'. Did you mean 'trials'"),
     ],
 )
@@ -57,6 +63,33 @@ def test_fields_become_options() -> None:
         found.update(Toy.create(**settings).as_dict(), name=name)
 
     assert CliRunner().invoke(app, ["x", "--trials", "4", "--kind", "fancy"]).exit_code == 0
-    assert found == {"trials": 4, "rate": 0.5, "kind": "fancy", "windows": None, "name": "x"}
+    assert found == Toy(trials=4, kind="fancy").as_dict() | {"name": "x"}
     text = CliRunner().invoke(app, ["--help"], terminal_width=100).output
     assert "How many. Default 10." in text and "--windows" in text
+
+
+@dataclass(frozen=True)
+class Strict(Settings):
+    length: int = setting(REQUIRED, "How long.")
+    options: Mapping[str, Any] | None = setting(None, "Further ones; repeatable.")
+
+
+def test_a_field_without_a_default_is_a_required_option_and_a_mapping_may_be_repeated() -> None:
+    found: list[dict[str, Any]] = []
+    app = typer.Typer()
+
+    @app.command()
+    @with_settings(Strict)
+    def strict(**settings: Any) -> None:
+        found.append(settings | {"options": parse_pairs(settings["options"])})
+
+    given = ["--option", "steps=8", "--option", "name=a=b", "--option", 'more={"x": [1]}']
+    assert CliRunner().invoke(app, given).exit_code == 2
+    assert CliRunner().invoke(app, ["--length", "3", *given]).exit_code == 0
+    assert CliRunner().invoke(app, ["--length", "3"]).exit_code == 0
+    assert found == [
+        {"length": 3, "options": {"steps": 8, "name": "a=b", "more": {"x": [1]}}},
+        {"length": 3, "options": None},
+    ]
+    with pytest.raises(ValueError, match="--option takes KEY=VALUE, got 'steps'"):
+        parse_pairs(["steps"])

@@ -7,12 +7,13 @@ help of every command is made from such classes.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from longwave.names import unknown
 
+REQUIRED = MISSING  # as a default: the setting has to be given
 KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
 
 
@@ -23,20 +24,24 @@ def setting(
     group: str | None = None,
     choices: tuple[str, ...] = (),
     least: float | None = None,
+    most: float | None = None,
     metavar: str | None = None,
 ) -> Any:
     """A field of a `Settings` class.
 
     Arguments:
         default: its value where none is given; None stands for one that depends on the model or the data, and the
-            help says which.
+            help says which. REQUIRED if there is none.
         help: one sentence for the help page.
         group: the part of the help page that it stands in.
         choices: what it may be, if not anything of its type.
         least: the smallest number allowed.
+        most: the largest one, for a field that has `least`, too.
         metavar: what stands for its value on the help page, `N` for numbers and `TEXT` for text by default.
     """
-    metadata = {"help": help, "group": group, "choices": choices, "least": least, "metavar": metavar}
+    metadata = {
+        "help": help, "group": group, "choices": choices, "least": least, "most": most, "metavar": metavar,
+    }  # fmt: skip
     return field(default=default, metadata=metadata)
 
 
@@ -49,6 +54,7 @@ class Settings:
     """
 
     whose: ClassVar[str] = ""  # in messages: `windows of perplexity must be ...`
+    noun: ClassVar[str] = "setting"  # in messages: `unknown training setting ...`
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
@@ -71,7 +77,8 @@ class Settings:
         known = [item.name for item in fields(cls)]
         for name in given:
             if name not in known:
-                raise ValueError(unknown(f"setting of {cls.whose}" if cls.whose else "setting", name, known))
+                what = f"{cls.noun} of {cls.whose}" if cls.whose else cls.noun
+                raise ValueError(unknown(what, name, sorted(known)))
         return cls(**{name: value for name, value in given.items() if value is not None})
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,15 +90,22 @@ class Settings:
         """What the value should have been, None if it is fine."""
         if value is None and is_optional(kind):
             return None
-        wanted = kind_of(kind)
+        wanted, least, most = kind_of(kind), metadata["least"], metadata["most"]
         types = (int, float) if wanted is float else (wanted,)
         if wanted in KINDS and (type(value) not in types or (wanted is float and not math.isfinite(value))):
-            return KINDS[wanted]
+            return KINDS[wanted] if wanted is not float or least is None else limits(wanted, least, most)
         if metadata["choices"] and value not in metadata["choices"]:
             return f"one of {', '.join(metadata['choices'])}"
-        if metadata["least"] is not None and value < metadata["least"]:
-            return f"at least {metadata['least']:g}"
+        if least is not None and (value < least or (most is not None and value > most)):
+            return limits(wanted, least, most)
         return None
+
+
+def limits(kind: Any, least: float, most: float | None) -> str:
+    """The numbers allowed, in words."""
+    if most is not None:
+        return f"between {least:g} and {most:g}"
+    return f"a number >= {least:g}" if kind is float else f"at least {least:g}"
 
 
 def kind_of(kind: Any) -> Any:

@@ -87,6 +87,6 @@ def test_a_chat_template_that_fails(
     (plain / "chat_template.jinja").write_text(template)
     lines = iter(["hello\n", "again\n", ""])
     monkeypatch.setattr("sys.stdin.readline", lambda: next(lines), raising=False)
-    assert main(["chat", str(plain)]) == 0
+    assert main(["chat", str(plain)]) == 1  # turns from a pipe, none of them answered
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(said) == 2 and all(message in line for line in said)  # each turn is told, and the chat goes on

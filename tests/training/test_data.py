@@ -8,8 +8,8 @@ from accelerate.data_loader import BatchSamplerShard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longwave.training.data import MicroBatches, PackedRows, collate, pack
-from longwave.training.positions import LengthSampler
+from longwave.training.batches import MicroBatches, PackedRows, collate, pack
+from longwave.training.draw import LengthSampler
 
 
 def test_packing_cuts_in_order_and_drops_the_rest() -> None:

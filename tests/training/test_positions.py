@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longwave.training import config
-from longwave.training.positions import FACTORS, POSITIONS, LengthSampler, counter_generator
+from longwave.training.draw import FACTORS, POSITIONS, LengthSampler, counter_generator
 
 SAMPLERS = st.sampled_from(sorted(POSITIONS))
 seeds = st.integers(0, 2**31)

@@ -6,12 +6,14 @@ import copy
 import hashlib
 import inspect
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
+from transformers.utils.logging import enable_progress_bar
 
 import longwave
 from longwave.cli.main import main
@@ -236,6 +238,17 @@ def test_command_line(base, book, tmp_path, capsys):
     assert error.count("\n") == 1
     assert main([*arguments[:4], "--output", str(tmp_path / "x")]) == 2  # --train-length is required
     assert main([*arguments, "--positions", "sorted"]) == 2
+
+
+def test_the_library_is_silent_at_a_terminal(base, book, tmp_path, capsys, monkeypatch):
+    """Its bars for loading and writing weights would stand between those of the run."""
+    enable_progress_bar()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    arguments = ["train", base, "--data", book, "--train-length", 48, "--max-factor", 8, "--steps", 1]
+    assert main([str(each) for each in (*arguments, "--batch-size", 2, "--output", tmp_path / "out")]) == 0
+    given = capsys.readouterr()
+    assert "1 steps" in given.out
+    assert "Loading weights" not in given.err and "Writing model shards" not in given.err
 
 
 def test_progress_without_a_terminal(llama, train, capfd):

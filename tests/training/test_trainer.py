@@ -14,10 +14,11 @@ from transformers import TrainerCallback, TrainingArguments
 import longwave
 from longwave.attention.hook import ON_LAYER
 from longwave.extensions.log_n import log_n_of
-from longwave.training.data import collate
+from longwave.training.batches import collate
+from longwave.training.draw import LengthSampler
+from longwave.training.learned import field_parameters
 from longwave.training.metrics import read_metrics
-from longwave.training.positions import LengthSampler
-from longwave.training.trainer import LengthTrainer, field_parameters
+from longwave.training.trainer import LengthTrainer
 
 
 class FieldGradients(TrainerCallback):

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from longwave.checkpoints.extended import load_extended, read_settings
 from longwave.checkpoints.folder import HUB, Kind, ModelFolder, resolve
 from longwave.checkpoints.official import extend_legacy, read_fields, read_legacy
-from longwave.checkpoints.plain import build, from_pretrained, read_config
+from longwave.checkpoints.plain import build, from_pretrained, read_plain
 from longwave.checkpoints.scaled import follow_config, scaling_of, unrecognised
 from longwave.extensions.handle import find_extension
 from longwave.layout import CONFIG, SETTINGS
@@ -68,7 +68,7 @@ def extension_of(path: Path | str | ModelFolder, **where: Any) -> tuple[str, flo
         extension, _ = read_fields(found.path)
         return extension["method"], extension["max_factor"]
     if (found.path / CONFIG).is_file():
-        file, config = read_config(found.path)
+        file, config = read_plain(found.path)
         if scaling_of(config) is not None:
             handle = find_extension(follow_config(build(file, config)))
             if handle is not None:
@@ -81,5 +81,5 @@ def unrecognised_scaling(path: Path | str | ModelFolder, **where: Any) -> str | 
     found = resolve(path, **where)
     if found.kind in (Kind.LONGWAVE, Kind.OFFICIAL) or not (found.path / CONFIG).is_file():
         return None
-    file, config = read_config(found.path)
+    file, config = read_plain(found.path)
     return None if scaling_of(config) is None else unrecognised(build(file, config))

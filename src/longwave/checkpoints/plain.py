@@ -66,20 +66,20 @@ def skeleton(folder: Path, config: Any = None) -> PreTrainedModel:
     Raises:
         ValueError: if a value of the config cannot be, or transformers cannot build the model.
     """
-    if config is None:
-        return build(*read_config(folder))
-    return build(open_config(folder), config)
+    if config is not None:
+        return build(open_config(folder), config)
+    return build(*read_plain(folder))
 
 
-def read_config(folder: Path) -> tuple[ConfigFile, Any]:
-    """config.json of a folder, and what transformers makes of it.
+def read_plain(folder: Path) -> tuple[ConfigFile, Any]:
+    """config.json of a folder as it is written, and as transformers reads it.
 
     Raises:
-        ValueError: for a model that is code of the checkpoint, or a value that cannot be.
+        ValueError: if a value cannot be, or transformers itself does not have the model.
     """
     _refuse_foreign_code(folder / CONFIG)
+    file = open_config(folder)
     with quiet():
-        file = open_config(folder)
         return file, file.build()
 
 

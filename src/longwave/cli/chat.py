@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from longwave.cli.evaluating import Device, Dtype
-from longwave.cli.generating import Method, NewTokens, Temperature, To, TopP
-from longwave.cli.options import Model, Seed, check_inputs
+from longwave.cli.generating import Method, To
+from longwave.cli.options import Model, check_inputs
+from longwave.cli.settings import with_settings
+from longwave.extensions.decoding import NEW_TOKENS, Decoding
+from longwave.settings import setting
 
 if TYPE_CHECKING:
     from longwave.extensions.conversation import Conversation
@@ -18,23 +23,30 @@ if TYPE_CHECKING:
 HELP = "/reset forgets the conversation · /save FILE writes it as JSON · /exit or Ctrl-D leaves · Ctrl-C drops the turn"
 
 
+@dataclass(frozen=True)
+class ChatSettings(Decoding):
+    """How the model answers: livelier than a text is continued."""
+
+    temperature: float = setting(0.7, "0 takes the most likely token every time.")
+    top_p: float = setting(0.95, "Sample among the most likely tokens of that much together.")
+
+
+@with_settings(ChatSettings)
 def chat(
     model: Model,
-    max_new_tokens: NewTokens = None,
     method: Method = None,
     to: To = None,
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="A message before the first turn.")
     ] = None,
-    temperature: Temperature = 0.7,
-    top_p: TopP = 0.95,
-    seed: Seed = 0,
     dtype: Dtype = "auto",
     device: Device = None,
+    **settings: Any,
 ) -> None:
     """Talk with a model: t doubles as the conversation grows, and answers are exact at every length.
 
-    Models without a chat template continue the text. Commands: /help, /reset, /save FILE, /exit.
+    Models without a chat template continue the text. Commands: /help, /reset, /save FILE, /exit. A turn that fails
+    is told and forgotten; where turns come from a pipe, the exit code is then 1.
 
     Examples:
 
@@ -43,6 +55,9 @@ def chat(
     longwave chat MODEL --method yarn --to 32768 --temperature 0
     """
     check_inputs(model)
+    how = ChatSettings.create(**settings)
+
+    from transformers import set_seed
 
     import longwave
     from longwave.cli import generating
@@ -50,22 +65,21 @@ def chat(
     from longwave.extensions.handle import find_extension
 
     loaded = generating.load(model, method=method, to=to, dtype=dtype, device=device)
-    max_new_tokens = generating.DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
-    if max_new_tokens < 1:
-        raise ValueError(f"max new tokens must be at least 1, got {max_new_tokens}.")
     if find_extension(loaded.model) is not None:
         longwave.set_policy(loaded.model, "grow")
-    options = generating.sampling(loaded.tokenizer, temperature, top_p, seed)
-    talk = Conversation(loaded.model, loaded.tokenizer, system=system, **options)
+    set_seed(how.seed)
+    talk = Conversation(loaded.model, loaded.tokenizer, system=system, **how.arguments(loaded.tokenizer))
     typer.echo(f"{talk.max_length:,} tokens of context. {HELP}", err=True)
-    for line in _lines():
-        if not _command(talk, line):
+    session = Session(talk, how.max_new_tokens or NEW_TOKENS)
+    for line in lines():
+        if line == "/exit":
             break
-        if line and not line.startswith("/"):
-            _turn(talk, line, max_new_tokens)
+        session.do(line)
+    if session.failed and not sys.stdin.isatty():  # nobody read the message
+        raise typer.Exit(1)
 
 
-def _lines() -> Iterator[str]:
+def lines() -> Iterator[str]:
     """What the user types, until the end of input."""
     while True:
         try:
@@ -79,44 +93,63 @@ def _lines() -> Iterator[str]:
             return
 
 
-def _command(talk: Conversation, line: str) -> bool:
-    """Do what a line that begins with / says; False to leave."""
-    name, _, argument = line.partition(" ")
-    if name == "/exit":
-        return False
-    if name == "/reset":
-        talk.reset()
-        typer.echo("[a new conversation]", err=True)
-    elif name == "/save":
-        path = argument.strip() or "conversation.json"
+@dataclass
+class Session:
+    """A conversation at a terminal.
+
+    Arguments:
+        talk: the conversation.
+        most: tokens of an answer.
+        failed: whether anything went wrong so far.
+    """
+
+    talk: Conversation
+    most: int
+    failed: bool = False
+
+    def do(self, line: str) -> None:
+        """A turn, or what a line that begins with / says."""
+        name, _, argument = line.partition(" ")
+        if name == "/reset":
+            self.talk.reset()
+            typer.echo("[a new conversation]", err=True)
+        elif name == "/save":
+            self.save(argument.strip() or "conversation.json")
+        elif name == "/help":
+            typer.echo(HELP, err=True)
+        elif name.startswith("/"):
+            self.fail(f"unknown command {name}. {HELP}")
+        elif line:
+            self.turn(line)
+
+    def save(self, path: str) -> None:
         try:
-            typer.echo(f"[saved to {talk.save(path)}]", err=True)
+            typer.echo(f"[saved to {self.talk.save(path)}]", err=True)
         except ValueError as error:
-            typer.echo(f"error: {error}", err=True)
+            self.fail(f"error: {error}")
         except OSError as error:
-            typer.echo(f"error: cannot write {path}: {error.strerror}", err=True)
-    elif name.startswith("/"):
-        typer.echo(HELP if name == "/help" else f"unknown command {name}. {HELP}", err=True)
-    return True
+            self.fail(f"error: cannot write {path}: {error.strerror}")
 
+    def turn(self, line: str) -> None:
+        from transformers import TextStreamer
 
-def _turn(talk: Conversation, line: str, max_new_tokens: int) -> None:
-    import time
+        talk = self.talk
+        streamer = TextStreamer(talk.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        started, before = time.perf_counter(), talk.length
+        try:
+            talk.say(line, max_new_tokens=self.most, streamer=streamer)
+        except KeyboardInterrupt:
+            typer.echo("\n[stopped; the turn is forgotten]", err=True)
+            return
+        except ValueError as error:
+            self.fail(f"error: {error}")
+            return
+        sys.stdout.flush()
+        speed = (talk.length - before) / (time.perf_counter() - started)
+        typer.echo(
+            f"[{talk.length:,} of {talk.max_length:,} tokens · t {talk.factor:.4g} · {speed:.1f} tokens/s]", err=True
+        )
 
-    from transformers import TextStreamer
-
-    streamer = TextStreamer(talk.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    started, before = time.perf_counter(), talk.length
-    try:
-        talk.say(line, max_new_tokens=max_new_tokens, streamer=streamer)
-    except KeyboardInterrupt:
-        typer.echo("\n[stopped; the turn is forgotten]", err=True)
-        return
-    except ValueError as error:
-        typer.echo(f"error: {error}", err=True)
-        return
-    sys.stdout.flush()
-    speed = (talk.length - before) / (time.perf_counter() - started)
-    typer.echo(
-        f"[{talk.length:,} of {talk.max_length:,} tokens · t {talk.factor:.4g} · {speed:.1f} tokens/s]", err=True
-    )
+    def fail(self, message: str) -> None:
+        self.failed = True
+        typer.echo(message, err=True)

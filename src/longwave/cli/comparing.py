@@ -146,16 +146,19 @@ def compute(
 
 def _report(comparison: Comparison, model: str | None) -> Path:
     """report.html beside the records."""
-    from longwave.cli.report import read_training, trajectories_of_model
+    from transformers.utils.logging import disable_progress_bar
+
     from longwave.files import write_text
     from longwave.report.html import page
-    from longwave.report.sources import read_source
+    from longwave.report.sources import read_source, read_training
+    from longwave.report.trajectories import trajectories_of_model
 
+    disable_progress_bar()  # of transformers, which may not have been needed so far
     metrics = [] if model is None else [Path(model) / "metrics.jsonl"]
     text = page(
         [read_source(comparison.folder / f"{step.name}.json") for step in comparison.steps],
         trainings=[read_training(path) for path in metrics if path.is_file()],
-        trajectories=None if model is None else trajectories_of_model(model, None),
+        trajectories=None if model is None else trajectories_of_model(model),
         title=comparison.folder.resolve().name,
     )
     path = comparison.folder / "report.html"

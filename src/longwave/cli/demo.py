@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -36,8 +36,9 @@ def demo(
     from rich.console import Console
     from transformers.utils import logging
 
-    from longwave.demo.run import QUICK, Settings, run_demo
-    from longwave.demo.summary import comparisons, show
+    from longwave.demo.plan import QUICK, Settings
+    from longwave.demo.run import run_demo
+    from longwave.demo.summary import numbers, show
 
     logging.disable_progress_bar()
     if "OMP_NUM_THREADS" not in os.environ:  # torch counts physical cores, and would leave one of two idle
@@ -50,26 +51,9 @@ def demo(
         raise
     show(result, output, console)
     if as_json:
-        print_json({**_short(result), "comparisons": _lists(comparisons(result["perplexity"]))})
+        print_json(numbers(result))
 
 
 def _cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _short(result: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of the tables, without those of every window."""
-    rows = [
-        {
-            "label": row["label"],
-            "perplexity": {entry["length"]: entry["ppl"] for entry in row["lengths"]},
-            "passkey": {entry["length"]: entry["rate"] for entry in found["lengths"]},
-        }
-        for row, found in zip(result["perplexity"]["rows"], result["passkey"]["rows"], strict=True)
-    ]
-    return {"rows": rows, "seconds": result["seconds"]}
-
-
-def _lists(found: dict[str, list[Any]]) -> dict[str, list[list[float]]]:
-    return {name: [[ratio.value, ratio.low, ratio.high] for ratio in ratios] for name, ratios in found.items()}

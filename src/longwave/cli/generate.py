@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from longwave.cli.evaluating import Device, Dtype
-from longwave.cli.generating import Chunk, Method, NewTokens, Temperature, To, TopP
-from longwave.cli.options import Json, Model, Seed, check_inputs, print_json
+from longwave.cli.generating import Method, To
+from longwave.cli.options import Json, Model, check_inputs, print_json
+from longwave.cli.settings import with_settings
+from longwave.extensions.continuation import GenerateSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Prompt = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="The text to go on from.")]
+PromptFile = Annotated[
+    Path | None, typer.Option("--prompt-file", metavar="FILE", help="The same from a file; - for stdin.")
+]
+Stream = Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")]
 
 
+@with_settings(GenerateSettings)
 def generate(
     model: Model,
-    prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="The text to go on from.")] = None,
-    prompt_file: Annotated[
-        Path | None, typer.Option("--prompt-file", metavar="FILE", help="The same from a file; - for stdin.")
-    ] = None,
-    max_new_tokens: NewTokens = None,
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
     method: Method = None,
     to: To = None,
-    policy: Annotated[
-        Literal["fit", "grow"],
-        typer.Option("--policy", help="fit: one t, from prompt and --max-new-tokens; grow: t doubles with the text."),
-    ] = "fit",
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    seed: Seed = 0,
-    prefill_chunk: Chunk = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")] = False,
+    stream: Stream = False,
     as_json: Json = False,
     dtype: Dtype = "auto",
     device: Device = None,
+    **settings: Any,
 ) -> None:
     """Continue a text, at the length factor that its length asks for.
 
@@ -48,24 +51,58 @@ def generate(
 
     cat report.txt question.txt | longwave generate out --prompt-file - --json
     """
-    from longwave.cli import generating
-
     check_inputs(model)
-    text = generating.read_prompt(prompt, prompt_file)
+    text, how = read_prompt(prompt, prompt_file), GenerateSettings.create(**settings)
+
+    from transformers import TextStreamer
+
+    from longwave.cli import generating
+    from longwave.extensions.continuation import continue_text
+
     loaded = generating.load(model, method=method, to=to, dtype=dtype, device=device)
-    options = generating.sampling(loaded.tokenizer, temperature, top_p, seed)
-    found = generating.continue_text(
-        loaded.model, loaded.tokenizer, text, max_new_tokens=max_new_tokens, policy=policy,
-        stream=stream and not as_json, chunk=prefill_chunk, options=options,
-    )  # fmt: skip
+    stream = stream and not as_json
+    streamer = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+    found = continue_text(
+        loaded.model, loaded.tokenizer, text, how, streamer=streamer, hint=extension_hint(loaded.model)
+    )
     if as_json:
-        print_json(found)
+        print_json(asdict(found))
         return
     if not stream:
-        typer.echo(found["text"])
+        typer.echo(found.text)
     sys.stdout.flush()
     typer.echo(
-        f"[{found['prompt_tokens']:,} + {found['new_tokens']:,} tokens · t {found['factor']:.4g} · "
-        f"{found['new_tokens'] / found['seconds']:.1f} tokens/s, reading included]",
+        f"[{found.prompt_tokens:,} + {found.new_tokens:,} tokens · t {found.factor:.4g} · "
+        f"{found.new_tokens / found.seconds:.1f} tokens/s, reading included]",
         err=True,
     )
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The text of exactly one of both."""
+    if (prompt is None) == (file is None):
+        raise ValueError("give the prompt as --prompt TEXT or as --prompt-file FILE (- for stdin), one of them.")
+    if file is None:
+        text = prompt or ""
+    elif str(file) == "-":
+        text = sys.stdin.read()
+    elif not file.is_file():
+        raise ValueError(f"prompt file {file} does not exist. Give a text file, or - for stdin.")
+    else:
+        try:
+            text = file.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"prompt file {file} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
+    if not text.strip():
+        raise ValueError("the prompt is empty.")
+    return text
+
+
+def extension_hint(model: PreTrainedModel) -> str:
+    """For a text that is too long: the way to more room, if the model can be extended on the spot."""
+    from longwave.checkpoints.scaled import unrecognised
+    from longwave.extensions.handle import find_extension
+
+    handle = find_extension(model)
+    extensible = (handle is None or handle.recognised) and not unrecognised(model)
+    return ", or extend the model: --method yarn --to TOKENS" if extensible else ""

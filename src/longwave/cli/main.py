@@ -17,16 +17,22 @@ from longwave.cli.measuring import command_of
 from longwave.cli.notes import notes
 from longwave.evaluation.registry import EVALUATIONS
 
+# Where a command stands on the help page. Every command that no panel names is of the first one.
+MEASURE = "Train and measure"
+PANELS = {
+    **dict.fromkeys(("generate", "chat"), "Use"),
+    **dict.fromkeys(("evaluate", "compare", "plot", "report"), "Compare and report"),
+    **dict.fromkeys(("export", "push"), "Pass on"),
+    "methods": "Catalogue",
+}
+
 
 def commands() -> tuple[str, ...]:
     """Every command, in the order of the help. Those of EVALUATIONS are made from it.
 
     Each of the others is a function NAME in a module longwave.cli.NAME.
     """
-    return (
-        "train", *EVALUATIONS, "tasks", "evaluate", "compare", "plot", "report",
-        "generate", "chat", "export", "push", "demo", "methods",
-    )  # fmt: skip
+    return ("train", *EVALUATIONS, "tasks", "demo", *PANELS)
 
 
 COMMANDS = commands()
@@ -70,9 +76,8 @@ def build_app() -> typer.Typer:
     app.callback()(root)
     for name in commands():
         made = name in EVALUATIONS
-        app.command(name)(
-            command_of(EVALUATIONS[name]) if made else getattr(import_module(f"longwave.cli.{name}"), name)
-        )
+        function = command_of(EVALUATIONS[name]) if made else getattr(import_module(f"longwave.cli.{name}"), name)
+        app.command(name, rich_help_panel=PANELS.get(name, MEASURE))(function)
     return app
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import typer
 from rich.markup import escape
 
-from longwave.settings import Settings, kind_of
+from longwave.settings import REQUIRED, Settings, kind_of
 
+METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", list[str]: "KEY=VALUE"}
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def with_settings(settings: type[Settings], *, group: str | None = None) -> Callable[[Command], Command]:
     """Replace `**settings` in a command's signature by an option for every field of a `Settings` class.
 
-    An option that is not given is None: `Settings.create` then takes the default.
+    An option that is not given is None: `Settings.create` then takes the default. A field that is a mapping becomes
+    an option `KEY=VALUE` that may be repeated; `parse_pairs` reads its values.
 
     Arguments:
         group: the part of the help page for fields that name none.
@@ -59,17 +62,37 @@ def with_fields(name: str, kind: type[Any]) -> Callable[[Callable[..., None]], C
 
 
 def _option(item: Field[Any], kind: Any, group: str | None) -> inspect.Parameter:
-    choices, text = item.metadata["choices"], item.metadata["help"]
-    if item.default is not None and item.default is not False and item.default != "":
+    choices, text, kind = item.metadata["choices"], item.metadata["help"], kind_of(kind)
+    if isinstance(item.default, int | float | str) and item.default is not False and item.default != "":
         text += f' Default "{item.default}".' if " " in str(item.default) else f" Default {item.default}."
-    kind = Literal[choices] if choices else kind_of(kind)
+    pairs = get_origin(kind) is Mapping
+    name = item.name.replace("_", "-")
+    kind = list[str] if pairs else Literal[choices] if choices else kind
     information = typer.Option(
-        f"--{item.name.replace('_', '-')}",  # a second name --no-… would leave no room on 80 columns
+        f"--{name.removesuffix('s') if pairs else name}",  # a second name --no-… would leave no room on 80 columns
         help=escape(text),
-        metavar=item.metadata["metavar"] or ({int: "N", float: "X", str: "TEXT"}.get(kind)),
+        metavar=item.metadata["metavar"] or METAVARS.get(kind),
         show_default=False,
         rich_help_panel=item.metadata["group"] or group,
     )
+    required = item.default is REQUIRED
     return inspect.Parameter(
-        item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, information]
+        item.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if required else None,
+        annotation=Annotated[kind if required else kind | None, information],
     )
+
+
+def parse_pairs(pairs: list[str] | None) -> dict[str, Any] | None:
+    """What repeated options `KEY=VALUE` say, each value as JSON where it is JSON and as text where it is not."""
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, separator, value = pair.partition("=")
+        if not (key and separator):
+            raise ValueError(f"--option takes KEY=VALUE, got {pair!r}: write --option steps=8.")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found or None

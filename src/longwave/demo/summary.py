@@ -29,6 +29,21 @@ def comparisons(perplexity: dict[str, Any]) -> dict[str, list[Interval]]:
     return found
 
 
+def numbers(result: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of the tables, without those of every window."""
+    rows = [
+        {
+            "label": row["label"],
+            "perplexity": {entry["length"]: entry["ppl"] for entry in row["lengths"]},
+            "passkey": {entry["length"]: entry["rate"] for entry in found["lengths"]},
+        }
+        for row, found in zip(result["perplexity"]["rows"], result["passkey"]["rows"], strict=True)
+    ]
+    found = comparisons(result["perplexity"])
+    ratios = {name: [[ratio.value, ratio.low, ratio.high] for ratio in each] for name, each in found.items()}
+    return {"rows": rows, "seconds": result["seconds"], "comparisons": ratios}
+
+
 def show(result: dict[str, Any], output: Path, console: Console) -> None:
     """Print the table and draw the plot of a finished demo."""
     perplexity, passkey = result["perplexity"], result["passkey"]

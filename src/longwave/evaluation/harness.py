@@ -26,14 +26,12 @@ from longwave.checkpoints.folder import Kind, resolve
 from longwave.checkpoints.load import load
 from longwave.data.prompts import check_ids, closing_length
 from longwave.evaluation.tasks.truncation import truncate_middle
-from longwave.extensions.attach import extend, restore
 from longwave.extensions.handle import find_extension, is_trained
+from longwave.extensions.on_the_spot import extend_plain
 from longwave.extensions.policy import set_policy
-from longwave.extensions.reach import max_length_of, original_length_of
-from longwave.methods import parse_method
+from longwave.extensions.reach import max_length_of
 
 TRUNCATIONS = ("left", "middle")
-FACTOR = 8  # of `method` without `to`
 # Other ways to get a model than longwave.load: they would be ignored.
 NOT_OURS = (
     "backend", "trust_remote_code", "parallelize", "max_memory_per_gpu", "max_cpu_memory", "offload_folder", "tp_plan",
@@ -103,7 +101,9 @@ class LongwaveLM(HFLM):
             if found.kind is Kind.LONGWAVE:  # of a hub model, whose name tells transformers nothing
                 arguments["tokenizer"] = str(found.fetch(weights=False).path)
         super().__init__(source, device=device, revision=revision, max_length=max_length, **arguments)
-        _extend(self.model, method, to)
+        extend_plain(self.model, method, to, dashes="")
+        if find_extension(self.model) is not None and not is_trained(self.model):
+            raise ValueError("the model's extension is not trained yet. Run `longwave train` first.")
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         limit = max_length_of(self.model)
         if max_length is not None and limit is not None and max_length > limit:
@@ -218,28 +218,6 @@ def _refuse_others(arguments: dict[str, Any]) -> None:
             close = difflib.get_close_matches(name, names, 1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise ValueError(f"the model longwave has no argument {name!r}.{hint}")
-
-
-def _extend(model: PreTrainedModel, method: str | None, to: int | None) -> None:
-    """Put `method` on a plain model, of which RoPE scaling in its config is a part; one with its own takes none."""
-    handle = find_extension(model)
-    if handle is not None and not handle.recognised:
-        if method is not None or to is not None:
-            raise ValueError("the model has its own extension. method and to are for plain models: leave them out.")
-        if not is_trained(model):
-            raise ValueError("the model's extension is not trained yet. Run `longwave train` first.")
-        return
-    if method is None:
-        if to is not None:
-            raise ValueError("to says how far a method is to reach: give one, for example method=yarn.")
-        return
-    spec, _ = parse_method(method)
-    if spec.trained:
-        raise ValueError(f"{spec.name} needs trained weights. Run `longwave train` first, or take ntk or yarn.")
-    original = original_length_of(restore(model))
-    if to is not None and to < original:
-        raise ValueError(f"to={to} is less than the {original} tokens that the model was trained for.")
-    extend(model, method, max_factor=FACTOR if to is None else to / original)
 
 
 def main() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longwave.evaluation.cells import FOLDER as CELLS
 from longwave.evaluation.outside import Outside
-from longwave.evaluation.records import Record, quantities, read
+from longwave.evaluation.records import Record, is_ours, quantities, read
+from longwave.files import read_json
+from longwave.training.metrics import read_metrics
 
-METRICS = ("grad_norm", "field_grad_norm", "lr", "field_lr", "tokens")
+NUMBERS = ("grad_norm", "field_grad_norm", "lr", "field_lr", "tokens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,30 @@ def read_source(path: Path) -> Source:
     return Source(path, read(path))
 
 
+def read_by_length(path: Path, name: str = "") -> Record:
+    """Read a record by length, or the only one in a folder; `name` is put on its rows."""
+    found = read_source(_only(path))
+    if not found.by_length:
+        raise ValueError(f"{found.path} has no lengths to plot. `longwave report` shows records of tasks.")
+    rows = found.record["rows"]
+    if name:
+        for row in rows:
+            row["label"] = name if len(rows) == 1 else f"{name}: {row['label']}"
+    return found.record
+
+
+def _only(path: Path) -> Path:
+    if not path.exists():
+        raise ValueError(f"record {path} does not exist. Give a file such as perplexity.json, or its folder.")
+    if path.is_file():
+        return path
+    inside = [file for file in sorted(path.glob("*.json")) if is_ours(file)]
+    if len(inside) != 1:
+        what = f"{', '.join(file.name for file in inside)}: name one" if inside else "no record"
+        raise ValueError(f"folder {path} holds {what}.")
+    return inside[0]
+
+
 def check_metrics(rows: list[Any], path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl; a `ValueError` if there is none, or one without a step and a finite loss."""
     if not rows:
@@ -58,5 +85,48 @@ def check_metrics(rows: list[Any], path: Path) -> list[dict[str, Any]]:
     outside = Outside(path, "Leave it out, or train again.")
     for row in rows:
         outside.numbers(row, ("step", "loss"))
-        outside.numbers(row, [name for name in METRICS if row.get(name) is not None])
+        outside.numbers(row, [name for name in NUMBERS if row.get(name) is not None])
     return rows
+
+
+def read_training(path: Path) -> Training:
+    """Read a metrics.jsonl, and training.json beside it where there is one; a damaged file is a `ValueError`."""
+    try:
+        rows = read_metrics(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Leave it out, or train again.") from None
+    record = path.with_name("training.json")
+    return Training(path, check_metrics(rows, path), read_json(record) if record.is_file() else None)
+
+
+def find_files(paths: Iterable[Path]) -> list[Path]:
+    """The records and metrics.jsonl that paths lead to, each once.
+
+    Paths below the current folder are relative to it: pages are passed on, and need not tell where their maker works.
+
+    Raises:
+        ValueError: for a path that does not exist, a file of another kind, and a folder that holds none.
+    """
+    here = Path.cwd()
+    files = dict.fromkeys(file.resolve() for path in paths for file in _files(path))
+    return [file.relative_to(here) if file.is_relative_to(here) else file for file in files]
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """Records and metrics in a folder, a file as it is; not the cells that a comparison's records were made from."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist. Give records, metrics.jsonl, or folders that hold some.")
+    if path.is_file():
+        if path.suffix != ".json" and path.name != "metrics.jsonl":
+            raise ValueError(f"{path} is neither a record (.json) nor metrics.jsonl.")
+        yield path
+        return
+    inside = [f for f in sorted(path.rglob("*.json*")) if f.is_file() and not _hidden(f.relative_to(path).parts)]
+    found = [f for f in inside if f.name == "metrics.jsonl" or (f.suffix == ".json" and is_ours(f))]
+    if not found:
+        raise ValueError(f"folder {path} holds no record and no metrics.jsonl. Run `longwave perplexity` first.")
+    yield from found
+
+
+def _hidden(parts: Iterable[str]) -> bool:
+    return any(part.startswith(".") or part == CELLS for part in parts)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 STAGING = ".partial"
 
@@ -35,3 +39,27 @@ def publish(root: Path, name: str, *, keep: int) -> None:
     shutil.rmtree(root / STAGING)
     for old in checkpoints(root)[:-keep]:
         discard(old)
+
+
+def require_complete(model: nn.Module, found: Any, root: Path) -> None:
+    """A checkpoint has all weights of the model and no others.
+
+    It holds a tensor that has two names (tied embeddings) once: the other name is not missing.
+
+    Arguments:
+        found: what `load_state_dict` found: `missing_keys` and `unexpected_keys`.
+        root: the folder of the checkpoints.
+
+    Raises:
+        ValueError: for anything else that is, or is too much: the Trainer would go on without it.
+    """
+    names: dict[int, set[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), set()).add(name)
+    missing = set(found.missing_keys)
+    lacking = sorted(group.pop() for group in names.values() if group <= missing)
+    if wrong := [*lacking, *found.unexpected_keys]:
+        raise ValueError(
+            f"the last checkpoint in {root} is not of this model: {wrong[0]} is "
+            f"{'missing' if lacking else 'unknown'}. Remove it to go on from the one before."
+        )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from longwave.settings import REQUIRED, Settings, setting
 
 POSITIONS = ("chunks", "random", "uniform", "none")
 FACTORS = ("log-uniform", "integer", "fixed")
@@ -17,105 +19,87 @@ PRECISIONS = ("auto", "bf16", "fp32")
 # Settings that may change when a run is resumed: they alter nothing that was drawn or computed before.
 RESUMABLE = {"lr", "field_lr", "max_grad_norm", "save_every", "keep_checkpoints", "workers"}
 
-
-def setting(default: Any, text: str, group: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with its help text, its group on the help page and its allowed values."""
-    return field(default=default, metadata={"help": text, "group": group, "choices": choices})
+of_length, of_method, of_optimisation, of_sampling, of_running = (
+    partial(setting, group=group) for group in ("Length", "Method", "Optimisation", "Sampling", "Running")
+)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """What a run depends on besides the model and the data. Build it with `TrainConfig.create`.
 
     Raises:
         ValueError: naming the setting, what it got and what it allows.
     """
 
-    train_length: int = setting(0, "Tokens of a training window, n.", "Length")
-    max_factor: float = setting(0.0, "Largest length factor the model is to serve: 16 is 16 x the original.", "Length")
-    original_length: int | None = setting(None, "Pre-trained context length L; read from the model.", "Length")
-    train_factor: float | None = setting(None, "Largest factor drawn in training; --max-factor.", "Length")
+    noun: ClassVar[str] = "training setting"
 
-    method: str = setting("clex", "METHOD[@SCHEDULE], see `longwave methods`.", "Method")
-    prior: str | None = setting(None, "Closed form that CLEX starts from: ntk, yarn, linear.", "Method")
-    log_n: float | None = setting(
-        None, "Exponent of the per-query log-n attention scaling, 0 for off; the method's.", "Method"
+    train_length: int = of_length(REQUIRED, "Tokens of a training window, n.", least=2)
+    max_factor: float = of_length(
+        REQUIRED, "Largest length factor the model is to serve: 16 is 16 x the original.", least=1
     )
-    options: Mapping[str, Any] = setting((), "Further option of the method, KEY=VALUE (JSON); repeatable.", "Method")
+    original_length: int | None = of_length(None, "Pre-trained context length L; read from the model.", least=2)
+    train_factor: float | None = of_length(None, "Largest factor drawn in training; --max-factor.", least=1)
 
-    steps: int = setting(1000, "Optimizer steps.", "Optimisation")
-    batch_size: int = setting(8, "Windows per micro-batch and process; they share one factor t.", "Optimisation")
-    accumulation: int = setting(1, "Micro-batches per optimizer step.", "Optimisation")
-    lr: float = setting(2e-5, "Learning rate of the model, cosine to zero.", "Optimisation")
-    field_lr: float = setting(5e-3, "Learning rate of the learned frequencies, same schedule.", "Optimisation")
-    warmup: float = setting(0.03, "Share of the steps with rising learning rate.", "Optimisation")
-    weight_decay: float = setting(0.0, "On the model's matrices; never on the frequencies.", "Optimisation")
-    max_grad_norm: float = setting(1.0, "Gradient clipping, weights and frequencies each; 0: off.", "Optimisation")
-    freeze_weights: bool = setting(False, "Train the learned frequencies only.", "Optimisation")
-    seed: int = setting(0, "Seed of every random draw.", "Optimisation")
+    method: str = of_method("clex", "METHOD[@SCHEDULE], see `longwave methods`.")
+    prior: str | None = of_method(None, "Closed form that CLEX starts from: ntk, yarn, linear.")
+    log_n: float | None = of_method(None, "Exponent of the per-query log-n attention scaling, 0 for off; the method's.")
+    options: Mapping[str, Any] = of_method((), "Further option of the method, KEY=VALUE (JSON); repeatable.")
 
-    positions: str = setting("chunks", "Positions of a window's tokens in [0, tL).", "Sampling", POSITIONS)
-    chunks: int = setting(4, "Contiguous chunks of a window, for --positions chunks.", "Sampling")
-    factors: str = setting("log-uniform", "How t is drawn from [1, train factor].", "Sampling", FACTORS)
-    log_n_count: str = setting(
-        "keys", "What log-n counts in training: the keys a query sees, or its position.", "Sampling", LOG_N_COUNTS
+    steps: int = of_optimisation(1000, "Optimizer steps.", least=1)
+    batch_size: int = of_optimisation(8, "Windows per micro-batch and process; they share one factor t.", least=1)
+    accumulation: int = of_optimisation(1, "Micro-batches per optimizer step.", least=1)
+    lr: float = of_optimisation(2e-5, "Learning rate of the model, cosine to zero.", least=0)
+    field_lr: float = of_optimisation(5e-3, "Learning rate of the learned frequencies, same schedule.", least=0)
+    warmup: float = of_optimisation(0.03, "Share of the steps with rising learning rate.", least=0, most=1)
+    weight_decay: float = of_optimisation(0.0, "On the model's matrices; never on the frequencies.", least=0)
+    max_grad_norm: float = of_optimisation(1.0, "Gradient clipping, weights and frequencies each; 0: off.", least=0)
+    freeze_weights: bool = of_optimisation(False, "Train the learned frequencies only.")
+    seed: int = of_optimisation(0, "Seed of every random draw.", least=0)
+
+    positions: str = of_sampling("chunks", "Positions of a window's tokens in [0, tL).", choices=POSITIONS)
+    chunks: int = of_sampling(4, "Contiguous chunks of a window, for --positions chunks.", least=1)
+    factors: str = of_sampling("log-uniform", "How t is drawn from [1, train factor].", choices=FACTORS)
+    log_n_count: str = of_sampling(
+        "keys", "What log-n counts in training: the keys a query sees, or its position.", choices=LOG_N_COUNTS
     )
-    short_share: float = setting(0.0, "Share of micro-batches at t = 1 without gaps.", "Sampling")
-
-    long_share: float = setting(
+    short_share: float = of_sampling(0.0, "Share of micro-batches at t = 1 without gaps.", least=0, most=1)
+    long_share: float = of_sampling(
         0.0,
         "Share of micro-batches with real windows of m n tokens, m a divisor of the batch size; costs memory.",
-        "Sampling",
-    )
+        least=0, most=1,
+    )  # fmt: skip
 
-    precision: str = setting("auto", "bf16 is autocast over fp32 weights; auto: bf16 on GPUs.", "Running", PRECISIONS)
-    gradient_checkpointing: bool = setting(False, "Recompute activations: less memory, slower.", "Running")
-    workers: int = setting(0, "Data loading processes.", "Running")
-    save_every: int = setting(0, "Steps between checkpoints; a tenth of the run if 0.", "Running")
-    keep_checkpoints: bool = setting(False, "Keep the last two checkpoints when the run is done.", "Running")
+    precision: str = of_running("auto", "bf16 is autocast over fp32 weights; auto: bf16 on GPUs.", choices=PRECISIONS)
+    gradient_checkpointing: bool = of_running(False, "Recompute activations: less memory, slower.")
+    workers: int = of_running(0, "Data loading processes.", least=0)
+    save_every: int = of_running(0, "Steps between checkpoints; a tenth of the run if 0.", least=0)
+    keep_checkpoints: bool = of_running(False, "Keep the last two checkpoints when the run is done.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
+        super().__post_init__()
         if reserved := sorted(set(self.options) & set(RESERVED)):
             raise ValueError(
                 f"{reserved[0]} is no option of a method. If training lets you choose it, it is a setting of its own: "
                 "see `longwave train --help`."
             )
-        for name, least in (("train_length", 2), ("steps", 1), ("batch_size", 1), ("accumulation", 1), ("chunks", 1)):
-            self._check(name, getattr(self, name) >= least, f"at least {least}")
-        for name in ("lr", "field_lr", "weight_decay", "max_grad_norm"):
-            self._check(name, math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, "a number >= 0")
-        for name in ("workers", "save_every", "seed"):
-            self._check(name, getattr(self, name) >= 0, "a whole number >= 0")
-        given = self.original_length
-        self._check("original_length", given is None or given >= 2, "at least 2")
-        for name in ("max_factor", "train_factor"):
-            value = getattr(self, name)
-            self._check(name, value is None or (math.isfinite(value) and value >= 1), "a number >= 1")
-        for name in ("warmup", "short_share", "long_share"):
-            self._check(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        self._check("long_share", self.short_share + self.long_share <= 1, "at most 1 together with short share")
-        if self.positions == "chunks" and self.train_length:
-            self._check("chunks", self.chunks <= self.train_length, f"at most the train length, {self.train_length}")
-        for item in fields(self):
-            allowed = item.metadata["choices"]
-            self._check(item.name, not allowed or getattr(self, item.name) in allowed, f"one of {', '.join(allowed)}")
-
-    def _check(self, name: str, ok: bool, allowed: str) -> None:
-        if not ok:
-            raise ValueError(f"{name.replace('_', ' ')} must be {allowed}, got {getattr(self, name)!r}.")
+        if self.short_share + self.long_share > 1:
+            raise ValueError(f"long share must be at most 1 together with short share, got {self.long_share!r}.")
+        if self.positions == "chunks" and self.chunks > self.train_length:
+            raise ValueError(f"chunks must be at most the train length, {self.train_length}, got {self.chunks!r}.")
 
     @classmethod
     def create(cls, **given: Any) -> TrainConfig:
         """Defaults, then the method's recipe, then what is `given` (None counts as not given)."""
-        from longwave.methods import parse_method
+        for needed in ("train_length", "max_factor"):
+            if given.get(needed) is None:
+                raise ValueError(f"training needs {needed.replace('_', ' ')}: pass {needed}=...")
+        from longwave.methods import parse_method  # needs torch
 
         given = {name: value for name, value in given.items() if value is not None}
-        known = {item.name for item in fields(cls)}
-        if unknown := sorted(set(given) - known):
-            raise ValueError(f"unknown training setting {unknown[0]!r}. Available: {', '.join(sorted(known))}.")
         method, _ = parse_method(given.get("method", "clex"))
-        return cls(**(dict(method.recipe) | given))
+        return super().create(**(dict(method.recipe) | given))
 
     @property
     def largest_draw(self) -> float:
@@ -131,9 +115,6 @@ class TrainConfig:
         """Keyword arguments for `extend` beyond the method, its factor and its schedule."""
         chosen = {"prior": self.prior, "log_n": self.log_n, "original_length": self.original_length}
         return {**self.options, **{name: value for name, value in chosen.items() if value is not None}}
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Settings that differ from a recorded run in a way that would make it another run."""

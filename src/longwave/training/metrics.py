@@ -36,3 +36,15 @@ class MetricsLog:
 
 def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """What a run came to, for its record."""
+    rows = read_metrics(path)
+    return {
+        "steps": rows[-1]["step"],
+        "tokens": rows[-1]["tokens"],
+        "first_loss": rows[0]["loss"],
+        "last_loss": sum(row["loss"] for row in rows[-10:]) / len(rows[-10:]),
+        "seconds": round(sum(row["seconds"] for row in rows), 1),
+    }

@@ -18,7 +18,8 @@ from longwave.extensions.sites import host_of
 from longwave.methods import parse_method
 from longwave.schedule import Static
 from longwave.training.config import TrainConfig
-from longwave.training.positions import LengthSampler
+from longwave.training.draw import LengthSampler
+from longwave.training.learned import field_parameters
 from longwave.trajectory import Trajectory
 
 
@@ -84,6 +85,15 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     return sampler
 
 
+def require_long_windows(rows: torch.Tensor, sampler: LengthSampler, config: TrainConfig) -> None:
+    """The data must hold the longest window that the sampler may ask for."""
+    longest = max([1, *sampler.multiples(config.batch_size, config.train_length)]) * config.train_length
+    if config.long_share and rows.numel() < longest:
+        raise ValueError(
+            f"long share cuts windows of {longest} tokens, the data holds {rows.numel()}. Pass more --data."
+        )
+
+
 def _original_length(model: PreTrainedModel, config: TrainConfig) -> int:
     """L as given, or else as the model was extended with, or else as its config says it."""
     handle = find_extension(model)
@@ -116,7 +126,7 @@ def _carried_over(
 
 
 def _freeze_weights(model: PreTrainedModel, method: str) -> None:
-    learnable = {id(parameter) for trajectory in extension(model).trajectories for parameter in trajectory.parameters()}
+    learnable = {id(parameter) for parameter in field_parameters(model).values()}
     if not learnable:
         restore(model)
         raise ValueError(f"freeze weights leaves nothing to train: {method} has no learned frequencies.")

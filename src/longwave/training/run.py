@@ -8,34 +8,26 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from longwave.checkpoints.save import save
 from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes
 from longwave.data.prompts import check_ids
 from longwave.data.tokens import token_stream
-from longwave.files import check_output, read_json, write_json
-from longwave.layout import CHECKPOINTS, METRICS, MODEL, SETTINGS, WEIGHTS
-from longwave.layout import TRAINING as RECORD
-from longwave.provenance import command, versions
-from longwave.training.checkpoints import checkpoint_step, checkpoints, discard
+from longwave.training.arguments import refuse_data_parallel, training_arguments
+from longwave.training.batches import PackedRows, pack
 from longwave.training.config import TrainConfig
-from longwave.training.data import PackedRows, pack
-from longwave.training.metrics import MetricsLog, read_metrics
-from longwave.training.prepare import attach_method, load_with_tokenizer, settle, switch_checkpointing
+from longwave.training.folder import RunFolder
+from longwave.training.prepare import (
+    attach_method,
+    load_with_tokenizer,
+    require_long_windows,
+    settle,
+    switch_checkpointing,
+)
 from longwave.training.progress import ProgressCallback
-from longwave.training.trainer import LengthTrainer, refuse_data_parallel
-
-# Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
-RESULTS = (SETTINGS, WEIGHTS, METRICS, CHECKPOINTS, MODEL, RECORD)
+from longwave.training.trainer import LengthTrainer
 
 
 def train(
@@ -75,63 +67,34 @@ def train(
         ValueError: for settings, data or a folder that do not fit, and if the loss stops being finite
             (the last good checkpoint is kept).
     """
-    for needed in ("train_length", "max_factor"):
-        if settings.get(needed) is None:
-            raise ValueError(f"training needs {needed.replace('_', ' ')}: pass {needed}=...")
-    config, output, data = TrainConfig.create(**settings), Path(output), list(data)
-    files = data_hashes(data)
-    record = {
-        "model": str(model) if isinstance(model, str | Path) else type(model).__name__,
-        "config": config.as_dict(),
-        "data": files,
-        "versions": versions(),
-        "seed": config.seed,
-        "world_size": int(os.environ.get("WORLD_SIZE", 1)),  # of torchrun: each process draws its own batches
-        "command": command(),
-    }
-    _require_apart([*([model] if isinstance(model, str | Path) else []), *data, *files], output)
+    config, data = TrainConfig.create(**settings), list(data)
+    named = isinstance(model, str | Path)
+    folder = RunFolder(Path(output), config, str(model) if named else type(model).__name__, data_hashes(data))
+    folder.require_apart([*([model] if isinstance(model, str | Path) else []), *data, *folder.files])
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun: the one that writes
-    resume = resume and (output / RECORD).exists()
+    resume = resume and folder.exists
     if resume:
-        earlier = read_json(output / RECORD)
-        _require_same_run(config, record, earlier)
-        if earlier["status"] == "finished" and (output / SETTINGS).exists():
-            if first and not config.keep_checkpoints:
-                discard(output / CHECKPOINTS)  # of a run that was killed between its result and this
-            return output
+        folder.require_same_run()
+        if folder.is_finished:
+            if first:
+                folder.tidy()  # of a run that was killed between its result and this
+            return folder.path
     if first:
-        if (output / RECORD).exists() and not (resume or overwrite):
-            raise ValueError(
-                f"output folder {output} is not empty: it holds a training run. Pass --resume to go on, or --overwrite."
-            )
-        check_output(output, overwrite=resume or overwrite)
-        _require_ours(output)
+        folder.require_room(resume=resume, overwrite=overwrite)
 
     set_seed(config.seed)
-    shown = progress and sys.stderr.isatty()
     network, vocabulary = load_with_tokenizer(model, tokenizer)
+    shown = progress and sys.stderr.isatty()
     rows = pack(token_stream(read_documents(data), vocabulary, progress=shown), config.train_length)
     check_ids(rows, network, vocabulary)
     sampler = attach_method(network, config)
-    longest = max([1, *sampler.multiples(config.batch_size, config.train_length)]) * config.train_length
-    if config.long_share and rows.numel() < longest:
-        raise ValueError(
-            f"long share cuts windows of {longest} tokens, the data holds {rows.numel()}. Pass more --data."
-        )
-
-    arguments = _arguments(config, output / CHECKPOINTS)
+    require_long_windows(rows, sampler, config)
+    arguments = training_arguments(config, folder.checkpoints)
     refuse_data_parallel(arguments)
 
     # Up to here nothing in the folder has been touched.
-    states = checkpoints(output / CHECKPOINTS) if resume else []
-    metrics = None
-    if first:
-        output.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            _remove_results(output)
-        write_json(output / RECORD, {"status": "running", **record})
-        metrics = MetricsLog(output / METRICS, checkpoint_step(states[-1]) if states else 0)
-
+    states = folder.states() if resume else []
+    metrics = folder.start(resume=resume) if first else None
     consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
     bar, cached = ProgressCallback(), network.config.use_cache  # the Trainer switches the cache off for good
     trainer = LengthTrainer(
@@ -151,94 +114,7 @@ def train(
         bar.close()
         settle(trainer, config, use_cache=cached)
     if first:
-        save(network, output, tokenizer=vocabulary, overwrite=True)
-        write_json(output / RECORD, {"status": "finished", **record, "result": _summary(output / METRICS)})
-        if not config.keep_checkpoints:
-            discard(output / CHECKPOINTS)
+        save(network, folder.path, tokenizer=vocabulary, overwrite=True)
+        folder.finish()
     trainer.accelerator.wait_for_everyone()  # no process returns before the folder is complete
-    return output
-
-
-def _arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
-    accelerated = torch.accelerator.is_available()
-    wants_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
-        learning_rate=config.lr,
-        lr_scheduler_type="cosine",
-        warmup_steps=round(config.steps * config.warmup),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        bf16=config.precision == "bf16" or (config.precision == "auto" and wants_bf16),
-        use_cpu=not accelerated,
-        dataloader_num_workers=config.workers,
-        dataloader_pin_memory=accelerated,
-        train_sampling_strategy="sequential",  # PackedRows has the order
-        save_strategy="steps",
-        save_steps=config.checkpoint_steps,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-
-def _require_same_run(config: TrainConfig, record: dict[str, Any], earlier: dict[str, Any]) -> None:
-    changed = config.differences(earlier["config"])
-    if record["model"] != earlier["model"]:
-        changed.append(f"model {earlier['model']} -> {record['model']}")
-    if list(record["data"].values()) != list(earlier["data"].values()):
-        changed.append("the data are not the same")
-    if record["world_size"] != earlier.get("world_size", 1):
-        changed.append(f"processes {earlier.get('world_size', 1)} -> {record['world_size']}")
-    if changed:
-        raise ValueError(
-            f"--resume goes on with the same run, but {'; '.join(changed)}. Start another with a new --output."
-        )
-
-
-def _require_apart(inputs: Iterable[Path | str], output: Path) -> None:
-    """What the run reads must not be what it deletes or replaces."""
-    results = [(output / name).resolve() for name in RESULTS]
-    for path in inputs:
-        place = Path(path).resolve()
-        if place == output.resolve() or any(place.is_relative_to(result) for result in results):
-            raise ValueError(f"{path} is read by this run and part of its output {output}. Write to another folder.")
-
-
-def _require_ours(output: Path) -> None:
-    """Only a record shows that a folder `model` is an earlier run's and not somebody's model."""
-    found = [name for name in RESULTS if (output / name).exists()]
-    if found and not (_has(output / RECORD, "status") or _has(output / SETTINGS, "format")):
-        raise ValueError(
-            f"{output / found[0]} was not written by longwave: {RECORD} is missing. Write to another folder."
-        )
-
-
-def _has(record: Path, key: str) -> bool:
-    return record.is_file() and key in read_json(record)
-
-
-def _remove_results(output: Path) -> None:
-    """What an earlier run left, so that an interrupted new one cannot pass for it."""
-    for name in RESULTS:
-        path = output / name
-        if path.is_dir():
-            discard(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _summary(metrics: Path) -> dict[str, Any]:
-    rows = read_metrics(metrics)
-    return {
-        "steps": rows[-1]["step"],
-        "tokens": rows[-1]["tokens"],
-        "first_loss": rows[0]["loss"],
-        "last_loss": sum(row["loss"] for row in rows[-10:]) / len(rows[-10:]),
-        "seconds": round(sum(row["seconds"] for row in rows), 1),
-    }
+    return folder.path

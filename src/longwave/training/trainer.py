@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,17 +13,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from longwave.extensions.handle import extension
-from longwave.training.checkpoints import STAGING, checkpoints, publish
-from longwave.training.data import Draw, MicroBatches, PackedRows
+from longwave.training.arguments import refuse_data_parallel, refuse_reentrant
+from longwave.training.batches import MicroBatches, PackedRows
+from longwave.training.checkpoints import STAGING, checkpoints, publish, require_complete
+from longwave.training.draw import Draw, LengthSampler
+from longwave.training.learned import clip_separately, parameter_groups, require_gradient, trained_field
 from longwave.training.metrics import MetricsLog
-from longwave.training.positions import LengthSampler
-from longwave.trajectory import Trajectory
-
-
-def field_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the model's trajectories by name: what the frequencies are learned with."""
-    prefixes = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Trajectory))
-    return {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefixes)}
+from longwave.training.step import Step
 
 
 class LengthTrainer(Trainer):
@@ -66,12 +60,10 @@ class LengthTrainer(Trainer):
         refuse_reentrant(model, args)
         refuse_data_parallel(args)
         self.sampler, self.field_lr, self.metrics, self.keep = sampler, field_lr, metrics, keep
-        self._draws: list[Draw] = []
-        self._drawn_at, self._clock = -1, time.perf_counter()
+        self._step = Step()
         self._root = Path(str(args.output_dir))
         self._staging: Path | None = None
         self._reaches_field = False
-        self._field_norm: Any = None  # of the step before clipping, where the field is clipped by itself
         self._warned = False
         self._network = model  # as given: `self.model` may be a wrapper
         if train_dataset is not None:
@@ -104,19 +96,14 @@ class LengthTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        step = self.state.global_step
-        if self._drawn_at < 0:
-            self._clock = time.perf_counter()
-        if step != self._drawn_at:
-            self._draws, self._drawn_at = [], step
         batch: dict[str, Any] = dict(inputs)
         draw: Draw = batch.pop("draw")
-        self._draws.append(draw)
+        self._step.add(self.state.global_step, draw)
         extension(self._network).dial.set(factor=draw.t)  # not through a policy: t may be beyond the largest in use
         loss = super().training_step(model, batch, num_items_in_batch)
         self._require_finite("loss", loss)
-        if not self._reaches_field:
-            self._require_field_gradient()
+        if not (self._reaches_field or self.is_deepspeed_enabled):  # DeepSpeed keeps gradients elsewhere
+            require_gradient(trained_field(self._network))
             self._reaches_field = True
         return loss
 
@@ -124,18 +111,10 @@ class LengthTrainer(Trainer):
         """Three groups: the field at its own rate, the model's matrices with weight decay, the rest without."""
         if self.optimizer is None:
             model = model or self._network
-            field, decayed = field_parameters(model), set(self.get_decay_parameter_names(model))
-            groups: dict[str, dict[str, Any]] = {
-                "decayed": {"params": [], "weight_decay": self.args.weight_decay},
-                "plain": {"params": [], "weight_decay": 0.0},
-                "field": {"params": [], "weight_decay": 0.0, "lr": self.field_lr},
-            }
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    group = "field" if name in field else "decayed" if name in decayed else "plain"
-                    groups[group]["params"].append(parameter)
+            decayed = set(self.get_decay_parameter_names(model))
             kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, model)
-            self.optimizer = kind([{"name": n, **g} for n, g in groups.items() if g["params"]], **arguments)
+            groups = parameter_groups(model, decayed, weight_decay=self.args.weight_decay, field_lr=self.field_lr)
+            self.optimizer = kind(groups, **arguments)
         return self.optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -149,22 +128,16 @@ class LengthTrainer(Trainer):
                 group["initial_lr"] = self.lr_scheduler.base_lrs[index] = rate
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Field and weights, as two groups, each to `max_grad_norm`; returns the norm of both from before.
-
-        A frequency acts on an angle times the position, so in windows of 16 L the field's gradient can be ten and
-        more times the weights'. Under one norm for both it would scale down what such windows teach the weights.
-        """
-        field = [parameter for parameter in field_parameters(self._network).values() if parameter.requires_grad]
+        """Field and weights, as two groups, each to `max_grad_norm`; returns the norm of both from before."""
+        field = trained_field(self._network)
         if not field or self._clips_as_a_whole():
             return super()._clip_grad_norm(model)
-        ours = {id(parameter) for parameter in field}
-        weights = [parameter for parameter in model.parameters() if id(parameter) not in ours]
         clip = self.accelerator.clip_grad_norm_
         if self.accelerator.scaler is not None:  # of fp16, whose gradients may be unscaled only once
             self.accelerator.unscale_gradients()
             clip = nn.utils.clip_grad_norm_
-        self._field_norm = clip(field, self.args.max_grad_norm)
-        return (self._field_norm**2 + clip(weights, self.args.max_grad_norm) ** 2) ** 0.5
+        norm, self._step.field_norm = clip_separately(model, field, clip, self.args.max_grad_norm)
+        return norm
 
     def _clips_as_a_whole(self) -> bool:
         """DeepSpeed clips inside its engine and FSDP 1 flattens parameters: neither knows parts of a model."""
@@ -183,48 +156,23 @@ class LengthTrainer(Trainer):
         self._require_finite("gradient norm", norm)
         assert self.optimizer is not None
         # The rates that this step is taken with; by the time it is logged the scheduler has moved on.
-        self._rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        self._step.rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         return norm
-
-    def _require_field_gradient(self) -> None:
-        """After a first backward pass; DeepSpeed keeps gradients elsewhere, so that nothing can be said there."""
-        field = [parameter for parameter in field_parameters(self._network).values() if parameter.requires_grad]
-        if field and not self.is_deepspeed_enabled and all(parameter.grad is None for parameter in field):
-            raise ValueError(
-                "no gradient reaches the learned frequencies: training stopped. Find what cuts the graph between "
-                "them and the loss (a hook, a wrapper, torch.nn.DataParallel) and train without it."
-            )
 
     def _require_finite(self, what: str, value: Tensor | float) -> None:
         if math.isfinite(float(value)):
             return
         last = checkpoints(self._root)
         kept = f"Last good checkpoint: {last[-1]}; go on from it" if last else "No checkpoint yet; start again"
-        factors = ", ".join(f"{draw.t:.3g}" for draw in self._draws)
         raise ValueError(
-            f"{what} is {float(value)} at step {self.state.global_step + 1} (t = {factors}): training stopped. "
-            f"{kept} with a smaller lr or field lr."
+            f"{what} is {float(value)} at step {self.state.global_step + 1} (t = {self._step.factors}): "
+            f"training stopped. {kept} with a smaller lr or field lr."
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write the step's row and show it to the callbacks."""
         if "loss" in logs and "grad_norm" in logs:
-            now = time.perf_counter()
-            spent, self._clock = now - self._clock, now
-            tokens = sum(draw.positions.numel() for draw in self._draws) * self.args.world_size
-            places = hashlib.sha256(b"".join(draw.positions.numpy().tobytes() for draw in self._draws))
-            row: dict[str, Any] = {
-                "step": self.state.global_step,
-                "loss": logs["loss"],
-                "lr": self._rates.get("decayed", self._rates.get("plain", 0.0)),
-                "field_lr": self._rates.get("field", 0.0),
-                "grad_norm": float(logs["grad_norm"]),
-                "field_grad_norm": None if self._field_norm is None else float(self._field_norm),
-                "tokens": tokens * self.state.global_step,
-                "factors": [draw.t for draw in self._draws],
-                "positions": places.hexdigest()[:12],
-                "seconds": round(spent, 4),
-            }
+            row = self._step.row(logs, done=self.state.global_step, processes=self.args.world_size)
             if self.metrics is not None and self.is_world_process_zero():
                 self.metrics.append(row)
             logs = row
@@ -232,21 +180,8 @@ class LengthTrainer(Trainer):
         self.state.log_history.clear()  # metrics.jsonl has it; every checkpoint would repeat it
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """A checkpoint holds a tensor that has two names (tied embeddings) once: the other name is not missing.
-
-        Raises:
-            ValueError: for anything else that is, or is too much: the Trainer would go on without it.
-        """
-        names: dict[int, set[str]] = {}
-        for name, tensor in self._network.state_dict(keep_vars=True).items():
-            names.setdefault(id(tensor), set()).add(name)
-        missing = set(load_result.missing_keys)
-        lacking = sorted(group.pop() for group in names.values() if group <= missing)
-        if wrong := [*lacking, *load_result.unexpected_keys]:
-            raise ValueError(
-                f"the last checkpoint in {self._root} is not of this model: {wrong[0]} is "
-                f"{'missing' if lacking else 'unknown'}. Remove it to go on from the one before."
-            )
+        """Of a checkpoint."""
+        require_complete(self._network, load_result, self._root)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or super()._get_output_dir(trial))
@@ -271,24 +206,3 @@ class LengthTrainer(Trainer):
             save_model(self._network, str(folder / "model.safetensors"))
         else:
             save_file(state_dict, folder / "model.safetensors")
-
-
-def refuse_data_parallel(args: TrainingArguments) -> None:
-    """The Trainer would wrap the model in `nn.DataParallel`, whose replicas have no parameters to learn with."""
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs in one process: the frequencies would not be trained. "
-            f"Start one process each (torchrun --nproc-per-node {args.n_gpu}), or set CUDA_VISIBLE_DEVICES=0."
-        )
-
-
-def refuse_reentrant(model: nn.Module, args: TrainingArguments) -> None:
-    """Reentrant checkpointing re-runs a layer without the graph that leads to the frequencies."""
-    asked = [getattr(args, f"{name}_checkpointing_kwargs", None) or {} for name in ("gradient", "activation")]
-    enabled = (getattr(module, "_gradient_checkpointing_func", None) for module in model.modules())
-    asked += [getattr(function, "keywords", None) or {} for function in enabled if function is not None]
-    if any(options.get("use_reentrant") for options in asked):
-        raise ValueError(
-            "gradient checkpointing with use_reentrant=True loses the gradient of the frequencies. "
-            "Use use_reentrant=False, the default of transformers 5."
-        )

@@ -16,6 +16,7 @@ from longwave.evaluation.tasks.common import known, steering
 from longwave.evaluation.tasks.metrics import TASKS, Score, Task
 from longwave.evaluation.tasks.samples import Sample, read_samples, sample_files
 from longwave.evaluation.tasks.truncation import truncate_middle
+from longwave.extensions.decoding import Decoding, new_tokens
 from longwave.extensions.reach import max_length_of, reach_of
 
 if TYPE_CHECKING:
@@ -108,13 +109,14 @@ def _run(
     def decode(ids: Sequence[int]) -> str:
         return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    greedy = Decoding().arguments(tokenizer)
     values, outputs, lengths, truncated = [], [], [], 0
     for sample in samples:
         prompt = truncate_middle(sample.prompt, encode, decode, room)
         truncated += prompt != sample.prompt
         ids = torch.tensor([encode(prompt)], device=model.device)
         check_ids(ids, model, tokenizer)
-        answer = decode(_generate(model, tokenizer, ids, task.new_tokens))
+        answer = decode(new_tokens(model, ids, task.new_tokens, greedy).tolist())
         outputs.append(answer)
         lengths.append(ids.shape[1])
         values.append(score(answer.lstrip("\n").split("\n")[0] if task.first_line else answer, sample))
@@ -132,23 +134,3 @@ def _run(
         "values": values,
         "outputs": outputs,
     }
-
-
-def _generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: torch.Tensor, new_tokens: int
-) -> list[int]:
-    """Greedy, whatever the model's generation config says of sampling."""
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    with torch.no_grad():
-        whole: torch.Tensor = model.generate(  # type: ignore[operator]
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=pad,
-        )
-    answer: list[int] = whole[0, ids.shape[1] :].tolist()
-    return answer

@@ -1,4 +1,4 @@
-"""Where the tokens of a training window are said to stand, and at which length factor.
+"""What is drawn for a micro-batch: its kind, its length factor, and where its tokens are said to stand.
 
 A window of n tokens is spread over positions 0 ... ⌊tL⌋ - 1, so that a model trained on n tokens at
 a time meets every distance up to t times its pre-trained length L. One factor t holds for all rows
@@ -93,6 +93,19 @@ def counter_generator(*counters: int | str) -> Generator:
     """A generator whose seed is a hash of `counters`: it needs no state to be saved and no draws to be skipped."""
     digest = hashlib.sha256(repr(counters).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What was drawn for a micro-batch.
+
+    Arguments:
+        t: the length factor.
+        positions: position ids, int64 [rows, tokens], on the CPU.
+    """
+
+    t: float
+    positions: Tensor
 
 
 @dataclass(frozen=True)

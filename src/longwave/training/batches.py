@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from longwave.training.positions import LengthSampler, counter_generator
+from longwave.training.draw import Draw, LengthSampler, counter_generator
 
 
 def pack(stream: Tensor, length: int) -> Tensor:
@@ -59,19 +58,6 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
         stream = self.rows.flatten()
         starts = torch.randint(0, stream.numel() - length + 1, (count,), generator=generator)
         return collate([{"input_ids": stream[start : start + length]} for start in starts])
-
-
-@dataclass(frozen=True)
-class Draw:
-    """What was drawn for a micro-batch.
-
-    Arguments:
-        t: the length factor.
-        positions: position ids, int64 [rows, tokens], on the CPU.
-    """
-
-    t: float
-    positions: Tensor
 
 
 class MicroBatches(torch.utils.data.Dataset[int]):

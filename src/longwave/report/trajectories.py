@@ -1,0 +1,42 @@
+"""The trajectories that a report draws: a model's own, and others on the same rope."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from longwave.checkpoints.load import load
+from longwave.evaluation.subjects import TRAINING_FREE
+from longwave.extensions.attach import rope_of
+from longwave.extensions.handle import find_extension, is_trained
+from longwave.methods import parse_method
+from longwave.trajectory import Trajectory
+
+PLAIN_FACTOR = 16.0  # the largest t drawn for a model that sets none
+
+
+def trajectories_of_model(path: str, methods: Sequence[str] | None = None) -> dict[str, Trajectory]:
+    """The trajectories of methods on a model's rope, its own as it was trained.
+
+    Arguments:
+        path: any model that `longwave.load` reads.
+        methods: their specs; None for the model's own and the training-free ones.
+
+    Raises:
+        ValueError: for a method that needs trained weights, unless the model has them.
+    """
+    if methods is not None and not methods:
+        raise ValueError("no methods given. Write for example --methods none,ntk,yarn.")
+    loaded = load(path, dtype="auto")
+    handle = find_extension(loaded)
+    own = handle.trajectories[0] if handle is not None else None
+    rope, most = (own.rope, own.max_factor) if own is not None else (rope_of(loaded), PLAIN_FACTOR)
+    names = methods or dict.fromkeys([*([own.name] if own is not None else []), *TRAINING_FREE])
+    found: dict[str, Trajectory] = {}
+    for method in (parse_method(name)[0] for name in names):
+        if own is not None and own.name == method.name and is_trained(loaded):
+            found[method.name] = own
+        elif method.trained:
+            raise ValueError(f"{method.name} needs trained weights, and {path} has none. Leave it out of --methods.")
+        else:
+            found[method.name] = method.build(rope, most)
+    return found

@@ -1,0 +1,139 @@
+"""The folder of a training run: its record, and what the run may read, go on with and delete there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longwave.checkpoints.folder import MODEL, SETTINGS, WEIGHTS
+from longwave.checkpoints.folder import TRAINING as RECORD
+from longwave.files import check_output, command, read_json, versions, write_json
+from longwave.training.checkpoints import checkpoint_step, checkpoints, discard
+from longwave.training.config import TrainConfig
+from longwave.training.metrics import MetricsLog, summary
+
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+# Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
+RESULTS = (SETTINGS, WEIGHTS, METRICS, CHECKPOINTS, MODEL, RECORD)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The output folder of a run.
+
+    Arguments:
+        path: the folder.
+        config: the settings of the run.
+        model: its path, or its class.
+        files: SHA-256 of the data by file.
+    """
+
+    path: Path
+    config: TrainConfig
+    model: str
+    files: Mapping[str, str]
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / CHECKPOINTS
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the run depends on."""
+        return {
+            "model": self.model,
+            "config": self.config.as_dict(),
+            "data": dict(self.files),
+            "versions": versions(),
+            "seed": self.config.seed,
+            "world_size": int(os.environ.get("WORLD_SIZE", 1)),  # of torchrun: each process draws its own batches
+            "command": command(),
+        }
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here before."""
+        return (self.path / RECORD).exists()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether that run has its result."""
+        return read_json(self.path / RECORD)["status"] == "finished" and (self.path / SETTINGS).exists()
+
+    def require_apart(self, inputs: Iterable[Path | str]) -> None:
+        """What the run reads must not be what it deletes or replaces."""
+        results = [(self.path / name).resolve() for name in RESULTS]
+        for path in inputs:
+            place = Path(path).resolve()
+            if place == self.path.resolve() or any(place.is_relative_to(result) for result in results):
+                raise ValueError(
+                    f"{path} is read by this run and part of its output {self.path}. Write to another folder."
+                )
+
+    def require_same_run(self) -> None:
+        """The run that was started here is this one."""
+        mine, earlier = self.record, read_json(self.path / RECORD)
+        changed = self.config.differences(earlier["config"])
+        if mine["model"] != earlier["model"]:
+            changed.append(f"model {earlier['model']} -> {mine['model']}")
+        if list(mine["data"].values()) != list(earlier["data"].values()):
+            changed.append("the data are not the same")
+        if mine["world_size"] != earlier.get("world_size", 1):
+            changed.append(f"processes {earlier.get('world_size', 1)} -> {mine['world_size']}")
+        if changed:
+            raise ValueError(
+                f"--resume goes on with the same run, but {'; '.join(changed)}. Start another with a new --output."
+            )
+
+    def require_room(self, *, resume: bool, overwrite: bool) -> None:
+        """The folder is new, or may be written to, and what will be deleted there is an earlier run's."""
+        if self.exists and not (resume or overwrite):
+            raise ValueError(
+                f"output folder {self.path} is not empty: it holds a training run. "
+                "Pass --resume to go on, or --overwrite."
+            )
+        check_output(self.path, overwrite=resume or overwrite)
+        # Only a record shows that a folder `model` is an earlier run's and not somebody's model.
+        found = [name for name in RESULTS if (self.path / name).exists()]
+        if found and not (_has(self.path / RECORD, "status") or _has(self.path / SETTINGS, "format")):
+            raise ValueError(
+                f"{self.path / found[0]} was not written by longwave: {RECORD} is missing. Write to another folder."
+            )
+
+    def states(self) -> list[Path]:
+        """Checkpoints to go on from, oldest first."""
+        return checkpoints(self.checkpoints)
+
+    def start(self, *, resume: bool) -> MetricsLog:
+        """Write the record. A new run first deletes an earlier one's results, for which it could pass otherwise."""
+        states = self.states() if resume else []
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            self._remove_results()
+        write_json(self.path / RECORD, {"status": "running", **self.record})
+        return MetricsLog(self.path / METRICS, checkpoint_step(states[-1]) if states else 0)
+
+    def finish(self) -> None:
+        """Write the record of a run whose model is saved."""
+        write_json(self.path / RECORD, {"status": "finished", **self.record, "result": summary(self.path / METRICS)})
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Delete the checkpoints of a finished run, unless they are to be kept."""
+        if not self.config.keep_checkpoints:
+            discard(self.checkpoints)
+
+    def _remove_results(self) -> None:
+        for name in RESULTS:
+            path = self.path / name
+            if path.is_dir():
+                discard(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _has(record: Path, key: str) -> bool:
+    return record.is_file() and key in read_json(record)

@@ -2,10 +2,12 @@
 
 from longwave.checkpoints.load import load as load
 from longwave.checkpoints.save import save as save
+from longwave.evaluation.losses import LengthLoss as LengthLoss
 from longwave.evaluation.losses import Perplexity as Perplexity
 from longwave.evaluation.needle import needle as needle
 from longwave.evaluation.passkey import passkey as passkey
 from longwave.evaluation.perplexity import perplexity as perplexity
+from longwave.evaluation.retrieval import LengthRetrieval as LengthRetrieval
 from longwave.evaluation.retrieval import Retrieval as Retrieval
 from longwave.exporters.run import Exported as Exported
 from longwave.exporters.run import export as export

@@ -313,6 +313,8 @@ def test_a_damaged_cell_is_named(
     assert run(*arguments) == 1
     error = capfd.readouterr().err
     assert str(path) in error and "is not valid JSON" in error
+    assert "It is the cell of none in " in error and "keeps the others" in error
+    assert error.splitlines()[-2].startswith("error: ")
     os.remove(path)
     assert run(*arguments) == 0
 

@@ -21,6 +21,7 @@ from longwave.checkpoints.outline import outline
 from longwave.evaluation import comparison as module
 from longwave.evaluation.base import Entry, Inputs, Progress
 from longwave.evaluation.candidates import Candidate
+from longwave.evaluation.cells import Cell
 from longwave.evaluation.comparison import Comparison
 from longwave.evaluation.passkey import PasskeyEvaluation, PasskeySettings
 from longwave.evaluation.suites import Step, parse_suite
@@ -38,7 +39,7 @@ def book(tmp_path: Path) -> Path:
     return path
 
 
-def ignore(_: str) -> Callable[[int], None]:
+def ignore(_: Cell) -> Callable[[int], None]:
     return lambda tokens: None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,10 +99,15 @@ def measure(comparison: Comparison, asked: Asked, *, model: str | None = None) -
         Console().print(f"written: {page}", highlight=False, soft_wrap=True)
 
 
-def compute(comparison: Comparison, claim: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+def compute(
+    comparison: Comparison,
+    name: Callable[[Cell], str] = attrgetter("title"),
+    claim: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> None:
     """Compute the cells that are missing, progress shown; those that other processes finish meanwhile are told, too.
 
     Arguments:
+        name: what a cell is called.
         claim: entered after all is planned, and before a first cell is computed.
     """
     from longwave.cli.progressing import progress
@@ -114,14 +120,14 @@ def compute(comparison: Comparison, claim: Callable[[], AbstractContextManager[N
         return
     numbers, started = count(done + 1), list[str]()
 
-    def start(name: str) -> Callable[[int], None]:
-        started.append(name)
-        return meter.start(name)
+    def start(cell: Cell) -> Callable[[int], None]:
+        started.append(name(cell))
+        return meter.start(name(cell))
 
     def tell(cell: Cell) -> None:
         found = comparison.store.read(cell)
         values = quantity_of(found).line(found["rows"][0]["lengths"])
-        meter.finished(f"{comparison.title(cell)}: {values}", next(numbers), total)
+        meter.finished(f"{name(cell)}: {values}", next(numbers), total)
 
     try:
         with progress(comparison.cost()) as meter, claim():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def measure_one(
     _check(folder, asked.overwrite)
     candidate = Candidate(model, Path(model).name, asked.specs)
     comparison = asked.comparison([candidate], [step], folder / UNFINISHED, data)
-    compute(comparison, lambda: _claimed(folder))
+    compute(comparison, attrgetter("label"), lambda: _claimed(folder))
     found = of_one_model([comparison.store.read(cell) for cell in comparison.cells])
     show(found, folder, Showing(short(model), asked.overwrite, asked.as_json))
     shutil.rmtree(folder / UNFINISHED)

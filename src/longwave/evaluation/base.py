@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from longwave import settings as base
@@ -184,5 +185,10 @@ def split(kind: type[Kind], options: Mapping[str, Any]) -> tuple[Kind, Reading]:
     for name in options:
         if name not in known and name not in how:
             raise ValueError(unknown(f"setting of {kind.whose}", name, [*known, *how]))
-    asked = kind.create(**{name: value for name, value in options.items() if name in known})
+    asked = kind.create(**{name: _plain(value) for name, value in options.items() if name in known})
     return asked, Reading(**{name: value for name, value in options.items() if name in how})
+
+
+def _plain(value: Any) -> Any:
+    """A whole number of numpy as one of Python, which is what settings are checked for."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value

@@ -44,6 +44,11 @@ class Cell:
     depends: Mapping[str, Any]
 
     @property
+    def title(self) -> str:
+        """What it is called among cells of several steps."""
+        return f"{self.step}, {self.label}"
+
+    @property
     def key(self) -> str:
         """Hex SHA-256 of `depends`, the first 20 digits of it."""
         text = json.dumps(self.depends, sort_keys=True, allow_nan=False)

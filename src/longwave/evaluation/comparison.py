@@ -168,13 +168,13 @@ class Comparison:
 
     def run(
         self,
-        progress: Callable[[str], Callable[[int], None]],
+        progress: Callable[[Cell], Callable[[int], None]],
         finished: Callable[[Cell], None] = lambda cell: None,
     ) -> None:
         """Compute what is missing; what another process computes meanwhile is waited for.
 
         Arguments:
-            progress: name of a cell -> callback for tokens read.
+            progress: a cell that begins -> callback for tokens read.
             finished: told each cell that was missing, when it is there.
         """
         waiting = self.missing()
@@ -194,15 +194,11 @@ class Comparison:
         found = {step.name: [cell for cell in self.cells if cell.step == step.name] for step in self.steps}
         return {name: merged(cells, [self.store.read(cell) for cell in cells]) for name, cells in found.items()}
 
-    def title(self, cell: Cell) -> str:
-        """What a cell is called where a run tells how far it is."""
-        return cell.label if len(self.steps) == 1 else f"{cell.step}, {cell.label}"
-
-    def _compute(self, cell: Cell, progress: Callable[[str], Callable[[int], None]]) -> bool:
+    def _compute(self, cell: Cell, progress: Callable[[Cell], Callable[[int], None]]) -> bool:
         """False if another process has the cell."""
         with self.store.claim(cell) as ours:
             if ours and not self.store.has(cell):
-                self.store.write(cell, self._measure(cell, progress(self.title(cell))))
+                self.store.write(cell, self._measure(cell, progress(cell)))
         return ours
 
     def _measure(self, cell: Cell, progress: Callable[[int], None]) -> Record:

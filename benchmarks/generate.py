@@ -26,7 +26,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotar
 
 import longwave
 from longwave.extensions.caches import FILLED_AT
-from longwave.files import versions, write_json
+from longwave.files import write_json
+from longwave.provenance import versions
 
 SIZES = {
     "full": {"hidden_size": 896, "intermediate_size": 5120, "num_hidden_layers": 6, "num_attention_heads": 14,

@@ -16,7 +16,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from longwave.files import versions, write_json
+from longwave.files import write_json
+from longwave.provenance import versions
 
 LENGTH, VOCABULARY = 32_768, 128_000
 PROTOCOLS = ("same-targets", "stride", "overlap")

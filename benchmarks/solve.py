@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from longwave.files import versions, write_json
+from longwave.files import write_json
 from longwave.methods.clex import CLEX, clex_paper
+from longwave.provenance import versions
 from longwave.rope import Rope
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"

@@ -25,9 +25,9 @@ from longwave.files import write_text  # noqa: E402
 
 PAGE = """# Which models can be extended
 
-Written by `python runs/architectures.py` with transformers {transformers} and torch {torch}: {types} causal-LM
-types, each built from its default config made tiny, extended with `clex`, run at t = 1 and t = 2, and restored.
-The slow test `tests/test_every_model.py` repeats the measurement.
+`python runs/architectures.py` wrote this page with transformers {transformers} and torch {torch}.
+It took {types} causal-LM types and built a tiny model of each type from the default config. It extended the model with
+`clex`, ran it at t = 1 and t = 2, and restored it. The slow test `tests/test_every_model.py` repeats the measurement.
 
 | of {types} types | number |
 |---|---|
@@ -37,10 +37,10 @@ The slow test `tests/test_every_model.py` repeats the measurement.
 | gradient reaches the field at t = 2 | {gradient} |
 | per-query log-n, exact within L | {log_n} |
 
-A model needs nothing of its own here if it owns a rotary module: `extend` runs that module's own forward on other
-frequencies, so layout, partial rotation, multi-axis positions and attention scaling stay as the model has them.
-In models with one set of frequencies per layer type (Gemma 3) the sliding-window layers keep theirs. The exceptions
-that need a line are in `src/longwave/architectures.py`.
+A model that owns a rotary module needs no code in longwave. `extend` runs the module's own forward on other
+frequencies. Layout, partial rotation, multi-axis positions and attention scaling stay as the model has them. Some
+models have one set of frequencies per layer type (Gemma 3): their sliding-window layers keep their frequencies. The few
+models that need a line of code have it in `src/longwave/extensions/sites.py`.
 
 ## Extended
 
@@ -48,7 +48,7 @@ that need a line are in `src/longwave/architectures.py`.
 
 ## Extended, without per-query log-n
 
-`extend` refuses and says so; `log_n=False` works.
+`extend` with log-n is refused, with the reason. `extend` with `log_n=False` works.
 
 {without_log_n}
 

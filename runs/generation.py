@@ -18,13 +18,16 @@ import torch
 from transformers import PreTrainedModel
 
 import longwave
-from longwave.cli import evaluating, generating
-from longwave.evaluation.passkey import SHORT, Prompts
+from longwave.cli import generating
+from longwave.evaluation.templates import SHORT
+from longwave.evaluation.trials import Prompts
 from longwave.extensions.reach import original_length_of
-from longwave.files import versions, write_json
+from longwave.files import write_json
+from longwave.models import Opened, open_model
+from longwave.provenance import versions
 
 
-def passkeys(loaded: evaluating.Loaded, length: int, trials: int) -> dict[str, float]:
+def passkeys(loaded: Opened, length: int, trials: int) -> dict[str, float]:
     """Share of keys found by generating, and by scoring as `longwave passkey` does."""
     model, tokenizer = loaded.model, loaded.tokenizer
     asked = Prompts(tokenizer, SHORT).trials(length, trials, 10, seed=0)
@@ -76,7 +79,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="timed generations of each policy")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     args = parser.parse_args()
-    loaded = evaluating.load(args.folder, "float32", "cpu")
+    loaded = open_model(args.folder, "float32", "cpu")
     length = original_length_of(loaded.model)
     found = {
         "passkeys": passkeys(loaded, args.factor * length, args.trials),

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from longwave.demo.corpus import stdlib_files
-from longwave.evaluation.passkey import SHORT
+from longwave.evaluation.templates import SHORT
 
 LENGTH = 256
 EOS = "<|endoftext|>"

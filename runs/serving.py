@@ -20,12 +20,14 @@ import torch
 from transformers import AutoTokenizer
 
 from longwave import load
-from longwave.evaluation.passkey import SHORT, Prompts, Trial
+from longwave.evaluation.templates import SHORT
+from longwave.evaluation.trials import Prompts, Trial
 from longwave.exporters import llamacpp
 from longwave.exporters.gguf import GGUF
 from longwave.exporters.source import Source, open_source
 from longwave.extensions.policy import frozen
-from longwave.files import versions, write_json
+from longwave.files import write_json
+from longwave.provenance import versions
 
 
 def own_answers(model: Any, tokenizer: Any, texts: list[str], trials: list[Trial], factor: float) -> list[str]:

@@ -4,6 +4,7 @@ import os
 import pytest
 
 from longwave import files as io
+from longwave import provenance
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
@@ -50,4 +51,4 @@ def test_output_folder_is_never_taken_over_silently(tmp_path):
 
 
 def test_versions_record_what_numbers_depend_on():
-    assert {"python", "torch", "transformers", "torchdiffeq"} <= set(io.versions())
+    assert {"python", "torch", "transformers", "torchdiffeq"} <= set(provenance.versions())

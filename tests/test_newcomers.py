@@ -3,19 +3,85 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import longwave
+from longwave.checkpoints.load import extension_of
+from longwave.cli import main as command_line
 from longwave.cli.main import main
+from longwave.evaluation.base import Entry, Evaluation, Inputs, Plan, Progress
+from longwave.evaluation.kinds import Share
+from longwave.evaluation.registry import EVALUATIONS
+from longwave.evaluation.results import read
+from longwave.evaluation.statistics import wilson
+from longwave.extensions.handle import find_extension
 from longwave.methods import METHODS, Method
+from longwave.methods.scaling import RopeType, Scaling, factor_in, original_length_in
+from longwave.rope import Rope
+from longwave.rules import POSITIVE
+from longwave.schedule import Static
+from longwave.settings import Settings, setting
 from longwave.trajectory import Trajectory
 
 L = 64
+
+
+@dataclass(frozen=True)
+class LastSettings(Settings):
+    """What is asked."""
+
+    whose: ClassVar[str] = "last"
+    trials: int = setting(4, "Windows of each length.", least=1)
+
+
+@dataclass(frozen=True)
+class LastHits:
+    """Which windows of one length were continued rightly."""
+
+    length: int
+    factor: float
+    correct: tuple[bool, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        rate = wilson(sum(self.correct), len(self.correct))
+        return {
+            "length": self.length, "factor": self.factor, "trials": len(self.correct), "accuracy": rate.value,
+            "interval": [rate.low, rate.high], "correct": list(self.correct),
+        }  # fmt: skip
+
+
+class LastToken(Evaluation[LastSettings]):
+    """Measure how often the last token of a window is predicted."""
+
+    name = "last"
+    summary = "how often the last token of a window is predicted"
+    schema = "longwave.last/1"
+    quantity = Share("Last token", "last tokens predicted", "accuracy")
+    needs_data = True
+    Settings = LastSettings
+    examples = ("longwave last MODEL --data book.txt --trials 8",)
+
+    def plan(self, inputs: Inputs, settings: LastSettings) -> Plan:
+        return Plan(settings.trials * sum(inputs.lengths))
+
+    @torch.no_grad()
+    def measure(self, inputs: Inputs, settings: LastSettings, progress: Progress) -> Iterable[Entry]:
+        for length in inputs.lengths:
+            hits = []
+            for trial in range(settings.trials):
+                ids = inputs.text.tokens[None, trial : trial + length]
+                hits.append(bool(inputs.model(ids[:, :-1]).logits[0, -1].argmax() == ids[0, -1]))
+                progress(length)
+            yield LastHits(length, length / inputs.original_length, tuple(hits))
 
 
 class Root(Trajectory):
@@ -63,3 +129,79 @@ def test_a_trajectory(plain: Path, text: Path, tmp_path: Path, capsys: pytest.Ca
     ids = torch.randint(1, 256, (1, 4 * L))
     with torch.no_grad(), longwave.frozen(model, 4.0):
         assert torch.equal(native(ids).logits, model(ids).logits)
+
+
+def test_a_trajectory_that_configs_express(monkeypatch: pytest.MonkeyPatch, plain: Path) -> None:
+    """The method's `RopeType`: `load` recognises the scaling, and a wrong value or a missing key is refused."""
+
+    def in_transformers(config: Any, device: Any = None, **_: Any) -> tuple[Tensor, float]:
+        inv_freq, attention = ROPE_INIT_FUNCTIONS["linear"](config, device)
+        factor = config.rope_parameters["factor"]
+        return inv_freq * factor / (factor * config.rope_parameters["share"]) ** 0.5, attention
+
+    def from_rope_parameters(parameters: Mapping[str, Any], rope: Rope, longest: int) -> Scaling:
+        factor, original = factor_in(parameters), original_length_in(parameters)
+        return Scaling(factor, original, longest, Static(factor), inv_freq=1 / rope.powers)
+
+    rope_type = RopeType("root", from_rope_parameters, {"share": POSITIVE}, required=("factor", "share"))
+    monkeypatch.setitem(ROPE_INIT_FUNCTIONS, "root", in_transformers)
+    monkeypatch.setitem(METHODS, "root", Method("root", Root, "half way", "this test", rope_type))
+    path, section = plain / "config.json", {"rope_type": "root", "factor": 4.0, "original_max_position_embeddings": L}
+
+    def load(**changes: Any) -> Any:
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"rope_parameters": {"rope_theta": 1e4} | section | changes}))
+        return longwave.load(plain)
+
+    assert (longwave.extension(load(share=1.0)).method, extension_of(plain)) == ("root", ("root", 4.0))
+    assert find_extension(load(share=2.0)) is None  # which the method does not express
+    with pytest.raises(ValueError, match=r"config\.json: rope_parameters: share is 0, it must be a number above 0"):
+        load(share=0)
+    with pytest.raises(ValueError, match=r"config\.json: rope_parameters: type 'root' lacks share"):
+        load()
+
+
+@pytest.fixture
+def last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EVALUATIONS, "last", LastToken())
+    monkeypatch.setattr(command_line, "app", command_line.build_app())
+
+
+@pytest.mark.usefixtures("last")
+def test_an_evaluation(plain: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A class and a line; command, help, suite, cells, record, table, plot and report follow."""
+
+    def run(*arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) == 0, arguments
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "Measure how often the last token" in run("--help")
+    assert all(part in run("last", "--help") for part in ("--trials", "Default 4.", "--lengths", *LastToken.examples))
+
+    single = tmp_path / "single"
+    common = ("--data", text, "--lengths", "1x,2x", "--methods", "none,ntk")
+    shown = run("last", plain, *common, "--trials", 3, "-o", single)
+    assert "Last token by context length" in shown and "3 trials for each length" in shown
+    found = read(single / "last.json", LastToken.schema)
+    assert [row["label"] for row in found["rows"]] == ["none", "ntk"] and found["settings"] == {"trials": 3}
+    assert "cells" not in found and "model" not in found["rows"][0]
+    assert sorted(path.name for path in single.iterdir()) == ["last.json", "last.png"]
+
+    suite, out = tmp_path / "suite.yaml", tmp_path / "out"
+    suite.write_text("- last: {trials: 3}\n")
+    run("evaluate", plain, *common, "--suite", suite, "-o", out)
+    assert [row["lengths"] for row in read(out / "last.json")["rows"]] == [row["lengths"] for row in found["rows"]]
+    assert len(list((out / "cells").glob("*.json"))) == 2
+    assert "Last token" in (out / "report.html").read_text()
+
+    assert "method 64 128" in run("plot", single, "-o", tmp_path / "again.png")
+    assert (tmp_path / "again.png").stat().st_size > 10_000
+    run("report", single, "-o", tmp_path / "page.html")
+    assert "Share of last tokens predicted against context length" in (tmp_path / "page.html").read_text()
+    for arguments, code, message in (
+        (("last", plain, *common, "--trials", 0, "-o", tmp_path / "b"), 1, "trials of last must be at least 1, got 0"),
+        (("last", plain, "-o", tmp_path / "b"), 2, "--data"),
+        (("lest", plain), 2, "Did you mean 'last'"),
+    ):
+        assert main([str(argument) for argument in arguments]) == code
+        assert message in capsys.readouterr().err

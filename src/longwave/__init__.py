@@ -20,9 +20,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "longwave.checkpoints.load": ("load",),
     "longwave.checkpoints.save": ("save",),
+    "longwave.evaluation.losses": ("Perplexity",),
     "longwave.evaluation.needle": ("needle",),
-    "longwave.evaluation.passkey": ("Retrieval", "passkey"),
-    "longwave.evaluation.perplexity": ("Perplexity", "perplexity"),
+    "longwave.evaluation.passkey": ("passkey",),
+    "longwave.evaluation.perplexity": ("perplexity",),
+    "longwave.evaluation.retrieval": ("Retrieval",),
     "longwave.exporters.run": ("Exported", "export"),
     "longwave.extensions.attach": ("extend", "extended", "restore", "suspended"),
     "longwave.extensions.conversation": ("Conversation",),

@@ -2,11 +2,11 @@
 
 from longwave.checkpoints.load import load as load
 from longwave.checkpoints.save import save as save
+from longwave.evaluation.losses import Perplexity as Perplexity
 from longwave.evaluation.needle import needle as needle
-from longwave.evaluation.passkey import Retrieval as Retrieval
 from longwave.evaluation.passkey import passkey as passkey
-from longwave.evaluation.perplexity import Perplexity as Perplexity
 from longwave.evaluation.perplexity import perplexity as perplexity
+from longwave.evaluation.retrieval import Retrieval as Retrieval
 from longwave.exporters.run import Exported as Exported
 from longwave.exporters.run import export as export
 from longwave.extensions.attach import (

@@ -1,23 +1,13 @@
-"""Files that survive a crash: atomic writes, hashes, and the record of what made a result."""
+"""Files that survive a crash: atomic writes, hashes, and folders that results may go into."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import platform
-import shlex
-import sys
 import tempfile
-from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-EXPORT_RECORD = "longwave-export.json"  # in a folder of `longwave export`, beside the files of its target
-STRUCTURED = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet", ".arrow")  # data that is parsed
-PACKED = (".gz", ".bz2", ".xz", ".zst")
-RECORDED = ("longwave", "torch", "transformers", "accelerate", "datasets", "torchdiffeq", "numpy")
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -60,60 +50,6 @@ def sha256(path: Path | str) -> str:
     """Hex SHA-256 of a file, read in blocks."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def data_identity(hashes: dict[str, str]) -> list[list[str]]:
-    """What makes data files the same text: contents, how they are read, and their order, but no names.
-
-    Arguments:
-        hashes: SHA-256 of each file by its path, in the order in which they are read.
-    """
-    return [[data_suffix(name) or "text", sha] for name, sha in hashes.items()]
-
-
-def data_suffix(name: Path | str) -> str:
-    """The suffix that says how a data file is read, `.jsonl` of A.JSONL.gz; empty for text."""
-    path = Path(str(name).lower())
-    if path.suffix in PACKED:
-        path = path.with_suffix("")
-    return path.suffix if path.suffix in STRUCTURED else ""
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that numbers depend on."""
-    found = {"python": platform.python_version()}
-    for name in RECORDED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def command() -> str:
-    """The command line of this process, quoted for a shell."""
-    program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
-    return shlex.join([program, *sys.argv[1:]])
-
-
-def check_data(paths: Iterable[Path | str]) -> list[Path]:
-    """The paths; a `ValueError` for one that does not exist."""
-    found = [Path(path) for path in paths]
-    for path in found:
-        if not path.exists():
-            raise ValueError(f"data {path} does not exist. Pass text, jsonl or parquet files, or a folder of them.")
-    return found
-
-
-def check_model(path: Path | str) -> None:
-    """Refuse a model folder that does not exist, where `path` cannot be a name on a hub."""
-    folder = Path(path)
-    if not str(path):
-        raise ValueError("the model's name is empty. Give a folder, or OWNER/NAME of the Hugging Face hub.")
-    if folder.is_file():
-        raise ValueError(f"{path} is a file. Give the folder that it lies in.")
-    if not folder.exists() and (folder.is_absolute() or str(path).startswith(".") or len(folder.parts) > 2):
-        raise ValueError(f"model folder {path} does not exist.")
 
 
 def check_output(folder: Path | str, *, overwrite: bool = False) -> Path:

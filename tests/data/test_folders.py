@@ -14,9 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from longwave.data.documents import read_documents
-from longwave.data.hashes import data_hashes
+from longwave.data.hashes import data_hashes, data_identity
 from longwave.data.sources import data_files, find
-from longwave.files import data_identity
 
 LINE = '{"text": "of a line"}\n'
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from longwave.cli.main import main
-from longwave.evaluation.results import NEEDLE, PASSKEY, PERPLEXITY, read
+from longwave.evaluation.base import Inputs
+from longwave.evaluation.passkey import PasskeyEvaluation
+from longwave.evaluation.results import LONGPPL, NEEDLE, PASSKEY, PERPLEXITY, read
+from longwave.extensions.handle import find_extension
 
 
 @pytest.fixture
@@ -210,3 +215,77 @@ def test_plot_of_two_models_and_of_two_runs(
         assert error.count("\n") == 1
     assert run("plot", tmp_path / "a", f"other={tmp_path / 'c'}", "--force", "-o", tmp_path / "mixed.svg") == 0
     assert (tmp_path / "mixed.svg").stat().st_size > 10_000
+
+
+def test_a_command_that_was_stopped_goes_on(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had measured lies hidden in the output folder until the record is written."""
+    out, real = tmp_path / "out", PasskeyEvaluation.measure
+    arguments = ("passkey", plain, "--lengths", "3x", "--trials", 4, "--methods", "none,ntk", "-o", out)
+    stops: list[BaseException] = [KeyboardInterrupt(), ValueError("the device is gone.")]
+    measured = []
+
+    def measure(self: PasskeyEvaluation, inputs: Inputs, *rest: Any) -> Any:
+        if find_extension(inputs.model).method == "ntk" and stops:
+            raise stops.pop(0)
+        measured.append(inputs.lengths)
+        return real(self, inputs, *rest)
+
+    monkeypatch.setattr(PasskeyEvaluation, "measure", measure)
+    assert run(*arguments) == 130
+    assert "interrupted; the same command goes on, 1 of 2 cells are kept" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == [".unfinished"]
+    assert run(*arguments) == 1
+    error = capsys.readouterr().err
+    assert "1 of 2 cells were finished before" in error
+    assert (
+        "stopped at ntk; 1 of 2 cells are kept, and the same command goes on there\nerror: the device is gone." in error
+    )
+    assert run(*arguments) == 0
+    assert len(measured) == 2
+    assert sorted(path.name for path in out.iterdir()) == ["passkey.json", "passkey.png"]
+    found = read(out / "passkey.json", PASSKEY)
+    assert [row["label"] for row in found["rows"]] == ["none", "ntk"]
+    assert "cells" not in found and all("model" not in row for row in found["rows"])
+    assert run(*arguments) == 1
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_nothing_is_left_of_a_command_that_measured_nothing(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise ValueError("the device is gone.")
+
+    monkeypatch.setattr(PasskeyEvaluation, "measure", fails)
+    out = tmp_path / "out"
+    assert run("passkey", plain, "--lengths", "3x", "--trials", 4, "--methods", "none", "-o", out) == 1
+    assert capsys.readouterr().err == "stopped at none\nerror: the device is gone.\n"
+    assert not out.exists()
+
+
+def test_two_commands_do_not_measure_into_one_folder(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ("passkey", plain, "--lengths", "3x", "--trials", 4, "--methods", "none", "-o", out)
+    (out / ".unfinished").mkdir(parents=True)
+    with FileLock(out / ".unfinished" / "lock"):
+        assert run(*arguments) == 1
+    assert "another process measures into" in capsys.readouterr().err
+    assert run(*arguments) == 0
+
+
+def test_longppl_has_a_command(
+    plain: Path, trained: Path, book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("longppl", reason="needs the extra `eval`")
+    common = ("longppl", plain, "--data", book, "--lengths", "2x", "--methods", "none", "-o", tmp_path / "out")
+    assert run(*common) == 1
+    assert "LongPPL needs an evaluator" in capsys.readouterr().err
+    asked = ("--evaluator", trained, "--trunc-len", 32, "--sliding-window", 31, "--alpha", -9, "--beta", -99)
+    assert run(*common, *asked) == 0
+    found = read(tmp_path / "out" / "longppl.json", LONGPPL)
+    assert (found["settings"]["trunc_len"], found["settings"]["alpha"]) == (32, -9.0)
+    assert found["rows"][0]["lengths"][0]["key_tokens"] > 0

@@ -16,11 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from longwave.cli import progressing
 from longwave.cli.main import main
-from longwave.data.hashes import data_hashes
+from longwave.data.hashes import data_hashes, data_identity
 from longwave.evaluation.cells import fingerprint
 from longwave.evaluation.results import read
 from longwave.evaluation.suites import names, parse_suite, read_suite
-from longwave.files import data_identity
 
 SUITE = "- perplexity: {windows: 4, targets: 16}\n- passkey: {trials: 4, depths: 2}\n  lengths: 3x\n"
 SUITE += "- perplexity: {protocol: overlap, windows: 2, by_position: 4}\n  name: along\n"

@@ -23,9 +23,11 @@ from longwave.cli.main import main
 from longwave.data.documents import read_documents
 from longwave.data.tokens import stream_and_starts
 from longwave.demo.run import BASE
-from longwave.evaluation.keytokens import Choice, Evaluator, digest_of, evaluator_of
-from longwave.evaluation.longppl import Texts, longppl
+from longwave.evaluation.choice import Choice
+from longwave.evaluation.keytokens import Evaluator, digest_of, evaluator_of
+from longwave.evaluation.longppl import longppl
 from longwave.evaluation.results import LONGPPL, read
+from longwave.evaluation.texts import Texts
 
 CHOICE = Choice(trunc_len=100, sliding_window=37, alpha=0.5, beta=-4.0)
 

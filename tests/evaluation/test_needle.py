@@ -10,10 +10,11 @@ from PIL import Image
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import longwave
+from longwave.evaluation.haystack import Haystack, sentences, template_of
 from longwave.evaluation.kinds import Share
-from longwave.evaluation.needle import NEEDLE, QUESTION, Haystack, needle, sentences, template_of
-from longwave.evaluation.passkey import Prompts
+from longwave.evaluation.needle import NEEDLE, QUESTION, needle
 from longwave.evaluation.results import Grid
+from longwave.evaluation.trials import Prompts
 from longwave.report.heatmap import grid_figure
 from longwave.report.plots import save
 

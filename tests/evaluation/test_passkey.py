@@ -9,7 +9,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import longwave
-from longwave.evaluation.passkey import LANDMARK, SHORT, LengthRetrieval, Prompts, Template
+from longwave.evaluation.retrieval import LengthRetrieval
+from longwave.evaluation.templates import LANDMARK, SHORT, Template
+from longwave.evaluation.trials import Prompts
 
 TINY = Template(needle="key {key}.", filler="abcdefg ", question="key?", answer=" {key}")
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import longwave
 from longwave.evaluation.lengths import parse_lengths
-from longwave.evaluation.perplexity import Perplexity
+from longwave.evaluation.losses import Perplexity
 from longwave.extensions.caches import FILLED_AT
 from longwave.extensions.handle import rotaries
 

@@ -6,8 +6,7 @@ import copy
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import longwave
 from longwave.checkpoints import plain as plain_models
 from longwave.checkpoints.outline import outline
-from longwave.cli import evaluating
 from longwave.evaluation import comparison as module
-from longwave.evaluation.comparison import Candidate, Comparison
-from longwave.evaluation.registry import EVALUATIONS, Entry, Inputs
+from longwave.evaluation.base import Entry, Inputs, Progress
+from longwave.evaluation.candidates import Candidate
+from longwave.evaluation.comparison import Comparison
+from longwave.evaluation.passkey import PasskeyEvaluation, PasskeySettings
 from longwave.evaluation.suites import Step, parse_suite
 from longwave.extensions.handle import rotaries
+from longwave.models import open_model
 
 SUITE = "- perplexity: {windows: 2, targets: 16}\n- passkey: {trials: 2, depths: 2}\n  lengths: 3x\n"
 SUITE += "- needle: {trials: 2, depths: 2}\n  lengths: 3x\n"
@@ -44,7 +45,7 @@ def ignore(_: str) -> Callable[[int], None]:
 def compared(folder: Path, *paths: Path, data: Iterable[Path] = (), suite: str = SUITE, **options: Any) -> Comparison:
     methods = options.pop("methods", ("none", "ntk"))
     candidates = [Candidate(str(path), path.name, methods) for path in paths]
-    load = options.pop("load", lambda path: evaluating.load(path, "float32", "cpu"))
+    load = options.pop("load", lambda path: open_model(path, "float32", "cpu"))
     return Comparison(
         candidates, parse_suite(suite, "test"), folder, load, list(data), **{"lengths": "1x,2x"} | options
     )
@@ -127,16 +128,22 @@ def test_what_cannot_be_had_without_weights_is_loaded(
 @pytest.mark.parametrize(
     ("suite", "message"),
     [
-        ("- passkey: {template: shrt}\n  lengths: 3x", "unknown template 'shrt'. Did you mean 'short'"),
+        (
+            "- passkey: {template: shrt}\n  lengths: 3x",
+            "template of passkey must be one of short, landmark",
+        ),
         ("- passkey: {trials: 2}\n  lengths: 1x", r"a prompt needs \d+ tokens, more than the length 64"),
         ("- passkey: {trials: 0}\n  lengths: 3x", "trials and depths must be at least 1, got 0 and 10"),
         ("- needle: {trials: 2}\n  lengths: 100x", r"the haystack has \d+ tokens, fewer than the \d+ that a prompt"),
         ("- needle: {trials: 2, depths: 70}\n  lengths: 3x", "the haystack has 60 sentences, too few for 70 depths"),
         ("- needle: {needle: It is 5.}\n  lengths: 3x", "the needle must use {key}"),
         ("- perplexity: {windows: 2}\n  name: far\n  lengths: 100x", "fewer than one window of 6400"),
-        ("- perplexity: {protocol: oddly}\n  name: odd\n", "unknown protocol 'oddly'"),
+        (
+            "- perplexity: {protocol: oddly}\n  name: odd\n",
+            "must be one of same-targets, .*, got 'oddly'",
+        ),
         ("- longppl: {evaluator: ./absent}", "absent"),
-        ("- longppl: {evaluator: EMPTY, trunc_len: 8}", "cannot load a tokenizer from the evaluator"),
+        ("- longppl: {evaluator: EMPTY, trunc_len: 8}", "holds no tokenizer"),
     ],
 )
 def test_a_step_that_cannot_be_measured(
@@ -246,13 +253,15 @@ def test_an_evaluation_that_yields_is_read_under_its_method(
             self.factor = factor
 
         def to_json(self) -> dict[str, Any]:
-            return {"length": 128, "factor": self.factor, "rate": 0.0, "interval": [0, 0], "depths": [], "correct": []}
+            return {"length": 128, "factor": self.factor, "rate": 0.0, "interval": [0, 0], "trials": 1,
+                    "by_depth": [], "depths": [0.0], "correct": [False]}  # fmt: skip
 
-    def lazily(inputs: Inputs, _: Mapping[str, Any], progress: Callable[[int], None]) -> Iterator[Entry]:
-        for length in inputs.lengths:
-            yield Factor(rotaries(inputs.model)[0].factor_for(length))
+    class Lazily(PasskeyEvaluation):
+        def measure(self, inputs: Inputs, settings: PasskeySettings, progress: Progress) -> Iterator[Entry]:
+            for length in inputs.lengths:
+                yield Factor(rotaries(inputs.model)[0].factor_for(length))
 
-    step = Step("passkey", replace(EVALUATIONS["passkey"], measure=lazily), EVALUATIONS["passkey"].settings({}), "3x")
+    step = Step("passkey", Lazily(), PasskeySettings(), "3x")
     asked = compared(tmp_path / "out", plain, methods=("ntk",), suite="- passkey\n")
     asked.steps = [step]
     asked.run(ignore)

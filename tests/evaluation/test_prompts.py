@@ -16,8 +16,9 @@ import longwave
 from longwave.cli.main import main
 from longwave.data.prompts import check_ids, opening, prompt_ids
 from longwave.evaluation.needle import needle
-from longwave.evaluation.passkey import SHORT, Prompts
 from longwave.evaluation.tasks.local import run_local
+from longwave.evaluation.templates import SHORT
+from longwave.evaluation.trials import Prompts
 from longwave.extensions.conversation import Conversation
 
 PROMPT = "The river runs past the old mill"

@@ -212,6 +212,17 @@ def test_extending_twice_is_an_error(llama: LlamaForCausalLM) -> None:
         longwave.extend(llama, "yarn", max_factor=2)
 
 
+def test_a_part_of_an_extended_model_is_not_extended_again(llama: LlamaForCausalLM) -> None:
+    longwave.extend(llama, "ntk", max_factor=2)
+    with pytest.raises(ValueError, match="already extended"):
+        longwave.extend(llama.model, "yarn", max_factor=2)
+    longwave.restore(llama)
+    part = longwave.extend(llama.model, "yarn", max_factor=2)
+    assert longwave.extension(part).method == "yarn"
+    with pytest.raises(ValueError, match="already extended"):
+        longwave.extend(llama, "yarn", max_factor=2)
+
+
 def test_something_else_than_a_model() -> None:
     with pytest.raises(ValueError, match="expected a transformers model, got Linear"):
         longwave.extend(nn.Linear(2, 2), "ntk", max_factor=2)

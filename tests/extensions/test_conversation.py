@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import longwave
-from longwave.cli.evaluating import default_lengths
+from longwave.checkpoints.load import extension_of
 from longwave.cli.main import main
+from longwave.evaluation.lengths import doublings
 from longwave.evaluation.results import read
 from longwave.extensions.conversation import Conversation
 from longwave.training.config import TrainConfig
@@ -92,7 +93,8 @@ def test_generate_takes_another_method_on_top_of_the_scaling(scaled: Path, capsy
 
 def test_chat_has_all_that_the_config_speaks_of(scaled: Path) -> None:
     assert Conversation(longwave.load(scaled), PreTrainedTokenizerFast.from_pretrained(scaled)).max_length == 4 * L
-    assert default_lengths(longwave.load(scaled)) == "1x,2x,4x"
+    _, max_factor = extension_of(scaled)
+    assert doublings(max_factor) == "1x,2x,4x"
 
 
 @pytest.mark.parametrize(

@@ -328,6 +328,10 @@ def test_one_window_has_no_interval_and_no_comparison() -> None:
         (lambda r: r["rows"][0]["lengths"][1].update(interval=[1]), "1 is None where a number must be"),
         (lambda r: r["rows"][0]["lengths"][1].update(by_position=[{"start": 0}]), "end is None"),
         (lambda r: r.update(model="base"), "its model must be an object"),
+        (lambda r: r.update(data=["book.txt"]), "its data must be an object or null"),
+        (lambda r: r.update(original_length=0), "original_length is 0 where a whole number from 1 on must be"),
+        (lambda r: r["rows"][0].update(label=["ntk"]), "label is ['ntk'] where text must be"),
+        (lambda r: r["rows"][0]["lengths"][0].update(length=-64), "length is -64 where a whole number from 1 on must"),
         (lambda r: r.update(schema="longwave.perplexity/9"), "has schema 'longwave.perplexity/9'"),
     ],
 )

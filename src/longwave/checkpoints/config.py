@@ -6,116 +6,34 @@ value is one line that names the file, the key, the value and what is allowed.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from longwave.files import read_json
-
-ROPES = ("rope_scaling", "rope_parameters")  # the old name and the new one of a config's RoPE section
-PARTS = ("text_config", "decoder", "thinker_config")  # where a config of several models has the text model
-DTYPES = ("dtype", "torch_dtype")
-SOURCE = ("cache_dir", "force_download", "local_files_only", "revision", "token", "subfolder", "trust_remote_code")
-REQUIRED = {  # by transformers, beside what it fills in
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-    "yarn": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "longrope": ("short_factor", "long_factor"),
-}
-# What transformers raises for values that a formula or a class cannot take.
-UNREADABLE = (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
-
-
-def is_number(value: Any) -> bool:
-    """A finite number; JSON's true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def is_positive(value: Any) -> bool:
-    return is_number(value) and value > 0
-
-
-def is_length(value: Any) -> bool:
-    """A whole number of tokens, at least 1; transformers also takes 4096.0 for one."""
-    return is_positive(value) and value == int(value)
-
-
-def are_positive(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) > 0 and all(map(is_positive, value))
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Which values a key may have, and that in words."""
-
-    allows: Callable[[Any], bool]
-    words: str
-
-
-POSITIVE = Rule(is_positive, "a number above 0")
-SWITCH = Rule(lambda value: is_number(value) and value >= 0, "a number of at least 0")
-LENGTH = Rule(is_length, "a whole number of tokens above 0")
-FACTORS = Rule(are_positive, "a list of numbers above 0")
-SECTIONS = Rule(
-    lambda value: isinstance(value, list | tuple) and all(is_number(one) and one >= 0 for one in value),
-    "a list of numbers of at least 0",
+from longwave.checkpoints.complaints import UNREADABLE, reason
+from longwave.checkpoints.folder import HUB
+from longwave.checkpoints.rope_section import (
+    BESIDE,
+    ROPES,
+    check_rope,
+    check_value,
+    factor_lists,
+    parts,
+    sections,
+    shown,
 )
-NAME = Rule(lambda value: isinstance(value, str), "the name of a rope type")
-RULES = {
-    **dict.fromkeys(("type", "rope_type"), NAME),
-    "factor": Rule(lambda value: is_number(value) and value >= 1, "a number of at least 1"),
-    **dict.fromkeys(("rope_theta", "attention_factor", "low_freq_factor", "high_freq_factor"), POSITIVE),
-    **dict.fromkeys(("short_mscale", "long_mscale", "rope_local_base_freq"), POSITIVE),
-    "partial_rotary_factor": Rule(lambda value: is_positive(value) and value <= 1, "a number above 0, at most 1"),
-    **dict.fromkeys(("beta_fast", "beta_slow", "mscale", "mscale_all_dim"), SWITCH),  # 0 counts as not given
-    **dict.fromkeys(("max_position_embeddings", "original_max_position_embeddings"), LENGTH),
-    **dict.fromkeys(("short_factor", "long_factor"), FACTORS),
-    "mrope_section": SECTIONS,
-    "truncate": Rule(lambda value: isinstance(value, bool), "true or false"),
-}
-BESIDE = (  # keys of a RoPE section that may stand beside it, too
-    "rope_theta", "partial_rotary_factor", "max_position_embeddings", "original_max_position_embeddings",
-    "rope_local_base_freq",
-)  # fmt: skip
+from longwave.files import read_json
+from longwave.layout import CONFIG
+from longwave.rules import is_number
+
+DTYPES = ("dtype", "torch_dtype")
+SOURCE = (*HUB, "subfolder", "trust_remote_code")  # arguments of `from_pretrained` that say where the file is
 SIZES = ("hidden_size", "vocab_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-NEEDED = ("rope_type", "rope_theta", "factor", "max_position_embeddings", "original_max_position_embeddings",
-          "low_freq_factor", "high_freq_factor", "short_factor", "long_factor", "partial_rotary_factor")  # fmt: skip
-
-
-def check_rope(parameters: Any) -> None:
-    """The values of one RoPE section, flat: each one a value that its key may have, none missing.
-
-    Raises:
-        ValueError: with the key, the value, and what is allowed.
-    """
-    if not isinstance(parameters, Mapping):
-        raise ValueError(f"it is {parameters!r}, which is no object of keys and values")
-    for key, value in parameters.items():
-        rule = RULES.get(key)
-        if value is not None and rule is not None and not rule.allows(value):
-            raise ValueError(f"{key} is {_shown(value)}, it must be {rule.words}")
-    kind = parameters.get("rope_type", parameters.get("type"))
-    lacking = [key for key in REQUIRED.get(str(kind), ()) if key not in parameters]
-    if lacking:
-        raise ValueError(f"type {kind!r} lacks {', '.join(lacking)}")
-
-
-def sections(found: Any) -> dict[str, Any]:
-    """The RoPE sections of `rope_parameters` by layer type; one that holds for all of them has the name ""."""
-    if not isinstance(found, Mapping):
-        return {} if found is None else {"": found}
-    nested = {name: part for name, part in found.items() if isinstance(part, Mapping)}
-    flat = {name: value for name, value in found.items() if name not in nested}
-    return nested | ({"": flat} if flat else {})
 
 
 @dataclass(frozen=True)
@@ -134,7 +52,7 @@ class ConfigFile:
 
     @property
     def name(self) -> str:
-        return f"{self.path}/config.json" if isinstance(self.path, str) else str(self.path / "config.json")
+        return f"{self.path}/{CONFIG}" if isinstance(self.path, str) else str(self.path / CONFIG)
 
     def check(self) -> None:
         """Every value that concerns RoPE, and the type of the weights.
@@ -142,25 +60,11 @@ class ConfigFile:
         Raises:
             ValueError: in one line.
         """
-        for part in _parts(self.values):
-            for key in BESIDE:
-                rule = RULES[key]
-                if part.get(key) is not None and not rule.allows(part[key]):
-                    self._refuse(f"{key} is {_shown(part[key])}, it must be {rule.words}")
-            for key in SIZES:
-                if is_number(part.get(key)) and part[key] < 0:  # other types than numbers are refused by transformers
-                    self._refuse(f"{key} is {part[key]}, it must be a whole number above 0")
-            for key in DTYPES:
-                if part.get(key) is not None and not _is_dtype(part[key]):
-                    self._refuse(
-                        f"{key} is {_shown(part[key])}, it must be a type of torch such as float32 or bfloat16"
-                    )
-            for key in ROPES:
-                for layer_type, section in sections(part.get(key) or {}).items():
-                    try:
-                        check_rope(section)
-                    except ValueError as error:
-                        self._refuse(f"{key}{layer_type and f'.{layer_type}'}: {error}")
+        try:
+            for part in parts(self.values):
+                check_values(part)
+        except ValueError as error:
+            self._refuse(str(error))
 
     def build(self) -> PreTrainedConfig:
         """The config as transformers reads it, checked before and after.
@@ -186,50 +90,43 @@ class ConfigFile:
 
     def complaint(self, error: Exception) -> str:
         """What transformers raised for the values of the file, in one line."""
-        return f"{self.name}: transformers {self._reason(error)}. Correct the file."
-
-    def _reason(self, error: Exception) -> str:
-        lines = [line.strip() for line in str(error.args[0] if error.args else error).splitlines() if line.strip()]
-        reason = (lines or [type(error).__name__])[-1 if isinstance(error, StrictDataclassError) else 0].rstrip(".")
-        reason = reason.removeprefix("ValueError: ").removeprefix("TypeError: ")  # inside a StrictDataclassError
-        nulls = self._nulls() if "None" in reason else []
-        if nulls:
-            return f"needs a value where {', '.join(nulls)} is null ({reason})"
-        if isinstance(error, KeyError):
-            kinds = {str(section.get("rope_type", section.get("type"))) for section in self._ropes()}
-            if "su" in kinds:
-                return "does not read its RoPE scaling of type 'su', which is called 'longrope' today"
-            if reason in kinds:
-                known = ", ".join(sorted(ROPE_INIT_FUNCTIONS))
-                return f"does not know its {reason!r}, a type of RoPE scaling. Known types: {known}"
-            if " " not in reason:
-                return f"does not know its {reason!r}"
-        return f"cannot use its values ({reason})"
-
-    def _ropes(self) -> list[Mapping[str, Any]]:
-        found = [
-            section for part in _parts(self.values) for key in ROPES for section in sections(part.get(key)).values()
-        ]
-        return [section for section in found if isinstance(section, Mapping)]
-
-    def _nulls(self) -> list[str]:
-        places = [*_parts(self.values), *self._ropes()]
-        return sorted({key for place in places for key in NEEDED if key in place and place[key] is None})
+        return f"{self.name}: transformers {reason(error, self.values)}. Correct the file."
 
     def _check_lists(self, config: PreTrainedConfig) -> None:
         """transformers only warns of a list with another length, and then fails in the product."""
         text: Any = config.get_text_config(decoder=True)
         found = getattr(text, "rope_parameters", None)
-        if not isinstance(found, Mapping) or found.get("rope_type") != "longrope":
+        if not isinstance(found, Mapping) or not (lists := factor_lists(found)):
             return
-        heads = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        pairs = (int(heads * (found.get("partial_rotary_factor") or 1.0)) + 1) // 2
-        for key in ("short_factor", "long_factor"):
-            if len(found[key]) != pairs:
-                self._refuse(f"{key} has {len(found[key])} numbers, this model has {pairs} frequencies")
+        pairs = (int(head_dim(text) * (found.get("partial_rotary_factor") or 1.0)) + 1) // 2
+        for key, factors in lists.items():
+            if len(factors) != pairs:
+                self._refuse(f"{key} has {len(factors)} numbers, this model has {pairs} frequencies")
 
     def _refuse(self, what: str) -> None:
         raise ValueError(f"{self.name}: {what}. Correct the file.")
+
+
+def check_values(part: Mapping[str, Any]) -> None:
+    """The values of one model in config.json: what concerns RoPE, sizes, the type of the weights.
+
+    Raises:
+        ValueError: with the key, the value, and what is allowed.
+    """
+    for key in BESIDE:
+        check_value(key, part.get(key))
+    for key in SIZES:
+        if is_number(part.get(key)) and part[key] < 0:  # other types than numbers are refused by transformers
+            raise ValueError(f"{key} is {part[key]}, it must be a whole number above 0")
+    for key in DTYPES:
+        if part.get(key) is not None and not _is_dtype(part[key]):
+            raise ValueError(f"{key} is {shown(part[key])}, it must be a type of torch such as float32 or bfloat16")
+    for key in ROPES:
+        for layer_type, section in sections(part.get(key) or {}).items():
+            try:
+                check_rope(section)
+            except ValueError as error:
+                raise ValueError(f"{key}{layer_type and f'.{layer_type}'}: {error}") from None
 
 
 def open_config(path: Path | str, arguments: Mapping[str, Any] | None = None) -> ConfigFile:
@@ -242,28 +139,20 @@ def open_config(path: Path | str, arguments: Mapping[str, Any] | None = None) ->
         ValueError: if it is no JSON object. OSError: if there is none.
     """
     where = {name: value for name, value in (arguments or {}).items() if name in SOURCE}
-    if "subfolder" not in where and (Path(path) / "config.json").is_file():
+    if "subfolder" not in where and (Path(path) / CONFIG).is_file():
         return ConfigFile(Path(path), read_config(Path(path)), where)
     values, _ = PreTrainedConfig.get_config_dict(path, **where)
     if not values:  # which is how transformers says that there is none
-        raise OSError(f"{path} holds no config.json. Restore it, or save the model again.")
+        raise OSError(f"{path} holds no {CONFIG}. Restore it, or save the model again.")
     return ConfigFile(str(path), values, where)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The values of a folder's config.json, unchecked."""
-    values = read_json(folder / "config.json")
+    values = read_json(folder / CONFIG)
     if not isinstance(values, dict):
-        raise ValueError(f"{folder / 'config.json'} holds no object of keys and values. Restore the file.")
+        raise ValueError(f"{folder / CONFIG} holds no object of keys and values. Restore the file.")
     return values
-
-
-def _parts(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The config itself, and those within it that may be the text model's."""
-    yield values
-    for name in PARTS:
-        if isinstance(values.get(name), Mapping):
-            yield from _parts(values[name])
 
 
 def _is_dtype(value: Any) -> bool:
@@ -272,7 +161,16 @@ def _is_dtype(value: Any) -> bool:
     )
 
 
-def _shown(value: Any) -> str:
-    """A value as it stands in the file, cut where it is long."""
-    text = "true" if value is True else "false" if value is False else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def head_dim(config: Any) -> int:
+    """Dimensions of an attention head, from the text model's config."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def query_dim(config: Any) -> int | None:
+    """Dimensions of a query, those that are not rotated included; None where heads differ from layer to layer."""
+    try:
+        if nope := getattr(config, "qk_nope_head_dim", 0):
+            return int(nope + config.qk_rope_head_dim)
+        return head_dim(config)
+    except RuntimeError:  # how transformers refuses to say one number for all layers
+        return None

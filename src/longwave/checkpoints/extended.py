@@ -11,18 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longwave.checkpoints.folder import (
-    MODEL,
-    SETTINGS,
-    WEIGHTS,
-    ModelFolder,
-    missing_part,
-)
+from longwave.checkpoints.folder import ModelFolder, missing_part
 from longwave.checkpoints.plain import from_pretrained
 from longwave.checkpoints.scaled import follow_config
 from longwave.extensions.attach import extend, extend_again
 from longwave.extensions.handle import extension, find_extension
 from longwave.files import read_json
+from longwave.layout import CONFIG, MODEL, SETTINGS, WEIGHTS
 
 FORMAT = 2  # 1 had the bounded field start from the prior's rate at t instead of its mean
 REQUIRED = ("format", "method", "options", "max_factor", "schedule", "beyond", "log_n", "original_length")
@@ -42,7 +37,7 @@ def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     if unscaled := settings.get("unscaled", False):
         follow_config(model)
         if find_extension(model) is None:
-            raise ValueError(f"{folder / MODEL / 'config.json'} lacks the RoPE scaling that {SETTINGS} speaks of.")
+            raise ValueError(f"{folder / MODEL / CONFIG} lacks the RoPE scaling that {SETTINGS} speaks of.")
     try:
         (extend_again if unscaled else extend)(
             model,

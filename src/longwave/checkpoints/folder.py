@@ -12,11 +12,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from longwave.files import EXPORT_RECORD, check_model, read_json
+from longwave.files import read_json
+from longwave.layout import ADAPTER, CONFIG, EXPORT_RECORD, MODEL, SETTINGS, TOKENIZERS, TRAINING, WEIGHTS
 
-SETTINGS, WEIGHTS, MODEL = "longwave.json", "longwave.safetensors", "model"
-CONFIG, ADAPTER, TRAINING = "config.json", "adapter_config.json", "training.json"
-TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")  # where to get a model, and which
 
 KINDS = [SETTINGS, EXPORT_RECORD, CONFIG, f"{MODEL}/{CONFIG}", ADAPTER, TRAINING]  # what tells kinds
@@ -104,6 +102,17 @@ class ModelFolder:
         return self
 
 
+def check_model(path: Path | str) -> None:
+    """Refuse a model folder that does not exist, where `path` cannot be a name on a hub."""
+    folder = Path(path)
+    if not str(path):
+        raise ValueError("the model's name is empty. Give a folder, or OWNER/NAME of the Hugging Face hub.")
+    if folder.is_file():
+        raise ValueError(f"{path} is a file. Give the folder that it lies in.")
+    if not folder.exists() and (folder.is_absolute() or str(path).startswith(".") or len(folder.parts) > 2):
+        raise ValueError(f"model folder {path} does not exist.")
+
+
 def resolve(name: Path | str | ModelFolder, **where: Any) -> ModelFolder:
     """Find a model and tell its kind. Of a hub model only the small files are downloaded that say it.
 
@@ -160,7 +169,7 @@ def missing_part(folder: Path) -> Path | None:
 
 def tokenizer_folder(*folders: Path) -> Path | None:
     """The first of the folders that holds a tokenizer."""
-    return next((place for place in folders if any((place / name).is_file() for name in TOKENIZER)), None)
+    return next((place for place in folders if any((place / name).is_file() for name in TOKENIZERS)), None)
 
 
 def read_object(path: Path) -> dict[str, Any]:

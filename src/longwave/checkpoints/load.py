@@ -7,20 +7,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from longwave.checkpoints.config import open_config
 from longwave.checkpoints.extended import load_extended, read_settings
-from longwave.checkpoints.folder import (
-    CONFIG,
-    HUB,
-    SETTINGS,
-    Kind,
-    ModelFolder,
-    resolve,
-)
+from longwave.checkpoints.folder import HUB, Kind, ModelFolder, resolve
 from longwave.checkpoints.official import extend_legacy, read_fields, read_legacy
-from longwave.checkpoints.plain import build, from_pretrained, quiet
+from longwave.checkpoints.plain import build, from_pretrained, read_plain
 from longwave.checkpoints.scaled import follow_config, scaling_of, unrecognised
 from longwave.extensions.handle import find_extension
+from longwave.layout import CONFIG, SETTINGS
 
 SCALING = ("trajectory", "plain")
 ELSEWHERE = {"gguf_file", "subfolder"}  # arguments of `from_pretrained` that say where in a folder the model is
@@ -75,8 +68,7 @@ def extension_of(path: Path | str | ModelFolder, **where: Any) -> tuple[str, flo
         extension, _ = read_fields(found.path)
         return extension["method"], extension["max_factor"]
     if (found.path / CONFIG).is_file():
-        with quiet():
-            config = (file := open_config(found.path)).build()
+        file, config = read_plain(found.path)
         if scaling_of(config) is not None:
             handle = find_extension(follow_config(build(file, config)))
             if handle is not None:
@@ -89,6 +81,5 @@ def unrecognised_scaling(path: Path | str | ModelFolder, **where: Any) -> str | 
     found = resolve(path, **where)
     if found.kind in (Kind.LONGWAVE, Kind.OFFICIAL) or not (found.path / CONFIG).is_file():
         return None
-    with quiet():
-        config = (file := open_config(found.path)).build()
+    file, config = read_plain(found.path)
     return None if scaling_of(config) is None else unrecognised(build(file, config))

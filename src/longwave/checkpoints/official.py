@@ -15,10 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from longwave.checkpoints.config import ConfigFile, is_positive, read_config
+from longwave.checkpoints.config import ConfigFile, read_config
 from longwave.extensions.attach import extend
 from longwave.extensions.handle import extension
+from longwave.layout import CONFIG
 from longwave.methods.clex import CLEX
+from longwave.rules import is_positive
 
 UP, DOWN, FREQUENCIES = "proj_func.ode_up_proj", "proj_func.ode_down_proj", "clex_layer.inv_freq"
 
@@ -56,7 +58,7 @@ def read_legacy(folder: Path) -> LegacyCheckpoint:
 
 def read_fields(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of `extend`, and the fields of the plain model's config."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     fields = read_config(folder)
     scaling = fields.pop("rope_scaling")
     numbers = [scaling.get(name) for name in ("max_factor", "param_factor")]

@@ -26,7 +26,10 @@ def outline(path: Path | str | ModelFolder) -> PreTrainedModel | None:
     Raises:
         ValueError: naming the file that is damaged, missing, or does not belong to the model.
     """
-    found = resolve(path)
+    try:
+        found = resolve(path)
+    except ValueError:
+        return None
     if found.refusal() is not None:
         return None
     official = found.kind is Kind.OFFICIAL

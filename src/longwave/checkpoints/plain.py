@@ -15,13 +15,10 @@ from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
-from longwave.checkpoints.config import UNREADABLE, ConfigFile, open_config
-from longwave.checkpoints.folder import (
-    CONFIG,
-    Kind,
-    ModelFolder,
-    read_object,
-)
+from longwave.checkpoints.complaints import UNREADABLE
+from longwave.checkpoints.config import ConfigFile, open_config
+from longwave.checkpoints.folder import Kind, ModelFolder, read_object
+from longwave.layout import CONFIG
 
 
 def from_pretrained(found: ModelFolder, arguments: dict[str, Any]) -> PreTrainedModel:
@@ -69,12 +66,21 @@ def skeleton(folder: Path, config: Any = None) -> PreTrainedModel:
     Raises:
         ValueError: if a value of the config cannot be, or transformers cannot build the model.
     """
-    if config is None:
-        _refuse_foreign_code(folder / CONFIG)
+    if config is not None:
+        return build(open_config(folder), config)
+    return build(*read_plain(folder))
+
+
+def read_plain(folder: Path) -> tuple[ConfigFile, Any]:
+    """config.json of a folder as it is written, and as transformers reads it.
+
+    Raises:
+        ValueError: if a value cannot be, or transformers itself does not have the model.
+    """
+    _refuse_foreign_code(folder / CONFIG)
     file = open_config(folder)
     with quiet():
-        config = file.build() if config is None else config
-    return build(file, config)
+        return file, file.build()
 
 
 def build(file: ConfigFile, config: Any) -> PreTrainedModel:

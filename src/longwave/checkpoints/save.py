@@ -16,14 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longwave.checkpoints.extended import FORMAT
-from longwave.checkpoints.folder import (
-    MODEL,
-    SETTINGS,
-    WEIGHTS,
-)
 from longwave.extensions.attach import suspended
 from longwave.extensions.handle import Extension, extension
 from longwave.files import prepare_output, write_json
+from longwave.layout import MODEL, SETTINGS, WEIGHTS
 
 
 def save(

@@ -8,23 +8,12 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
-from longwave.checkpoints.folder import (
-    Kind,
-    ModelFolder,
-    read_object,
-    resolve,
-    tokenizer_folder,
-)
+from longwave.checkpoints.folder import Kind, ModelFolder, read_object, resolve, tokenizer_folder
 from longwave.checkpoints.plain import first_line
+from longwave.layout import TOKENIZER_CONFIG, TOKENIZER_JSON
 
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-TOKENIZER_JSON = (
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-)
+JSON = (TOKENIZER_CONFIG, TOKENIZER_JSON, "special_tokens_map.json", "added_tokens.json", "vocab.json")
 
 
 def load_tokenizer(path: Path | str | ModelFolder, **where: Any) -> PreTrainedTokenizerBase:
@@ -51,7 +40,7 @@ def load_tokenizer(path: Path | str | ModelFolder, **where: Any) -> PreTrainedTo
 
 def damaged_tokenizer(folder: Path) -> str | None:
     """What is wrong with the JSON files of a tokenizer, if anything is."""
-    for path in (folder / name for name in TOKENIZER_JSON):
+    for path in (folder / name for name in JSON):
         try:
             if path.is_file():
                 read_object(path)
@@ -65,7 +54,7 @@ def _tokenizer_fault(found: ModelFolder, error: Exception) -> str:
     folder = found.path
     if damage := damaged_tokenizer(folder):
         return damage
-    settings = folder / TOKENIZER_JSON[0]
+    settings = folder / TOKENIZER_CONFIG
     content = read_object(settings) if settings.is_file() else {}
     if "auto_map" in content:
         return (
@@ -75,7 +64,7 @@ def _tokenizer_fault(found: ModelFolder, error: Exception) -> str:
     if tokenizer_folder(folder) is None:
         return f"{found.name} holds no tokenizer. Copy the model's there, or pass tokenizer= to longwave.save."
     sentencepiece = next((folder / name for name in SENTENCEPIECE if (folder / name).is_file()), None)
-    if sentencepiece is not None and not (folder / TOKENIZER_JSON[1]).is_file():
+    if sentencepiece is not None and not (folder / TOKENIZER_JSON).is_file():
         have = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
         if lacking := [name for name, there in have.items() if not there]:
             return (

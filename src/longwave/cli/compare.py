@@ -7,26 +7,20 @@ from typing import Annotated
 
 import typer
 
-from longwave.cli.comparing import Folder, Replace, Suite, Texts, named
-from longwave.cli.evaluating import Batch, Device, Dtype, Lengths, Methods
-from longwave.cli.options import Json, check_inputs
+from longwave.cli.comparing import AskedOfSuite, Suite, Texts, named
+from longwave.cli.options import check_inputs
+from longwave.cli.settings import with_fields
 
 
+@with_fields("asked", AskedOfSuite)
 def compare(
     models: Annotated[
         list[str],
         typer.Argument(metavar="[NAME=]MODEL...", help="Result folders or Hugging Face models; equal names are runs."),
     ],
+    asked: AskedOfSuite,
     data: Texts = None,
     suite: Suite = "quick",
-    lengths: Lengths = None,
-    methods: Methods = None,
-    output: Folder = None,
-    overwrite: Replace = False,
-    as_json: Json = False,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    tokens_per_batch: Batch = 8192,
 ) -> None:
     """Measure several models and methods alike, in one table for each evaluation.
 
@@ -45,15 +39,10 @@ def compare(
     """
     check_inputs(*(named(model)[1] for model in models), data=data)
 
-    from longwave.cli import comparing, evaluating
-    from longwave.evaluation.comparison import Comparison
+    from longwave.cli import comparing
     from longwave.evaluation.suites import read_suite
 
     steps = read_suite(suite)
-    folder = comparing.open_folder(output, "compare-" + "-".join(Path(model).name for model in models)[:60])
-    comparison = Comparison(
-        comparing.candidates(models, comparing.split(methods)), steps, folder,
-        lambda path: evaluating.load(path, dtype, device), data or [], lengths,
-        evaluating.setup(dtype, device), tokens_per_batch,
-    )  # fmt: skip
-    comparing.measure(comparison, overwrite=overwrite, as_json=as_json)
+    folder = comparing.open_folder(asked.output, "compare-" + "-".join(Path(model).name for model in models)[:60])
+    candidates = comparing.candidates(models, asked.specs)
+    comparing.measure(asked.comparison(candidates, steps, folder, data), asked)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from longwave.cli.evaluating import Asked
+
 if TYPE_CHECKING:
+    from longwave.evaluation.candidates import Candidate
     from longwave.evaluation.cells import Cell
-    from longwave.evaluation.comparison import Candidate, Comparison
+    from longwave.evaluation.comparison import Comparison
 
 Suite = Annotated[
     str,
@@ -29,10 +35,12 @@ Folder = Annotated[
 Replace = Annotated[bool, typer.Option("--overwrite", help="Replace tables of other rows; finished cells stay.")]
 
 
-def split(methods: str | None) -> tuple[str, ...]:
-    """Method specs of `--methods`, in order, repetitions dropped."""
-    found = [spec.strip() for spec in (methods or "").split(",")]
-    return tuple(dict.fromkeys(spec for spec in found if spec))
+@dataclass(frozen=True)
+class AskedOfSuite(Asked):
+    """The options of a command that runs a suite."""
+
+    output: Folder = None
+    overwrite: Replace = False
 
 
 def named(argument: str) -> tuple[str, str]:
@@ -43,7 +51,7 @@ def named(argument: str) -> tuple[str, str]:
 
 def candidates(models: list[str], methods: tuple[str, ...]) -> list[Candidate]:
     """`[NAME=]MODEL` each; without a name the folder's, with its parent where two are called alike."""
-    from longwave.evaluation.comparison import Candidate
+    from longwave.evaluation.candidates import Candidate
 
     found = [named(argument) for argument in models]
     ends = [Path(path).name for _, path in found]
@@ -65,7 +73,7 @@ def open_folder(output: Path | None, default: str) -> Path:
     return check_output(folder, overwrite=(folder / FOLDER).is_dir())
 
 
-def measure(comparison: Comparison, *, overwrite: bool, as_json: bool, model: str | None = None) -> None:
+def measure(comparison: Comparison, asked: Asked, *, model: str | None = None) -> None:
     """Compute the missing cells, progress shown; write and show the rest as if there had been no interruption.
 
     The page of a single `model` also shows its frequencies and, if it was trained here, how that went.
@@ -73,49 +81,61 @@ def measure(comparison: Comparison, *, overwrite: bool, as_json: bool, model: st
     from filelock import FileLock
     from rich.console import Console
 
-    from longwave.cli import evaluating
     from longwave.cli.options import print_json
+    from longwave.cli.showing import Showing, show
 
-    _refuse_other_rows(comparison, overwrite)
-    missing, all_of_them = len(comparison.missing()), len({cell.key for cell in comparison.cells})
-    if done := all_of_them - missing:
-        note = f"{done} of {all_of_them} cells were finished before"
-        Console(stderr=True).print(note, highlight=False)
-    if missing:
-        try:
-            _run(comparison, done, all_of_them)
-        except KeyboardInterrupt:
-            kept = all_of_them - len(comparison.missing())
-            typer.echo(f"interrupted; the same command goes on, {kept} of {all_of_them} cells are kept", err=True)
-            raise typer.Exit(130) from None
+    _refuse_other_rows(comparison, asked.overwrite)
+    compute(comparison)
     records = comparison.records()
     with FileLock(comparison.folder / ".tables.lock"):
-        _refuse_other_rows(comparison, overwrite)  # again: another process may have written its own meanwhile
+        _refuse_other_rows(comparison, asked.overwrite)  # again: another process may have written its own meanwhile
         for name, record in records.items():
-            evaluating.write_and_show(
-                record, comparison.folder, whose=name, overwrite=True, as_json=False, name=name, quiet=as_json
-            )
+            show(record, comparison.folder, Showing(name, overwrite=True, name=name, quiet=asked.as_json))
         page = _report(comparison, model)
-    if as_json:
+    if asked.as_json:
         print_json(records)
     else:
         Console().print(f"written: {page}", highlight=False, soft_wrap=True)
 
 
-def _run(comparison: Comparison, done: int, all_of_them: int) -> None:
-    """Compute what is missing; cells that other processes finish meanwhile are told, too."""
+def compute(comparison: Comparison, claim: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+    """Compute the cells that are missing, progress shown; those that other processes finish meanwhile are told, too.
+
+    Arguments:
+        claim: entered after all is planned, and before a first cell is computed.
+    """
     from longwave.cli.progressing import progress
     from longwave.evaluation.records import quantity_of
 
-    numbers = count(done + 1)
-    with progress(comparison.cost()) as meter:
+    missing, total = len(comparison.missing()), len({cell.key for cell in comparison.cells})
+    if done := total - missing:
+        typer.echo(f"{done} of {total} cells were finished before", err=True)
+    if not missing:
+        return
+    numbers, started = count(done + 1), list[str]()
 
-        def tell(cell: Cell) -> None:
-            found = comparison.store.read(cell)
-            values = quantity_of(found).line(found["rows"][0]["lengths"])
-            meter.finished(f"{cell.step}, {cell.label}: {values}", next(numbers), all_of_them)
+    def start(name: str) -> Callable[[int], None]:
+        started.append(name)
+        return meter.start(name)
 
-        comparison.run(meter.start, tell)
+    def tell(cell: Cell) -> None:
+        found = comparison.store.read(cell)
+        values = quantity_of(found).line(found["rows"][0]["lengths"])
+        meter.finished(f"{comparison.title(cell)}: {values}", next(numbers), total)
+
+    try:
+        with progress(comparison.cost()) as meter, claim():
+            comparison.run(start, tell)
+    except KeyboardInterrupt:
+        kept = total - len(comparison.missing())
+        typer.echo(f"interrupted; the same command goes on, {kept} of {total} cells are kept", err=True)
+        raise typer.Exit(130) from None
+    except Exception:
+        if started:
+            kept = total - len(comparison.missing())
+            goes_on = f"; {kept} of {total} cells are kept, and the same command goes on there" if kept else ""
+            typer.echo(f"stopped at {started[-1]}{goes_on}", err=True)
+        raise
 
 
 def _report(comparison: Comparison, model: str | None) -> Path:

@@ -7,27 +7,21 @@ from typing import Annotated
 
 import typer
 
-from longwave.cli.comparing import Folder, Replace, Suite, Texts
-from longwave.cli.evaluating import Batch, Device, Dtype, Lengths, Methods
-from longwave.cli.options import Json, Model, check_inputs
+from longwave.cli.comparing import AskedOfSuite, Suite, Texts
+from longwave.cli.options import Model, check_inputs
+from longwave.cli.settings import with_fields
 
 
+@with_fields("asked", AskedOfSuite)
 def evaluate(
     model: Model,
+    asked: AskedOfSuite,
     data: Texts = None,
     suite: Suite = "quick",
     base: Annotated[
         str | None,
         typer.Option("--base", metavar="MODEL", help="The model it was made from, measured beside it, unscaled."),
     ] = None,
-    lengths: Lengths = None,
-    methods: Methods = None,
-    output: Folder = None,
-    overwrite: Replace = False,
-    as_json: Json = False,
-    dtype: Dtype = "auto",
-    device: Device = None,
-    tokens_per_batch: Batch = 8192,
 ) -> None:
     """Run a suite of evaluations on one model.
 
@@ -46,17 +40,13 @@ def evaluate(
     """
     check_inputs(model, base, data=data)
 
-    from longwave.cli import comparing, evaluating
-    from longwave.evaluation.comparison import Candidate, Comparison
+    from longwave.cli import comparing
+    from longwave.evaluation.candidates import Candidate
     from longwave.evaluation.suites import read_suite
 
     steps = read_suite(suite)
-    folder = comparing.open_folder(output, f"evaluate-{Path(model).resolve().name}")
-    candidates = comparing.candidates([model], comparing.split(methods))
+    folder = comparing.open_folder(asked.output, f"evaluate-{Path(model).resolve().name}")
+    candidates = comparing.candidates([model], asked.specs)
     if base is not None:
         candidates.append(Candidate(base, "base", ("none",)))
-    comparison = Comparison(
-        candidates, steps, folder, lambda path: evaluating.load(path, dtype, device), data or [], lengths,
-        evaluating.setup(dtype, device), tokens_per_batch,
-    )  # fmt: skip
-    comparing.measure(comparison, overwrite=overwrite, as_json=as_json, model=model)
+    comparing.measure(asked.comparison(candidates, steps, folder, data), asked, model=model)

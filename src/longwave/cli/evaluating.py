@@ -1,18 +1,20 @@
-"""What the measuring commands share: loading, the list of methods, where results go."""
+"""What the measuring commands share: their options, and where results go."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from longwave.cli.options import Json, Overwrite
 
-    from longwave.evaluation.quantity import Quantity
+if TYPE_CHECKING:
+    from longwave.evaluation.candidates import Candidate
+    from longwave.evaluation.comparison import Comparison
+    from longwave.evaluation.suites import Step
+    from longwave.models import Opened as Loaded
 
 Lengths = Annotated[
     str | None,
@@ -46,133 +48,52 @@ Device = Annotated[
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model ready to be measured, its tokenizer, and the `model` entry of its records."""
+class Asked:
+    """The options that every measuring command has; a field is an option."""
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    about: dict[str, Any]
+    lengths: Lengths = None
+    methods: Methods = None
+    output: Results = None
+    overwrite: Overwrite = False
+    as_json: Json = False
+    dtype: Dtype = "auto"
+    device: Device = None
+    tokens_per_batch: Batch = 8192
 
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """The methods of --methods, in order, repetitions dropped; none where it is not given."""
+        if self.methods is None:
+            return ()
+        found = [spec.strip() for spec in self.methods.split(",")]
+        if not any(found):
+            raise ValueError("no methods given. Write for example --methods none,ntk,yarn.")
+        return tuple(dict.fromkeys(spec for spec in found if spec))
 
-def _device(device: str | None) -> str:
-    """The one asked for, or the accelerator, if any."""
-    import torch
+    def comparison(
+        self, candidates: list[Candidate], steps: list[Step], folder: Path, data: list[Path] | None
+    ) -> Comparison:
+        """What is to be measured; finished cells are kept in `folder`."""
+        from longwave.evaluation.comparison import Comparison
+        from longwave.models import open_model, place
 
-    if device is not None:
-        return device
-    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-
-
-def setup(dtype: str, device: str | None) -> dict[str, str]:
-    """What `load` makes of both options: the kind of device, and the type of the weights or `stored`."""
-    kind = _device(device).partition(":")[0]
-    return {"device": kind, "dtype": dtype if dtype != "auto" else "float32" if kind == "cpu" else "stored"}
+        setup = place(self.dtype, self.device).setup()
+        return Comparison(
+            candidates, steps, folder, lambda path: open_model(path, self.dtype, self.device), data or [],
+            self.lengths, setup, self.tokens_per_batch,
+        )  # fmt: skip
 
 
 def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajectory") -> Loaded:
-    """Read a model of any kind and its tokenizer, and put it on its device; `scaling` as in `longwave.load`."""
-    import torch
-    from transformers.utils import logging
+    """`longwave.models.open_model`."""
+    from longwave.models import open_model
 
-    from longwave.checkpoints.folder import TRAINING, resolve
-    from longwave.checkpoints.load import load as load_model
-    from longwave.checkpoints.tokenizer import load_tokenizer
-    from longwave.files import read_json
-
-    logging.disable_progress_bar()
-    device = _device(device)
-    try:
-        place = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device {device!r} cannot be used here ({reason}). Write for example cpu or cuda:0."
-        ) from None
-    stored = dtype == "auto" and place.type != "cpu"
-    wanted = "auto" if stored else torch.float32 if dtype == "auto" else getattr(torch, dtype)
-    found = resolve(path)
-    model = load_model(found, dtype=wanted, scaling=scaling)
-    tokenizer = load_tokenizer(found)
-    about = {
-        "path": path,
-        "type": model.config.model_type,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": device,
-    }
-    record = found.path / TRAINING
-    if record.is_file():
-        about["training_seed"] = read_json(record).get("seed")
-    return Loaded(model.to(place), tokenizer, about)  # type: ignore[arg-type]
+    return open_model(path, dtype, device, scaling=scaling)
 
 
-def default_lengths(model: PreTrainedModel) -> str:
-    """Doublings of the trained length up to an extended model's maximum, or to 16x of a plain one."""
-    from longwave.extensions.handle import find_extension
-    from longwave.extensions.reach import original_length_of, reach_of
-
-    most = reach_of(model) // original_length_of(model) if find_extension(model) is not None else 16
-    return ",".join(f"{2**k}x" for k in range(most.bit_length()))
-
-
-def choose(model: PreTrainedModel, methods: str | None, lengths: list[int]) -> list[str]:
-    """The method specs to measure, each of them tried: what cannot work fails before anything is computed."""
-    from longwave.evaluation.subjects import default_specs, under
-    from longwave.extensions.reach import check_lengths
-
-    if methods is None:
-        specs = default_specs(model)
-    else:
-        specs = list(dict.fromkeys(spec.strip() for spec in methods.split(",") if spec.strip()))
-    if not specs:
-        raise ValueError("no methods given. Write for example --methods none,ntk,yarn.")
-    for spec in specs:
-        with under(model, spec, lengths):
-            check_lengths(model, lengths)
-    return specs
-
-
-def results_folder(output: Path | None, command: str, model: str, overwrite: bool) -> Path:
-    """Where results will go. A folder that holds something is refused now, not after an hour's work."""
-    from longwave.files import check_output
-
-    folder = Path(f"{command}-{Path(model).resolve().name}") if output is None else output
-    return check_output(folder, overwrite=overwrite)
-
-
-def measured_rows(
-    model: PreTrainedModel,
-    specs: list[str],
-    lengths: list[int],
-    tokens: int,
-    measure: Callable[..., Any],
-    quantity: Quantity,
-) -> list[dict[str, Any]]:
-    """A row of a record for each method, progress shown.
-
-    Arguments:
-        tokens: that one method reads.
-        measure: called with `progress=`; returns a result with `lengths`.
-        quantity: what is measured.
-    """
-    from longwave.cli.progressing import progress
-    from longwave.evaluation.subjects import under
-
-    rows: list[dict[str, Any]] = []
-    with progress(len(specs) * tokens) as meter:
-        for spec in specs:
-            with under(model, spec, lengths) as subject:
-                result = measure(progress=meter.start(subject.label))
-                rows.append({**subject.to_json(), "lengths": [entry.to_json() for entry in result.lengths]})
-            meter.finished(f"{subject.label}: {quantity.line(rows[-1]['lengths'])}", len(rows), len(specs))
-    return rows
-
-
-def write_and_show(found: dict[str, Any], folder: Path, **how: Any) -> None:
-    """`longwave.cli.showing.show`, with the fields of `Showing` as options."""
-    from longwave.cli.showing import Showing, show
-
-    show(found, folder, Showing(**how))
+def results_folder(output: Path | None, command: str, model: str) -> Path:
+    """Where results will go."""
+    return Path(f"{command}-{Path(model).resolve().name}") if output is None else output
 
 
 def short(path: str) -> str:

@@ -13,17 +13,29 @@ from rich.text import Text
 
 import longwave
 from longwave.cli.errors import explain
+from longwave.cli.measuring import command_of
 from longwave.cli.notes import notes
+from longwave.evaluation.registry import EVALUATIONS
 
-# One module longwave.cli.<name> per command, holding a function <name>; help lists them in this order.
+# Where a command stands on the help page. Every command that no panel names is of the first one.
+MEASURE = "Train and measure"
 PANELS = {
-    "Train and measure": ("train", "perplexity", "passkey", "needle", "tasks", "demo"),
-    "Use": ("generate", "chat"),
-    "Compare and report": ("evaluate", "compare", "plot", "report"),
-    "Pass on": ("export", "push"),
-    "Catalogue": ("methods",),
+    **dict.fromkeys(("generate", "chat"), "Use"),
+    **dict.fromkeys(("evaluate", "compare", "plot", "report"), "Compare and report"),
+    **dict.fromkeys(("export", "push"), "Pass on"),
+    "methods": "Catalogue",
 }
-COMMANDS = tuple(name for names in PANELS.values() for name in names)
+
+
+def commands() -> tuple[str, ...]:
+    """Every command, in the order of the help. Those of EVALUATIONS are made from it.
+
+    Each of the others is a function NAME in a module longwave.cli.NAME.
+    """
+    return ("train", *EVALUATIONS, "tasks", "demo", *PANELS)
+
+
+COMMANDS = commands()
 
 EPILOG = """Start here:
 
@@ -33,17 +45,6 @@ EPILOG = """Start here:
 - `longwave perplexity out --data book.txt --lengths 1x,2x,4x,8x,16x`
 """
 
-app = typer.Typer(
-    name="longwave",
-    help="Extend the context of RoPE language models, and measure what it gained.",
-    epilog=EPILOG,
-    rich_markup_mode="markdown",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
 
 def _version(asked: bool) -> None:
     if asked:
@@ -51,7 +52,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
@@ -61,9 +61,27 @@ def root(
     """Extend the context of RoPE language models, and measure what it gained."""
 
 
-for _panel, _names in PANELS.items():
-    for _name in _names:
-        app.command(_name, rich_help_panel=_panel)(getattr(import_module(f"longwave.cli.{_name}"), _name))
+def build_app() -> typer.Typer:
+    """The command line, its commands in the order in which help lists them."""
+    app = typer.Typer(
+        name="longwave",
+        help="Extend the context of RoPE language models, and measure what it gained.",
+        epilog=EPILOG,
+        rich_markup_mode="markdown",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(root)
+    for name in commands():
+        made = name in EVALUATIONS
+        function = command_of(EVALUATIONS[name]) if made else getattr(import_module(f"longwave.cli.{name}"), name)
+        app.command(name, rich_help_panel=PANELS.get(name, MEASURE))(function)
+    return app
+
+
+app = build_app()
 
 
 def main(argv: list[str] | None = None) -> int:

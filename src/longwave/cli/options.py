@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from longwave.files import check_data, check_model
+from longwave.checkpoints.folder import check_model, resolve
+from longwave.data.paths import check_data
 
 Model = Annotated[
     str,
@@ -33,8 +34,6 @@ def check_inputs(*models: str | None, data: Iterable[Path] | None = None) -> Non
     for model in given:
         check_model(model)
     check_data(data or ())
-
-    from longwave.checkpoints.folder import resolve
 
     for model in given:
         resolve(model).check()

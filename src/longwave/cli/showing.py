@@ -55,12 +55,16 @@ def show(record: dict[str, Any], folder: Path, how: Showing) -> None:
 
 
 def _along(record: dict[str, Any], path: Path) -> list[Path]:
-    """A figure of the loss by position at the longest length, if the record has it."""
+    """A figure by position in the window at the longest length, if the record has it."""
+    from longwave.evaluation.quantity import BY_POSITION
+    from longwave.evaluation.records import quantity_of
     from longwave.report.figures import by_position
     from longwave.report.plots import save
 
+    if quantity_of(record).parts is not BY_POSITION:
+        return []
     last = {row["label"]: max(row["lengths"], key=lambda entry: entry["length"]) for row in record["rows"]}
-    bins = {label: entry["by_position"] for label, entry in last.items() if entry.get("by_position")}
+    bins = {label: entry[BY_POSITION.key] for label, entry in last.items() if entry.get(BY_POSITION.key)}
     if not bins:
         return []
     return [save(by_position(bins, record["original_length"]), path.with_name(f"{path.stem}-by-position.png"))]

@@ -1,5 +1,6 @@
 """Data: sources (files and folders) -> documents -> tokens.
 
+paths.py       whether data paths exist, and what their suffixes say
 sources.py     which files a path stands for, and which are passed over, with the reason
 saved.py       which files a folder of `datasets.save_to_disk` consists of
 kinds.py       `Source`: a file, its kind (by content and suffix) and how it is opened
@@ -8,5 +9,5 @@ json_texts.py, json_array.py, csv_texts.py, columns.py    the readers
 bars.py        the progress bars of `datasets`
 documents.py   `read_documents`: all documents as a `datasets.Dataset`
 tokens.py      `token_stream`: all documents as one sequence of token ids
-hashes.py      `data_hashes`: what a record says about its data
+hashes.py      `data_hashes`, `data_identity`: what a record says about its data
 """

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TextIO, cast
 
 import pyarrow
 
-from longwave.files import data_suffix
+from longwave.data.paths import data_suffix
 
 TEXT, PARQUET, ARROW = "text", ".parquet", ".arrow"
 HEAD = 8192  # bytes at the start of a file that tell its kind

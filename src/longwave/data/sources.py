@@ -9,8 +9,8 @@ from pathlib import Path
 
 from longwave.data.formats import OFTEN_OTHER, check
 from longwave.data.kinds import TEXT, NotDocuments, Source
+from longwave.data.paths import check_data
 from longwave.data.saved import RECORDS, saved_files
-from longwave.files import check_data
 
 # Beside data files these are about the data: cards, licences, scripts, settings.
 CARDS = ("readme", "license", "licence")  # also LICENSE-MIT, README_zh.md

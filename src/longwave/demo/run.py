@@ -25,8 +25,9 @@ from longwave.demo.journal import Journal
 from longwave.demo.plan import ROWS, TRAINING, Row, Settings, cpu_precision
 from longwave.evaluation.lengths import parse_lengths
 from longwave.evaluation.results import PASSKEY, PERPLEXITY, record, write
-from longwave.files import sha256, versions
+from longwave.files import sha256
 from longwave.methods import METHODS
+from longwave.provenance import versions
 
 BASE = Path(__file__).parent / "model"
 

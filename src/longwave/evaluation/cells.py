@@ -13,13 +13,15 @@ from typing import Any
 import filelock
 
 from longwave import files as io
+from longwave import provenance
 from longwave.checkpoints.folder import resolve
 from longwave.evaluation.results import Record, read, write
+from longwave.layout import EXPORT_RECORD, METRICS, TRAINING
 
 FOLDER = "cells"
 PLACES = ("*", "model/*")  # of the files that make a model; checkpoints of its training lie deeper
 # These say how a model came about, or what was found of it, not what it is.
-RECORDS = ("training.json", "metrics.jsonl", "trainer_state.json", "longwave-export.json", "*.md", "*.png", "*.log")
+RECORDS = (TRAINING, METRICS, "trainer_state.json", EXPORT_RECORD, "*.md", "*.png", "*.log")
 VERSIONS = ("longwave", "torch", "transformers")
 
 
@@ -64,7 +66,7 @@ def fingerprint(model: str) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries whose change would make a cell another one."""
-    return {name: version for name, version in io.versions().items() if name in VERSIONS}
+    return {name: version for name, version in provenance.versions().items() if name in VERSIONS}
 
 
 class Store:
@@ -84,8 +86,14 @@ class Store:
         return self.path(cell).is_file()
 
     def read(self, cell: Cell) -> Record:
-        """The record of a finished cell; a damaged file is a `ValueError` that names it."""
-        return read(self.path(cell), cell.depends["evaluation"]["schema"])
+        """The record of a finished cell; a damaged file is a `ValueError` that names it and the cell."""
+        try:
+            return read(self.path(cell), cell.depends["evaluation"]["schema"])
+        except ValueError as error:
+            raise ValueError(
+                f"{error}\nIt is the cell of {cell.label} in {cell.step}. Delete the file: the same command then "
+                "measures that cell again, and keeps the others."
+            ) from None
 
     def write(self, cell: Cell, record: Record) -> None:
         write(self.path(cell), record, overwrite=True)

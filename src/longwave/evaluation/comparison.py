@@ -7,93 +7,37 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoTokenizer
 
-from longwave.checkpoints.load import extension_of, unrecognised_scaling
 from longwave.checkpoints.outline import outline
 from longwave.data.documents import read_documents
-from longwave.data.hashes import data_hashes
+from longwave.data.hashes import data_hashes, data_identity
 from longwave.data.prompts import identity
 from longwave.data.tokens import stream_and_starts
 from longwave.evaluation.alike import Table, check_trained_lengths
+from longwave.evaluation.base import Inputs, Text
+from longwave.evaluation.candidates import Candidate, label, refuse_copies
 from longwave.evaluation.cells import Cell, Store, fingerprint, versions
 from longwave.evaluation.lengths import doublings, parse_lengths
-from longwave.evaluation.registry import Inputs, Text
+from longwave.evaluation.merging import merged
 from longwave.evaluation.results import Record, record
-from longwave.evaluation.subjects import TRAINING_FREE, under
+from longwave.evaluation.sketches import Outline, Sketch
+from longwave.evaluation.subjects import under
 from longwave.evaluation.suites import Step
 from longwave.evaluation.windows import rows_per_batch
 from longwave.extensions.reach import check_lengths, original_length_of
-from longwave.files import data_identity
 from longwave.methods import parse_method
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-OWN = "own"
+    from longwave.models import Opened
+
 MOST = 16.0  # times L, by default
 POLL = 1.0  # seconds between looks at cells that another process computes
-
-
-class Sketch(Protocol):
-    """A model, perhaps without its weights, and its tokenizer: what is planned with."""
-
-    @property
-    def model(self) -> PreTrainedModel: ...
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...
-
-
-class Loaded(Sketch, Protocol):
-    """A model ready to be measured, its tokenizer, and the `model` entry of its records."""
-
-    @property
-    def about(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True, eq=False)
-class Outline:
-    """A `Sketch` without weights."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model to be compared.
-
-    Arguments:
-        path: a folder, or a name on a hub.
-        name: what its rows are called; candidates of one name are runs (seeds) of the same thing.
-        methods: to measure it under, `own` for its own one, if it has one; empty for that, or the training-free ones.
-    """
-
-    path: str
-    name: str
-    methods: tuple[str, ...] = ()
-
-    @cached_property
-    def extension(self) -> tuple[str, float] | None:
-        """Its own method and max_factor, if it is extended."""
-        return extension_of(self.path)
-
-    @cached_property
-    def specs(self) -> tuple[str, ...]:
-        """The methods, known without loading the model."""
-        own = () if self.extension is None else (self.extension[0],)
-        found = [spec for given in self.methods for spec in (own if given == OWN else (given,))]
-        if self.methods and not found:
-            raise ValueError(f"{self.path} has no method of its own. Write for example --methods none,ntk,own.")
-        return tuple(dict.fromkeys(found)) or own or self._plain_specs
-
-    @property
-    def _plain_specs(self) -> tuple[str, ...]:
-        """As `default_specs` of the loaded model: on scaling that is not recognised no other method is put."""
-        return ("none",) if unrecognised_scaling(self.path) else TRAINING_FREE
 
 
 @dataclass
@@ -114,7 +58,7 @@ class Comparison:
     candidates: Sequence[Candidate]
     steps: Sequence[Step]
     folder: Path
-    load: Callable[[str], Loaded]
+    load: Callable[[str], Opened]
     data: Sequence[Path] = ()
     lengths: str | None = None
     setup: Mapping[str, Any] = field(default_factory=dict)
@@ -131,7 +75,7 @@ class Comparison:
             reach = [candidate.extension[1] for candidate in self.candidates if candidate.extension is not None]
             self.lengths = doublings(min([MOST, *reach]))
         self.store = Store(self.folder)
-        self._loaded: tuple[str, Loaded] | None = None
+        self._loaded: tuple[str, Opened] | None = None
         self._texts: dict[str, Text] = {}  # by the model's path, and by the tokenizer's identity
 
     @cached_property
@@ -148,9 +92,9 @@ class Comparison:
     def cells(self) -> list[Cell]:
         """All cells, model by model."""
         found, identities = [], {path: fingerprint(path) for path in {each.path for each in self.candidates}}
-        self._refuse_copies(identities)
+        refuse_copies(self.candidates, identities)
         measured = {
-            step.name: {"schema": step.evaluation.schema, "settings": dict(step.settings)}
+            step.name: {"schema": step.evaluation.schema, "settings": step.settings.as_dict()}
             | step.evaluation.depends(step.settings)
             for step in self.steps
         }
@@ -166,34 +110,19 @@ class Comparison:
                         "setup": dict(self.setup),
                         "versions": versions(),
                     }
-                    label = self._label(candidate, spec)
-                    found.append(Cell(label, candidate.path, spec, step.name, depends))
+                    name = label(self.candidates, candidate, spec)
+                    found.append(Cell(name, candidate.path, spec, step.name, depends))
         return found
 
-    def _refuse_copies(self, identities: Mapping[str, dict[str, str]]) -> None:
-        """Runs of one name must be different ones: a copy would count twice and narrow the interval."""
-        known: dict[tuple[str, str], str] = {}
-        for each in self.candidates:
-            key = each.name, str(identities[each.path])
-            if key in known:
-                raise ValueError(
-                    f"{known[key]} and {each.path} are the same model, and runs of {each.name} must differ. "
-                    "Leave one out, or give them different names."
-                )
-            known[key] = each.path
-
-    def _label(self, candidate: Candidate, spec: str) -> str:
-        """The method where one model is measured, the name where each has one method, else both."""
-        if len({each.name for each in self.candidates}) == 1:
-            return spec
-        return candidate.name if len(candidate.specs) == 1 else f"{candidate.name}: {spec}"
-
     def missing(self) -> list[Cell]:
-        """Cells that are not finished, all of a model together; those of one that is loaded come first."""
+        """Cells that are not finished, all of a model together; those of one that is loaded come first.
+
+        Of a model, those of a step stand together: what an evaluation loads besides, it loads once.
+        """
         found = list({cell.key: cell for cell in self.cells if not self.store.has(cell)}.values())
-        paths = list(dict.fromkeys(cell.model for cell in found))
+        paths, steps = list(dict.fromkeys(cell.model for cell in found)), [step.name for step in self.steps]
         held = None if self._loaded is None else self._loaded[0]
-        return sorted(found, key=lambda cell: (cell.model != held, paths.index(cell.model)))
+        return sorted(found, key=lambda cell: (cell.model != held, paths.index(cell.model), steps.index(cell.step)))
 
     def cost(self) -> int:
         """Tokens that the missing cells will read. Tries what will be asked of each model, without its weights.
@@ -233,7 +162,7 @@ class Comparison:
                     tried.add(asked)
                     with under(sketch.model, method, inputs.lengths):
                         check_lengths(sketch.model, inputs.lengths)
-            total += len(methods) * step.evaluation.cost(inputs, step.settings)
+            total += len(methods) * step.evaluation.plan(inputs, step.settings).tokens
             tables[step.name].add(cells[0].model, step.evaluation.recorded(inputs, step.settings))
         return total
 
@@ -262,30 +191,18 @@ class Comparison:
 
     def records(self) -> dict[str, Record]:
         """One record for each step, rows in the order of the candidates."""
-        return {step.name: self._merged([cell for cell in self.cells if cell.step == step.name]) for step in self.steps}
+        found = {step.name: [cell for cell in self.cells if cell.step == step.name] for step in self.steps}
+        return {name: merged(cells, [self.store.read(cell) for cell in cells]) for name, cells in found.items()}
 
-    def _merged(self, cells: Sequence[Cell]) -> Record:
-        found = [self.store.read(cell) for cell in cells]
-        rows = [
-            {**row, "label": cell.label, "model": each["model"]}
-            for cell, each in zip(cells, found, strict=True)
-            for row in each["rows"]
-        ]
-        shared = {key: found[0][key] for key in ("settings", "original_length", "data", "seed")}
-        check_trained_lengths({cell.model: each["original_length"] for cell, each in zip(cells, found, strict=True)})
-        table = Table(cells[0].step)
-        for cell, each in zip(cells, found, strict=True):
-            table.add(cell.model, each["settings"])
-        models = list(dict.fromkeys(cell.model for cell in cells))
-        about = found[0]["model"] if len(models) == 1 else {"path": ", ".join(models)}
-        merged = record(found[0]["schema"], model=about, rows=rows, **shared)
-        return {**merged, "cells": [cell.key for cell in cells]}
+    def title(self, cell: Cell) -> str:
+        """What a cell is called where a run tells how far it is."""
+        return cell.label if len(self.steps) == 1 else f"{cell.step}, {cell.label}"
 
     def _compute(self, cell: Cell, progress: Callable[[str], Callable[[int], None]]) -> bool:
         """False if another process has the cell."""
         with self.store.claim(cell) as ours:
             if ours and not self.store.has(cell):
-                self.store.write(cell, self._measure(cell, progress(f"{cell.label}, {cell.step}")))
+                self.store.write(cell, self._measure(cell, progress(self.title(cell))))
         return ours
 
     def _measure(self, cell: Cell, progress: Callable[[int], None]) -> Record:
@@ -295,10 +212,10 @@ class Comparison:
             # Within: a generator measures as it is read, and outside the method would be off again.
             entries = [entry.to_json() for entry in step.evaluation.measure(inputs, step.settings, progress)]
         settings = step.evaluation.recorded(inputs, step.settings)
-        row = {**subject.to_json(), "lengths": entries}
+        row, seed = {**subject.to_json(), "lengths": entries}, step.settings.as_dict().get("seed")
         return record(
             step.evaluation.schema, model=loaded.about, settings=settings, original_length=inputs.original_length,
-            rows=[row], data=self.hashes if step.evaluation.needs_data else None, seed=step.settings.get("seed"),
+            rows=[row], data=self.hashes if step.evaluation.needs_data else None, seed=seed,
         )  # fmt: skip
 
     def _inputs(self, step: Step, path: str, sketch: Sketch) -> Inputs:
@@ -326,7 +243,7 @@ class Comparison:
                 pass
         return self._get(path)
 
-    def _get(self, path: str) -> Loaded:
+    def _get(self, path: str) -> Opened:
         """One model at a time: the next one takes its place."""
         if self._loaded is None or self._loaded[0] != path:
             self._loaded = None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from longwave import files as io
-from longwave.evaluation.quantity import Entry
+from longwave.data.hashes import data_identity
+from longwave.evaluation.quantity import BY_DEPTH, Entry
 from longwave.evaluation.records import Record, name_of, quantities, quantity_of
 from longwave.evaluation.statistics import Interval
 from longwave.evaluation.windows import scores_same_targets
@@ -75,7 +75,7 @@ def identity(record: Record) -> dict[str, Any]:
     return {
         "schema": record["schema"],
         "original length": record["original_length"],
-        "data": None if data is None else io.data_identity(data),
+        "data": None if data is None else data_identity(data),
         "settings": settings,
         "targets": record["rows"][0]["lengths"][0].get("ends") if same else None,
     }
@@ -147,8 +147,7 @@ def grids(records: Iterable[Record], *, mixed: bool = False) -> list[Grid]:
 
 def _check_depths(record: Record) -> None:
     def deep(schema: str) -> bool:
-        parts = quantity_of({"schema": schema}).parts
-        return parts is not None and parts.key == "by_depth"
+        return quantity_of({"schema": schema}).parts is BY_DEPTH
 
     if not deep(record["schema"]):
         known = [schema for schema, each in quantities().items() if each.by_length and deep(schema)]

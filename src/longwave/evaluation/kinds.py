@@ -13,8 +13,9 @@ from statistics import mean
 from typing import Any, ClassVar, Literal
 
 from longwave.evaluation.outside import Outside
-from longwave.evaluation.quantity import Entry, Parts, Quantity, counted, decimals, number, percent
+from longwave.evaluation.quantity import BY_DEPTH, BY_POSITION, Entry, Parts, Quantity
 from longwave.evaluation.statistics import Interval, difference, paired_bootstrap, wilson
+from longwave.evaluation.writing import counted, decimals, number, percent
 
 SAMPLES = 2_000  # of a bootstrap that only has to say on which side of 1 a ratio is
 
@@ -39,7 +40,7 @@ class Loss(Quantity):
 
     @property
     def parts(self) -> Parts:
-        return Parts("by_position", ("start", "end", "nll"))
+        return BY_POSITION
 
     def count(self, entry: Entry) -> int:
         return len(entry["nll"])
@@ -109,11 +110,7 @@ class Share(Quantity):
 
     @property
     def parts(self) -> Parts | None:
-        return Parts("by_depth", ("depth", "rate")) if self.place else None
-
-    @property
-    def is_map(self) -> bool:
-        return self.mapped
+        return BY_DEPTH if self.place else None
 
     def count(self, entry: Entry) -> int:
         return len(entry["correct"])

@@ -2,118 +2,113 @@
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor, nn
-
-from longwave.data.prompts import check_ids
-from longwave.evaluation.keytokens import Choice, Evaluator, Reader, check_fast
-from longwave.evaluation.loss import Scorer
-from longwave.evaluation.statistics import Z95, mean_nll
-from longwave.evaluation.windows import Windows, plan
-from longwave.extensions.reach import check_lengths, fixed_length
+from longwave.evaluation.base import Entry, Evaluation, Inputs, Plan, Progress, Reading
+from longwave.evaluation.choice import Choice
+from longwave.evaluation.kinds import Loss
+from longwave.settings import Settings, setting
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
+    from torch import nn
 
-Span = tuple[int, int]  # start and end, in characters
-NOTHING = (-1, -1)  # what an end-of-text token covers
-
-
-@dataclass(eq=False)
-class Texts:
-    """Stretches of documents, as tokens of a stream and as text.
-
-    Arguments:
-        tokenizer: that made the stream.
-        documents: with one column, `text`.
-        tokens: all of them as one stream, see `longwave.data.tokens.stream_and_starts`.
-        starts: where each document starts in it.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    documents: Dataset
-    tokens: Tensor
-    starts: Sequence[int]
-    _offsets: tuple[int, list[Span]] = field(default=(-1, []), init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        check_fast(self.tokenizer)
-
-    def plan(self, lengths: Sequence[int], windows: int | None) -> list[Windows]:
-        """The first n tokens of stretches as long as the longest n, which do not overlap: the same for every n."""
-        sizes = [end - start for start, end in pairwise([*self.starts, len(self.tokens)])]
-        longest = max(lengths)
-        places = [
-            start + longest * number
-            for start, size in zip(self.starts, sizes, strict=True)
-            for number in range(max(1, size // longest))
-        ]
-        return plan("truncate", len(self.tokens), lengths, windows=windows, targets=1, stride=1, documents=places)
-
-    def text(self, start: int, end: int) -> tuple[str, list[Span]]:
-        """The text of tokens start <= i < end of the stream, and the characters of it that each token covers."""
-        number = bisect_right(self.starts, start) - 1
-        if self._offsets[0] != number:
-            self._offsets = number, self._read(number)
-        first = self.starts[number]
-        found = self._offsets[1][start - first : end - first]
-        begin, stop = found[0][0], max(stop for _, stop in found)
-        text = self.documents[number]["text"][begin:stop]
-        return text, [(a - begin, b - begin) if b >= 0 else NOTHING for a, b in found]
-
-    def _read(self, number: int) -> list[Span]:
-        text = self.documents[number]["text"]
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return [*encoded["offset_mapping"], NOTHING]
+    from longwave.evaluation.keyloss import KeyLoss
+    from longwave.evaluation.keytokens import Evaluator
+    from longwave.evaluation.texts import Texts
 
 
 @dataclass(frozen=True)
-class KeyLoss:
-    """What was measured at one length.
+class LongPPLSettings(Settings):
+    """Which texts are read, and which of their tokens are key."""
 
-    Arguments:
-        length: tokens of a text.
-        factor: t the texts ran at, None for a model that is not extended.
-        ends: exclusive end of each text in the token stream.
-        nll, tokens: sum of -ln p over the key tokens of each text in nats, and how many these are.
-        all_nll: mean of -ln p over all tokens of all texts.
+    whose: ClassVar[str] = "longppl"
+
+    evaluator: str = setting("", "The long-context model that chooses the key tokens: a folder, or a name on the hub.")
+    windows: int | None = setting(None, "Texts of each length; default 64 or what fits, 0 for all.")
+    trunc_len: int = setting(Choice.trunc_len, "Tokens of the short context; every length must exceed it.")
+    sliding_window: int = setting(Choice.sliding_window, "Tokens that share the start of a short context.")
+    alpha: float = setting(Choice.alpha, "Key is what has a loss that much higher with the short context, in nats.")
+    beta: float = setting(Choice.beta, "And -ln p below minus that with the whole text, in nats.")
+
+    @property
+    def choice(self) -> Choice:
+        """Which tokens are key."""
+        return Choice(self.trunc_len, self.sliding_window, self.alpha, self.beta)
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """Who chose the key tokens, from the settings of a record."""
+    return f"key tokens of evaluator {settings['evaluator_digest'][:8]}"
+
+
+class LongPPLEvaluation(Evaluation[LongPPLSettings]):
+    """Measure perplexity over the key tokens of long texts (LongPPL, arXiv 2410.23771).
+
+    Key tokens are those that --evaluator, a model with a long context of its own, finds easier with the whole text
+    than with a short context. A text is the start of a stretch of a document, and has as many tokens as a length
+    asks for. Needs pip install 'longwave[eval]'. Writes longppl.json and longppl.png.
     """
 
-    length: int
-    factor: float | None
-    ends: tuple[int, ...]
-    nll: tuple[float, ...]
-    tokens: tuple[int, ...]
-    all_nll: float
+    name = "longppl"
+    summary = "how well the tokens are predicted for which an evaluator model needs a long context"
+    schema = "longwave.longppl/1"
+    quantity = Loss("LongPPL", "LongPPL", "longppl", "text", words=in_words)
+    needs_data = True
+    Settings = LongPPLSettings
+    examples = (
+        "longwave longppl out --data books/ --evaluator LONG_CONTEXT_MODEL --lengths 8192,16384",
+        "longwave longppl MODEL --data books/ --evaluator LONG_CONTEXT_MODEL --lengths 2x,4x --trunc-len 1024",
+    )
 
-    def to_json(self) -> dict[str, Any]:
-        """One entry of `lengths` in a record, see docs/results-schema.md: texts without key tokens only counted."""
-        kept = [index for index, count in enumerate(self.tokens) if count]
-        ends, nll, tokens = ([values[index] for index in kept] for values in (self.ends, self.nll, self.tokens))
-        mean, error = mean_nll(nll, tokens)
-        alone = len(kept) < 2
-        return {
-            "length": self.length,
-            "factor": self.factor,
-            "texts": len(self.ends),
-            "windows": len(kept),
-            "key_tokens": sum(tokens),
-            "mean_nll": mean,
-            "standard_error": None if alone else error,
-            "longppl": math.exp(mean),
-            "interval": None if alone else [math.exp(mean - Z95 * error), math.exp(mean + Z95 * error)],
-            "ppl": math.exp(self.all_nll),
-            "ends": ends,
-            "nll": nll,
-            "tokens": tokens,
-        }
+    def plan(self, inputs: Inputs, settings: LongPPLSettings) -> Plan:
+        from longwave.data.prompts import check_ids
+        from longwave.evaluation.keytokens import reader_of
+
+        texts, choice, lengths = self._texts(inputs), settings.choice, inputs.lengths
+        check_ids(texts.tokens, inputs.model, inputs.tokenizer)
+        evaluator = reader_of(settings.evaluator)
+        choice.check(lengths)
+        plans = texts.plan(lengths, settings.windows)
+        longest = max(plans, key=lambda each: each.length)
+        for end in longest.ends:
+            evaluator.encode(texts.text(end - longest.length, end)[0])  # refuses what the evaluator cannot read
+        return Plan(sum(len(each.ends) * (each.length + choice.cost(each.length)) for each in plans))
+
+    def measure(self, inputs: Inputs, settings: LongPPLSettings, progress: Progress) -> Iterable[Entry]:
+        from longwave.evaluation.keytokens import evaluator_of
+
+        weight = next(inputs.model.parameters())
+        evaluator = evaluator_of(settings.evaluator, weight.dtype, weight.device)
+        return longppl(
+            inputs.model, self._texts(inputs), inputs.lengths, evaluator=evaluator, choice=settings.choice,
+            windows=settings.windows, progress=progress,
+        )  # fmt: skip
+
+    def recorded(self, inputs: Inputs, settings: LongPPLSettings) -> dict[str, Any]:
+        from longwave.evaluation.keytokens import package, reader_of
+
+        found = {**_without_evaluator(settings), "package": package()}  # a digest is the same wherever it lies
+        digest = reader_of(settings.evaluator).digest
+        return {**found, "evaluator_digest": digest, "tokens": inputs.text.tokens.numel()}
+
+    def depends(self, settings: LongPPLSettings) -> dict[str, Any]:
+        from longwave.evaluation.keytokens import digest_of, package
+
+        digest = digest_of(settings.evaluator)
+        return {"package": package(), "evaluator": digest, "settings": _without_evaluator(settings)}
+
+    @staticmethod
+    def _texts(inputs: Inputs) -> Texts:
+        from longwave.evaluation.texts import Texts
+
+        given = inputs.text
+        return Texts(inputs.tokenizer, given.documents, given.tokens, given.starts)
+
+
+def _without_evaluator(settings: LongPPLSettings) -> dict[str, Any]:
+    return {name: value for name, value in settings.as_dict().items() if name != "evaluator"}
 
 
 def longppl(
@@ -124,7 +119,7 @@ def longppl(
     evaluator: Evaluator,
     choice: Choice,
     windows: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    **how: Any,
 ) -> list[KeyLoss]:
     """How well a model predicts the tokens of a text for which a long context matters: exp of their mean -ln p.
 
@@ -133,9 +128,13 @@ def longppl(
 
     Arguments:
         model: a transformers causal LM, extended or not; put in eval mode for the while.
+        texts: stretches of documents.
         lengths: in tokens, all above `choice.trunc_len`.
+        evaluator: the model that chooses the key tokens.
+        choice: which tokens are key.
         windows: how many texts of each length; None for 64 or what fits, 0 for all that fit.
-        progress: called after each text with the number of tokens read, those of the evaluator included.
+        how: the fields of `Reading`. `progress` is called after each text with the number of tokens read, those
+            of the evaluator included.
 
     Raises:
         ValueError: for lengths beyond the model's maximum or the evaluator's, too little data, or texts without any
@@ -143,59 +142,20 @@ def longppl(
 
     Source: Fang et al., What is Wrong with Perplexity for Long-context Language Modeling? (arXiv 2410.23771).
     """
+    from longwave.data.prompts import check_ids
+    from longwave.evaluation.keyloss import Judged
+    from longwave.evaluation.loss import Scorer
+    from longwave.extensions.reach import check_lengths
+
     check_lengths(model, lengths)
     choice.check(lengths)
     plans = texts.plan(lengths, windows)
     check_ids(texts.tokens, model, texts.tokenizer)
-    scorer = Scorer(model)
+    judged, reading = Judged(texts, evaluator, choice), Reading(**how)
+    scorer = Scorer(model, block_elements=reading.block_elements)
     training = model.training
     model.eval()
     try:
-        return [_at_length(model, scorer, texts, each, evaluator, choice, progress) for each in plans]
+        return [judged.at_length(model, scorer, each, reading) for each in plans]
     finally:
         model.train(training)
-
-
-def cost(texts: Texts, lengths: Sequence[int], *, evaluator: Reader, choice: Choice, windows: int | None = None) -> int:
-    """About how many tokens `longppl` reads; raises what it would for texts that the evaluator cannot read."""
-    choice.check(lengths)
-    plans = texts.plan(lengths, windows)
-    longest = max(plans, key=lambda each: each.length)
-    for end in longest.ends:
-        evaluator.encode(texts.text(end - longest.length, end)[0])
-    return sum(len(each.ends) * (each.length + choice.cost(each.length)) for each in plans)
-
-
-def _at_length(
-    model: nn.Module,
-    scorer: Scorer,
-    texts: Texts,
-    windows: Windows,
-    evaluator: Evaluator,
-    choice: Choice,
-    progress: Callable[[int], None] | None,
-) -> KeyLoss:
-    from longppl.longppl import cal_overlap
-
-    length = windows.length
-    sums, counts, total = list[float](), list[int](), 0.0
-    with fixed_length(model, length) as factor:
-        for end in windows.ends:
-            text, spans = texts.text(end - length, end)
-            # Places in the loss, one below those in the text; a first token has no loss.
-            keys = [place for place in cal_overlap(spans, evaluator.key_intervals(text, choice)) if place >= 0]
-            nll = scorer.nll(texts.tokens[None, end - length : end], length - 1)[0].double()
-            sums.append(float(nll[keys].sum()))
-            counts.append(len(keys))
-            total += float(nll.sum())
-            if not math.isfinite(total):
-                raise ValueError(f"the loss at length {length} is not a finite number. Try --dtype float32.")
-            if progress is not None:
-                progress(length + choice.cost(length))
-    if not any(counts):
-        raise ValueError(
-            f"the evaluator finds no key token in {len(counts)} texts of {length} tokens. Give more or longer texts, "
-            f"or lower alpha ({choice.alpha:g}) and beta ({choice.beta:g})."
-        )
-    scored = len(counts) * (length - 1)
-    return KeyLoss(length, factor, windows.ends, tuple(sums), tuple(counts), total / scored)

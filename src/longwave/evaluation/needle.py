@@ -2,88 +2,80 @@
 
 from __future__ import annotations
 
-import random
-import re
-from bisect import bisect_left
-from collections.abc import Callable, Iterable
-from itertools import accumulate, pairwise
-from string import Formatter
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
-
-from longwave.evaluation.passkey import Prompts, Retrieval, Template, encode, retrieve
+from longwave.evaluation.base import Entry, Evaluation, Inputs, Plan, Progress, split
+from longwave.evaluation.kinds import Share
+from longwave.evaluation.retrieval import Retrieval
+from longwave.settings import Settings, setting
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
+
+    from longwave.evaluation.retrieve import Quiz
 
 NEEDLE = "The magic number of {city} is {key}."
 QUESTION = "What is the magic number of {city}? The magic number of {city} is"
 
-# Where a sentence or a paragraph ends; not behind titles and initials ("Mr. J. Smith").
-SENTENCE_END = re.compile(
-    r"""(?<!\bMr)(?<!\bMrs)(?<!\bDr)(?<!\bSt)(?<!\b[A-Z])[.!?]+["'”’)\]]*(?=\s)|(?<=\S)(?=\n\s*\n)"""
-)
+
+@dataclass(frozen=True)
+class NeedleSettings(Settings):
+    """What is hidden, and where."""
+
+    whose: ClassVar[str] = "needle"
+
+    needle: str = setting(NEEDLE, "The sentence to hide, with {key} for its random answer.")
+    question: str = setting(QUESTION, "The end of the prompt, up to the answer.")
+    trials: int = setting(100, "Prompts for each length.")
+    depths: int = setting(10, "Places of the needle, from start to end, dealt out in turn.")
+    seed: int = setting(0, "Seed of every random draw.")
+
+    def quiz(self, tokenizer: PreTrainedTokenizerBase, haystack: str) -> Quiz:
+        """What is asked in that text; `ValueError` for texts without their names, or a haystack that is too short."""
+        from longwave.evaluation.haystack import Haystack, template_of
+        from longwave.evaluation.retrieve import Quiz
+        from longwave.evaluation.trials import Prompts
+
+        template = template_of(self.needle, self.question)
+        prompts = Prompts(tokenizer, template, Haystack(tokenizer, haystack, self.depths))
+        return Quiz(prompts, self.trials, self.depths, self.seed)
 
 
-class Haystack:
-    """A text as the filler of prompts: the needle goes between two sentences, a prompt starts with a random one.
+class NeedleEvaluation(Evaluation[NeedleSettings]):
+    """Measure how often a fact hidden between the sentences of a text is recalled, by length and depth.
 
-    Arguments:
-        text: longer than any context; it should not contain the needle.
-        depths: how many are going to be told apart.
-
-    Raises:
-        ValueError: for a text with fewer sentences than depths, and from `fill` for one shorter than the context.
+    --data is the haystack: text with more tokens than the longest context. By default the magic number of a city
+    is hidden; texts of your own may name the {city}, too. Greedy decoding has to repeat the answer exactly. Every
+    method gets the same prompts. Writes needle.json and needle.png, a heat map.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, depths: int) -> None:
-        pieces = sentences(text.strip())
-        if len(pieces) <= depths:
-            raise ValueError(f"the haystack has {len(pieces)} sentences, too few for {depths} depths. Give more text.")
-        encoded = encode(tokenizer, pieces, before=".")
-        self.ids = [token for piece in encoded for token in piece]
-        self.starts = [0, *accumulate(len(piece) for piece in encoded)]
+    name = "needle"
+    summary = "how often a fact hidden in the user's text is recalled, by length and depth"
+    schema = "longwave.needle/1"
+    quantity = Share("Needle retrieval", "needles retrieved", "rate", place="needle", mapped=True)
+    needs_data = True
+    Settings = NeedleSettings
+    examples = (
+        "longwave needle MODEL --data essays/ --lengths 1x,2x,4x --methods none,ntk,yarn",
+        "longwave needle out --data essays/ --lengths 4096,16384,65536 --depths 10 --trials 100",
+        'longwave needle out --data essays/ --needle "The vault opens with {key}." --question "The vault opens with"',
+    )
 
-    def fill(self, room: int, depth: float, key: str) -> tuple[list[int], int]:
-        """`room` tokens from the start of a sentence on, and the start of a sentence that is nearest to `depth`."""
-        if len(self.ids) < room:
-            raise ValueError(
-                f"the haystack has {len(self.ids)} tokens, fewer than the {room} that a prompt takes. "
-                "Give more text or choose shorter lengths."
-            )
-        last = bisect_left(self.starts, len(self.ids) - room + 1)  # sentences before it have `room` tokens behind them
-        begin = self.starts[random.Random(key).randrange(last)]
-        inside = [start - begin for start in self.starts if 0 <= start - begin <= room]
-        return self.ids[begin : begin + room], min(inside, key=lambda place: abs(place - depth * room))
+    def plan(self, inputs: Inputs, settings: NeedleSettings) -> Plan:
+        return Plan(self._quiz(inputs, settings).cost(inputs.model, inputs.lengths))
 
+    def measure(self, inputs: Inputs, settings: NeedleSettings, progress: Progress) -> Iterable[Entry]:
+        from longwave.evaluation.retrieve import retrieve
 
-def sentences(text: str) -> list[str]:
-    """The sentences of a text, joined they are the text: white space goes with the sentence behind it."""
-    cuts = sorted({0, *(match.end() for match in SENTENCE_END.finditer(text)), len(text)})
-    return [text[start:end] for start, end in pairwise(cuts)]
+        quiz = self._quiz(inputs, settings)
+        return retrieve(inputs.model, quiz, inputs.lengths, inputs.reading(progress)).lengths
 
-
-def template_of(needle: str, question: str) -> Template:
-    """The template of a needle and its question, which may name a `{city}`; the answer is the needle's `{key}`.
-
-    Raises:
-        ValueError: for a needle without `{key}`, a question with it, or other names in braces.
-    """
-    for what, text, names in (("needle", needle, {"key", "city"}), ("question", question, {"city"})):
-        try:
-            used = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
-        except ValueError as error:
-            raise ValueError(f"the {what} {text!r} cannot be read: {error}. Write {{{{ for a brace.") from None
-        if used - names or (what == "needle" and "key" not in used):
-            allowed = "{key}, and may use {city}" if what == "needle" else "{city} or nothing in braces"
-            raise ValueError(f"the {what} must use {allowed}, got {text!r}.")
-    return Template(needle=f" {needle}", filler="", question=f"\n\n{question}", answer=" {key}")
-
-
-def prompts_in(tokenizer: PreTrainedTokenizerBase, haystack: str, needle: str, question: str, depths: int) -> Prompts:
-    """Prompts that hide the needle at so many depths of a text; a `ValueError` as in `template_of` and `Haystack`."""
-    return Prompts(tokenizer, template_of(needle, question), Haystack(tokenizer, haystack, depths))
+    @staticmethod
+    def _quiz(inputs: Inputs, settings: NeedleSettings) -> Quiz:
+        return settings.quiz(inputs.tokenizer, "\n\n".join(inputs.text.documents["text"]))
 
 
 def needle(
@@ -91,15 +83,7 @@ def needle(
     tokenizer: PreTrainedTokenizerBase,
     haystack: str,
     lengths: str | Iterable[int | str],
-    *,
-    trials: int = 100,
-    depths: int = 10,
-    needle: str = NEEDLE,
-    question: str = QUESTION,
-    seed: int = 0,
-    original_length: int | None = None,
-    tokens_per_batch: int = 8192,
-    progress: Callable[[int], None] | None = None,
+    **settings: Any,
 ) -> Retrieval:
     """Share of facts hidden in a text that greedy decoding recalls exactly, by length and depth of the fact.
 
@@ -109,17 +93,18 @@ def needle(
 
     Arguments:
         haystack: text with more tokens than the longest context.
-        needle: the sentence to hide, with `{key}` for the answer and, if wanted, `{city}` for what tells it apart.
-        question: the end of the prompt, up to the answer; may name the `{city}`.
-        model, lengths, trials, depths, seed, original_length, progress: see `passkey`.
+        settings: those of `NeedleSettings`, by name:
+            needle: the sentence to hide, with `{key}` for the answer and, if wanted, `{city}` for what tells it apart.
+            question: the end of the prompt, up to the answer; may name the `{city}`.
+            trials, depths, seed: and those of `Reading`, see `passkey`.
+        model, lengths: see `passkey`.
 
     Raises:
         ValueError: as `passkey`, or if the haystack is shorter than a context, or a text lacks its names.
 
     Source: github.com/gkamradt/LLMTest_NeedleInAHaystack, here with an answer that cannot be guessed.
     """
-    return retrieve(
-        model, prompts_in(tokenizer, haystack, needle, question, depths), lengths, trials=trials,
-        depths=depths, seed=seed, original_length=original_length, tokens_per_batch=tokens_per_batch,
-        progress=progress,
-    )  # fmt: skip
+    from longwave.evaluation.retrieve import retrieve
+
+    asked, how = split(NeedleSettings, settings)
+    return retrieve(model, asked.quiz(tokenizer, haystack), lengths, how)

@@ -44,6 +44,13 @@ class Outside:
             if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
                 raise self.damaged(f"{key} is {found!r} where a number must be")
 
+    def counts(self, value: Any, keys: Sequence[str]) -> None:
+        """Whole numbers from 1 on under all of `keys`."""
+        self.numbers(value, keys)
+        for key in keys:
+            if value[key] < 1 or value[key] != int(value[key]):
+                raise self.damaged(f"{key} is {value[key]!r} where a whole number from 1 on must be")
+
     def columns(self, entry: dict[str, Any], keys: Sequence[str]) -> None:
         """Lists of equally many finite numbers, at least one, under all of `keys`."""
         for key in keys:

@@ -2,121 +2,111 @@
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-
-from longwave.data.prompts import check_ids
+from longwave.evaluation.base import Entry, Evaluation, Inputs, Plan, Progress, split
+from longwave.evaluation.kinds import Loss
 from longwave.evaluation.lengths import parse_lengths
-from longwave.evaluation.loss import BLOCK_ELEMENTS, Scorer
-from longwave.evaluation.statistics import Z95, Interval, mean_nll
-from longwave.evaluation.windows import Windows, check_stretches, chunk_of, plan
-from longwave.extensions.reach import check_lengths, fixed_length, original_length_of
-from longwave.extensions.sites import host_of
+from longwave.evaluation.losses import Perplexity
+from longwave.evaluation.windows import PROTOCOLS, Windows, check_stretches, chunk_of, in_words, plan
+from longwave.settings import Settings, setting
 
-TOKENS_PER_BATCH = 8192
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Loss of the tokens at places start <= p < end of all windows; a window starts at place 0.
+class PerplexitySettings(Settings):
+    """Which windows are read, and which of their tokens are scored."""
 
-    Arguments:
-        start, end: places in tokens.
-        nll: mean -ln p per scored token, in nats.
-        tokens: how many were scored.
+    whose: ClassVar[str] = "perplexity"
+
+    protocol: str = setting(
+        "same-targets", "Which tokens are scored, and under how much context.", choices=tuple(PROTOCOLS)
+    )
+    windows: int | None = setting(None, "Windows of each length; default 64 or what fits, 0 for all.")
+    targets: int = setting(64, "same-targets: tokens scored at the end of each window.")
+    stride: int = setting(256, "stride, overlap: tokens from one window to the next.")
+    chunk: int | None = setting(None, "chunked-cache: tokens of a chunk; default 4096 or the trained length.")
+    by_position: int = setting(0, "Also the loss in N stretches of the window, where it is scored whole.")
+
+    def plan(
+        self, tokens: int, lengths: Sequence[int], original: int, documents: Sequence[int] | None
+    ) -> list[Windows]:
+        """The windows of each length in a stream of so many tokens.
+
+        Raises:
+            ValueError: if the stream is too short, or the protocol has no loss by position.
+        """
+        plans = plan(
+            self.protocol, tokens, lengths, windows=self.windows, targets=self.targets, stride=self.stride,
+            chunk=chunk_of(self.chunk, original), documents=documents,
+        )  # fmt: skip
+        check_stretches(self.by_position, self.protocol, lengths)
+        return plans
+
+    def check(self, model: nn.Module, tokens: Tensor, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """Refuse token ids that the model has no row for, and a model without the cache that the protocol needs."""
+        from longwave.data.prompts import check_ids
+        from longwave.evaluation.read_windows import check_cache
+
+        check_ids(tokens, model, tokenizer)
+        if self.protocol == "chunked-cache":
+            check_cache(model)
+
+
+class PerplexityEvaluation(Evaluation[PerplexitySettings]):
+    """Measure perplexity against context length.
+
+    same-targets (default): every context ends at the same tokens and the last 64 of it are scored, so columns
+    differ by the context only. stride: windows every 256 tokens, each scores what is new in it. overlap: the
+    same windows, each scored whole. truncate: the beginning of each document long enough for all lengths, scored
+    whole. chunked-cache: windows read in chunks through a cache, as the CLEX code does. Numbers of different
+    protocols cannot be compared.
+
+    A method that is not the folder's own keeps its weights (and log-n) and replaces the frequencies only.
+    Writes perplexity.json, with the loss of every window, and perplexity.png.
     """
 
-    start: int
-    end: int
-    nll: float
-    tokens: int
+    name = "perplexity"
+    summary = "how well the next token is predicted, under a named protocol"
+    schema = "longwave.perplexity/1"
+    quantity = Loss("Perplexity", "perplexity", "ppl", words=in_words)
+    needs_data = True
+    Settings = PerplexitySettings
+    examples = (
+        "longwave perplexity MODEL --data book.txt --lengths 1x,2x,4x,8x --methods none,ntk,yarn",
+        "longwave perplexity out --data books/ --lengths 1x,2x,4x,8x,16x --windows 512",
+        "longwave perplexity out --data books/ --lengths 4096,16384 --protocol stride --windows 0 --json",
+        "longwave perplexity out --data proofs.jsonl --lengths 8x --protocol truncate --by-position 32",
+    )
 
+    def plan(self, inputs: Inputs, settings: PerplexitySettings) -> Plan:
+        plans = self._windows(inputs, settings)
+        settings.check(inputs.model, inputs.text.tokens, inputs.tokenizer)
+        return Plan(sum(windows.length * len(windows.ends) for windows in plans))
 
-@dataclass(frozen=True)
-class LengthLoss:
-    """What was measured at one context length.
+    def measure(self, inputs: Inputs, settings: PerplexitySettings, progress: Progress) -> Iterable[Entry]:
+        from longwave.evaluation.read_windows import read_windows
 
-    Arguments:
-        length: tokens of a window.
-        factor: t the windows ran at, None for a model that is not extended.
-        ends: exclusive end of each window in the token stream: the key for pairing results.
-        nll: sum of -ln p over the scored tokens of each window, in nats.
-        tokens: scored tokens of each window.
-        by_position: the loss along the windows, empty where not asked for.
-    """
+        plans, how = self._windows(inputs, settings), inputs.reading(progress)
+        return read_windows(inputs.model, inputs.text.tokens, plans, settings.by_position, how)
 
-    length: int
-    factor: float | None
-    ends: tuple[int, ...]
-    nll: tuple[float, ...]
-    tokens: tuple[int, ...]
-    by_position: tuple[Stretch, ...] = ()
+    def recorded(self, inputs: Inputs, settings: PerplexitySettings) -> dict[str, Any]:
+        given = settings.as_dict()
+        found = {name: given[name] for name in ("protocol", "windows", "targets", "stride")}
+        found["tokens"] = inputs.text.tokens.numel()
+        if settings.protocol == "chunked-cache":
+            found["chunk"] = chunk_of(settings.chunk, inputs.original_length)
+        return found
 
-    @property
-    def mean(self) -> float:
-        """Mean -ln p per token, in nats."""
-        return mean_nll(self.nll, self.tokens)[0]
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of `mean`, windows being the sampling unit; NaN for a single window."""
-        return mean_nll(self.nll, self.tokens)[1]
-
-    @property
-    def ppl(self) -> float:
-        """exp(mean)."""
-        return math.exp(self.mean)
-
-    @property
-    def interval(self) -> Interval:
-        """95 % interval of the perplexity, exp(mean ± 1.96 se)."""
-        mean, error = mean_nll(self.nll, self.tokens)
-        return Interval(math.exp(mean), math.exp(mean - Z95 * error), math.exp(mean + Z95 * error))
-
-    def to_json(self) -> dict[str, Any]:
-        """One entry of `lengths` in a perplexity record, see docs/results-schema.md."""
-        alone = len(self.nll) < 2  # no spread to speak of
-        stretches = {"by_position": [asdict(stretch) for stretch in self.by_position]} if self.by_position else {}
-        return {
-            "length": self.length,
-            "factor": self.factor,
-            "windows": len(self.nll),
-            "mean_nll": self.mean,
-            "standard_error": None if alone else self.standard_error,
-            "ppl": self.ppl,
-            "interval": None if alone else [self.interval.low, self.interval.high],
-            "ends": list(self.ends),
-            "nll": list(self.nll),
-            "tokens": list(self.tokens),
-            **stretches,
-        }
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """Result of `perplexity`: one `LengthLoss` for each length asked for, in that order."""
-
-    protocol: str
-    original_length: int
-    targets: int
-    stride: int
-    lengths: tuple[LengthLoss, ...]
-
-    def __getitem__(self, length: int) -> LengthLoss:
-        """The result at `length` tokens."""
-        for entry in self.lengths:
-            if entry.length == length:
-                return entry
-        measured = ", ".join(str(entry.length) for entry in self.lengths)
-        raise KeyError(f"length {length} was not measured, only {measured}")
+    @staticmethod
+    def _windows(inputs: Inputs, settings: PerplexitySettings) -> list[Windows]:
+        text = inputs.text
+        return settings.plan(text.tokens.numel(), inputs.lengths, inputs.original_length, text.starts)
 
 
 def perplexity(
@@ -124,17 +114,8 @@ def perplexity(
     tokens: Tensor,
     lengths: str | Iterable[int | str],
     *,
-    protocol: str = "same-targets",
-    windows: int | None = None,
-    targets: int = 64,
-    stride: int = 256,
-    chunk: int | None = None,
     documents: Sequence[int] | None = None,
-    by_position: int = 0,
-    original_length: int | None = None,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-    block_elements: int = BLOCK_ELEMENTS,
-    progress: Callable[[int], None] | None = None,
+    **settings: Any,
 ) -> Perplexity:
     """How well a model predicts tokens when it reads n of them: exp of the mean -ln p(token | context).
 
@@ -152,111 +133,35 @@ def perplexity(
         model: a transformers causal LM, extended or not; put in eval mode for the while.
         tokens: the token stream, shape [tokens]; see `longwave.data.tokens.token_stream`.
         lengths: `"1x,2x,4096"` or a list: multiples of the original length, or tokens.
-        windows: how many windows; None for 64 or what fits, 0 for all that fit.
-        chunk: tokens of a chunk in `chunked-cache`; None for 4,096, or the original length if that is less.
         documents: where each document starts in `tokens`, for `truncate`; see `longwave.data.tokens.stream_and_starts`.
-        by_position: in how many equal stretches of the window to report the loss, for protocols that score windows
-            whole (`overlap`, `truncate`, `chunked-cache`); 0 for none.
-        original_length: what `1x` means, default the model's own.
-        tokens_per_batch: windows are batched up to that many tokens.
-        block_elements: logits (rows x positions x vocabulary) computed at a time.
-        progress: called after each batch with the number of tokens read.
+        settings: those of `PerplexitySettings`, by name:
+            protocol: one of the above, default `same-targets`.
+            windows: how many windows; None (default) for 64 or what fits, 0 for all that fit.
+            targets, stride: in tokens, default 64 and 256.
+            chunk: tokens of a chunk in `chunked-cache`; None (default) for 4,096, or L if that is less.
+            by_position: in how many equal stretches of the window to report the loss, for protocols that score
+                windows whole (`overlap`, `truncate`, `chunked-cache`); 0 (default) for none.
+            And those of `Reading`:
+            original_length: what `1x` means, default the model's own.
+            tokens_per_batch: windows are batched up to that many tokens, default 8,192.
+            block_elements: logits (rows x positions x vocabulary) computed at a time.
+            progress: called after each batch with the number of tokens read.
 
     Raises:
-        ValueError: for bad lengths, a length beyond the model's maximum, too little data, token ids
+        ValueError: for bad settings or lengths, a length beyond the model's maximum, too little data, token ids
             that the model has no row for, or a loss that is not a finite number.
 
     Source: `stride` Press et al. (arXiv 2012.15832), `overlap` LongLoRA (2309.12307), `truncate` YaRN (2309.00071),
     `chunked-cache` github.com/DAMO-NLP-SG/CLEX.
     """
-    original = original_length if original_length is not None else original_length_of(model)
+    from longwave.evaluation.read_windows import read_windows
+    from longwave.extensions.reach import check_lengths, original_length_of
+
+    asked, how = split(PerplexitySettings, settings)
+    original = how.original_length if how.original_length is not None else original_length_of(model)
     counts = parse_lengths(lengths, original)
     check_lengths(model, counts)
-    plans = plan(
-        protocol, tokens.numel(), counts, windows=windows, targets=targets, stride=stride,
-        chunk=chunk_of(chunk, original), documents=documents,
-    )  # fmt: skip
-    check_stretches(by_position, protocol, counts)
-    check_ids(tokens, model)
-    if protocol == "chunked-cache":
-        check_cache(model)
-    scorer = Scorer(model, block_elements=block_elements)
-    training = model.training
-    model.eval()
-    try:
-        results = tuple(_at_length(model, scorer, tokens, p, by_position, tokens_per_batch, progress) for p in plans)
-    finally:
-        model.train(training)
-    return Perplexity(protocol, original, targets, stride, results)
-
-
-def _at_length(
-    model: nn.Module,
-    scorer: Scorer,
-    tokens: Tensor,
-    windows: Windows,
-    by_position: int,
-    tokens_per_batch: int,
-    progress: Callable[[int], None] | None,
-) -> LengthLoss:
-    sums: list[float] = []
-    along = torch.zeros(windows.length, dtype=torch.float64)  # nll of all windows at each place
-    with fixed_length(model, windows.length) as factor:
-        for batch in windows.batches(tokens_per_batch):
-            rows = torch.stack([tokens[end - windows.length : end] for end in windows.ends[batch]])
-            if windows.chunk is None:
-                nll = scorer.nll(rows, windows.scored[batch.start]).double()
-            else:
-                nll = _through_cache(scorer, rows, windows.chunk).double()
-            sums += nll.sum(1).tolist()
-            if not math.isfinite(sums[-1]) or not math.isfinite(sum(sums)):
-                raise ValueError(
-                    f"the loss at length {windows.length} is not a finite number. "
-                    "Try --dtype float32; if it stays, the model's weights are damaged."
-                )
-            if by_position:
-                along[windows.positions()] += nll.sum(0)
-            if progress is not None:
-                progress(rows.numel())
-    stretches = tuple(_stretches(along, windows, by_position))
-    return LengthLoss(windows.length, factor, windows.ends, tuple(sums), windows.scored, stretches)
-
-
-@torch.inference_mode()
-def _through_cache(scorer: Scorer, rows: Tensor, chunk: int) -> Tensor:
-    """-ln p in nats, float32 [rows, scored]: chunks read in turn into one cache, the first token of each not scored."""
-    cache, found = None, []
-    for ids in rows.to(scorer.device, torch.long).split(chunk, dim=1):
-        output = scorer.model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache = getattr(output, "past_key_values", None)
-        if cache is None:
-            raise _no_cache(scorer.model)
-        logits = output.logits[:, :-1].float()
-        targets = ids[:, 1:].to(logits.device)
-        found.append(cross_entropy(logits.transpose(1, 2), targets, reduction="none").cpu())
-    return torch.cat(found, dim=1)
-
-
-def check_cache(model: nn.Module) -> None:
-    """Refuse a model that cannot be given a key/value cache, for `chunked-cache`."""
-    host = host_of(model)
-    if "past_key_values" not in inspect.signature(host.forward).parameters:
-        raise _no_cache(host)
-
-
-def _no_cache(model: nn.Module) -> ValueError:
-    name = type(model).__name__
-    return ValueError(f"{name} keeps no key/value cache to read chunks into. Choose another protocol.")
-
-
-def _stretches(along: Tensor, windows: Windows, count: int) -> Iterator[Stretch]:
-    scored = torch.zeros(windows.length, dtype=torch.long)
-    scored[windows.positions()] = len(windows.ends)
-    for start, end in pairwise(windows.length * k // count for k in range(count + 1)) if count else ():
-        tokens = int(scored[start:end].sum())
-        yield Stretch(start, end, float(along[start:end].sum()) / tokens, tokens)
-
-
-def cost(plans: Iterable[Windows]) -> int:
-    """Tokens that a plan reads: the total of a progress bar."""
-    return sum(p.length * len(p.ends) for p in plans)
+    plans = asked.plan(tokens.numel(), counts, original, documents)
+    asked.check(model, tokens)
+    results = read_windows(model, tokens, plans, asked.by_position, how)
+    return Perplexity(asked.protocol, original, asked.targets, asked.stride, results)

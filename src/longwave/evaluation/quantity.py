@@ -14,28 +14,9 @@ from longwave.evaluation.statistics import Interval
 Entry = Mapping[str, Any]  # of `lengths` in a row of a record
 
 
-def number(value: float) -> str:
-    """Three significant digits at least, and two decimals at most: 2.75, 12.9, 1,234."""
-    return f"{value:,.{decimals(value)}f}"
-
-
-def decimals(value: float) -> int:
-    return 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
-
-
-def percent(value: float) -> str:
-    """A share: 75 %."""
-    return f"{100 * value:.0f} %"
-
-
-def counted(count: int, noun: str) -> str:
-    """`1 window`, `2 windows`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 @dataclass(frozen=True)
 class Parts:
-    """Numbers that an entry gives beside its value, by place.
+    """Numbers that an entry may give beside its value, by place.
 
     Arguments:
         key: of their list in an entry.
@@ -44,6 +25,10 @@ class Parts:
 
     key: str
     numbers: tuple[str, ...]
+
+
+BY_POSITION = Parts("by_position", ("start", "end", "nll"))  # stretches of a window
+BY_DEPTH = Parts("by_depth", ("depth", "rate"))  # places in a prompt
 
 
 @dataclass(frozen=True)
@@ -81,11 +66,6 @@ class Quantity(ABC):
     @abstractmethod
     def parts(self) -> Parts | None:
         """What an entry may give by place beside its value."""
-
-    @property
-    def is_map(self) -> bool:
-        """Whether it is shown by length and depth, instead of by length alone."""
-        return False
 
     @property
     def caption(self) -> str:
@@ -144,7 +124,8 @@ class Quantity(ABC):
     def check_common(self, entry: Any, own: Sequence[str], outside: Outside) -> None:
         """The part of `check` that every quantity has in common; `own` fields are those that it needs besides."""
         outside.require(entry, ("length", "factor", self.key, "interval", *own), "an entry of lengths")
-        outside.numbers(entry, ("length", self.key))
+        outside.counts(entry, ("length",))
+        outside.numbers(entry, (self.key,))
         if entry["factor"] is not None:
             outside.numbers(entry, ("factor",))
         if entry["interval"] is not None:

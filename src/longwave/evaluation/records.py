@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from longwave import files as io
+from longwave import provenance
 from longwave.evaluation.kinds import Scores
 from longwave.evaluation.outside import Outside
 from longwave.evaluation.quantity import Quantity
@@ -70,8 +71,8 @@ def record(
     return {
         "schema": schema,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": io.command(),
-        "versions": io.versions(),
+        "command": provenance.command(),
+        "versions": provenance.versions(),
         "model": dict(model),
         "data": None if data is None else dict(data),
         "seed": seed,
@@ -121,11 +122,15 @@ def from_json(value: Any, path: Path | str, schema: str | None = None) -> Record
     for key in ("model", "versions", "settings"):
         if not isinstance(value[key], dict):
             raise outside.damaged(f"its {key} must be an object")
-    outside.numbers(value, ("original_length",))
+    if not isinstance(value.get("data"), dict | None):
+        raise outside.damaged("its data must be an object or null")
+    outside.counts(value, ("original_length",))
     quantity = known[found]
     for row in outside.filled(value["rows"], "rows"):
         if isinstance(quantity, Quantity):
             outside.require(row, ROW, "a row")
+            if not isinstance(row["label"], str):
+                raise outside.damaged(f"label is {row['label']!r} where text must be")
             for entry in outside.filled(row["lengths"], "lengths"):
                 quantity.check(entry, outside)
         else:

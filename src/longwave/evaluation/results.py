@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from longwave.evaluation.curves import Curve, Grid, curves, grids
 from longwave.evaluation.kinds import compare
+from longwave.evaluation.longppl import LongPPLEvaluation
+from longwave.evaluation.needle import NeedleEvaluation
+from longwave.evaluation.passkey import PasskeyEvaluation
+from longwave.evaluation.perplexity import PerplexityEvaluation
 from longwave.evaluation.records import TASKS, Record, quantity_of, read, record, write
 from longwave.evaluation.statistics import Interval
 
-PERPLEXITY, LONGPPL = "longwave.perplexity/1", "longwave.longppl/1"
-PASSKEY, NEEDLE = "longwave.passkey/1", "longwave.needle/1"
+PERPLEXITY, LONGPPL = PerplexityEvaluation.schema, LongPPLEvaluation.schema
+PASSKEY, NEEDLE = PasskeyEvaluation.schema, NeedleEvaluation.schema
 
 __all__ = [
     "LONGPPL",

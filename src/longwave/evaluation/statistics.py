@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
 Z95 = NormalDist().inv_cdf(0.975)
 
@@ -37,6 +38,8 @@ def mean_nll(nll: ArrayLike, tokens: ArrayLike) -> tuple[float, float]:
 
     Source: Cochran, Sampling Techniques (1977), section 6.4.
     """
+    import numpy as np  # here: the help of every command is made from classes that know this file
+
     sums, counts = np.asarray(nll, float), np.asarray(tokens, float)
     windows, total = len(sums), counts.sum()
     mean = sums.sum() / total
@@ -75,6 +78,8 @@ def paired_bootstrap(
 
     Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 and 13.
     """
+    import numpy as np
+
     left, right = np.atleast_2d(np.asarray(a, float)), np.atleast_2d(np.asarray(b, float))
     counts = np.asarray(tokens, float)
     windows = counts.shape[-1]

@@ -12,8 +12,9 @@ import yaml
 from longwave.exporters.base import Exporter
 from longwave.exporters.source import Source
 from longwave.exporters.verify import Agreement
-from longwave.files import read_json, versions
+from longwave.files import read_json
 from longwave.methods import METHODS
+from longwave.provenance import versions
 from longwave.trajectory import Snapshot
 
 

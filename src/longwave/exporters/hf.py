@@ -53,7 +53,7 @@ RUNNER = Path(__file__).with_name("run_transformers.py")
 
 
 class HF:
-    """Loads in vanilla transformers with the logits of `longwave.attach.frozen`, bit for bit."""
+    """Loads in vanilla transformers with the logits of `longwave.frozen`, bit for bit."""
 
     name = "hf"
     summary = "a Hugging Face folder for transformers, vLLM and SGLang"

@@ -17,8 +17,8 @@ from longwave.exporters import get_exporter
 from longwave.exporters.card import model_card, read_perplexity
 from longwave.exporters.source import Source, open_source
 from longwave.exporters.verify import Agreement, passages, verify
-from longwave.files import EXPORT_RECORD as RECORD
 from longwave.files import check_output, umask, write_json, write_text
+from longwave.layout import EXPORT_RECORD as RECORD
 from longwave.trajectory import Snapshot
 
 CARD = "README.md"

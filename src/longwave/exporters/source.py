@@ -9,10 +9,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from longwave.checkpoints.extended import extend_as_saved
-from longwave.checkpoints.folder import CONFIG, TRAINING, Kind, missing_part, resolve, tokenizer_folder
+from longwave.checkpoints.folder import Kind, missing_part, resolve, tokenizer_folder
 from longwave.checkpoints.official import extend_legacy, read_legacy
 from longwave.checkpoints.plain import skeleton
-from longwave.checkpoints.scaled import RECORD, follow_config, recognise
+from longwave.checkpoints.scaled import follow_config, recognise
 from longwave.checkpoints.tokenizer import damaged_tokenizer
 from longwave.checkpoints.weights import Contents, check_parameters, check_weights, weight_files
 from longwave.extensions.attach import extend, restore, rope_of
@@ -23,7 +23,9 @@ from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import host_of
 from longwave.extensions.standin import frequency_name
 from longwave.files import read_json
+from longwave.layout import CONFIG, TRAINING
 from longwave.methods import parse_method
+from longwave.methods.scaling import RECORD
 from longwave.schedule import Static, factor_of
 from longwave.trajectory import Snapshot
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,14 +10,15 @@ from typing import Any, TypeVar
 from torch import nn
 
 from longwave.attention.hook import Scaled
+from longwave.extensions.build import build_trajectories, refuse_other_settings
 from longwave.extensions.dial import Dial
-from longwave.extensions.generation import install_hooks, remove_hooks
 from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go
+from longwave.extensions.hooks import install_hooks, remove_hooks
 from longwave.extensions.log_n import disable_log_n, enable_log_n, put_log_n_back, scaled_of
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import Site, find_sites, host_of, reset_frequencies, rope_at
 from longwave.extensions.standin import frequency_name
-from longwave.methods import Method, parse_method
+from longwave.methods import parse_method
 from longwave.rope import Rope
 from longwave.schedule import Schedule, Static, parse_schedule
 from longwave.trajectory import Trajectory
@@ -76,12 +76,12 @@ def extend(
     if prior is not None:
         options["prior"] = prior
     if trajectory is not None:
-        _refuse_other_settings(trajectory, max_factor=max_factor, original_length=original_length, **options)
+        refuse_other_settings(trajectory, max_factor=max_factor, original_length=original_length, **options)
     with _without_recognised(model):
         host, sites = host_of(model), find_sites(model)
         ropes = [rope_at(site, host.config.get_text_config(decoder=True), original_length) for site in sites]
         trajectories = (
-            _trajectories(spec, ropes, max_factor, options) if trajectory is None else [trajectory] * len(sites)
+            build_trajectories(spec, ropes, max_factor, options) if trajectory is None else [trajectory] * len(sites)
         )
         dial = Dial(trajectories[0].rope.original_length, trajectories[0].max_factor, chosen, beyond)
         exponent = spec.log_n if log_n is None else float(log_n)
@@ -223,37 +223,6 @@ def _take_off(handle: Extension) -> None:
     disable_log_n(handle.host)
     remove_hooks(handle.host)
     let_go(handle.host)
-
-
-def _trajectories(method: Method, ropes: list[Rope], max_factor: float, options: dict[str, Any]) -> list[Trajectory]:
-    """One trajectory per distinct rope, shared by the modules that have it."""
-    known = inspect.signature(method.build).parameters
-    if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
-        available = sorted(set(known) - {"rope", "max_factor", "name"})
-        if unknown := sorted(set(options) - set(available)):
-            raise ValueError(
-                f"{method.name} has no option {unknown[0]!r}. Available: {', '.join(available) or 'none'}."
-            )
-    built: dict[tuple[float, ...], Trajectory] = {}
-    for rope in ropes:
-        key = tuple(rope.inv_freq.tolist())
-        if key not in built:
-            try:
-                built[key] = method.build(rope, max_factor, **options)
-            except TypeError as error:  # an option that the method's constructor does not have
-                raise ValueError(f"{method.name}: {error}.") from None
-    return [built[tuple(rope.inv_freq.tolist())] for rope in ropes]
-
-
-def _refuse_other_settings(trajectory: Trajectory, **given: Any) -> None:
-    own = {"max_factor": trajectory.max_factor, "original_length": trajectory.rope.original_length}
-    own |= trajectory.options()
-    for name, value in given.items():
-        if value is not None and value != own.get(name):
-            raise ValueError(
-                f"{name} {value!r} is not the trajectory's, which has {own.get(name)!r}. "
-                "Leave it out or give the same, or extend without trajectory."
-            )
 
 
 def _place(site: Site, trajectory: Trajectory, dial: Dial) -> tuple[tuple[nn.Module, str], ...]:

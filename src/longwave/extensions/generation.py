@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationMixin, MaxLengthCriteria, PreTrainedModel
+from transformers import Cache, MaxLengthCriteria
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
@@ -29,15 +28,6 @@ from longwave.extensions.caches import adopt, before_forward
 from longwave.extensions.dial import Dial, lock_of
 from longwave.extensions.handle import extension
 from longwave.extensions.lengths import prompt_columns, prompt_lengths
-
-HOOKS = (
-    "generate",
-    "_prepare_generated_length",
-    "_prepare_cache_for_generation",
-    "_get_stopping_criteria",
-    "prepare_inputs_for_generation",
-    "save_pretrained",
-)
 
 
 @dataclass
@@ -57,33 +47,8 @@ class _Call:
     chunk: int | None = None
 
 
-def install_hooks(model: PreTrainedModel) -> None:
-    """Make `generate` and plain forwards choose t, and `save_pretrained` refuse what could not be read back."""
-    hooks: dict[str, Callable[..., Any]] = {"save_pretrained": _save_recognised}
-    if isinstance(model, GenerationMixin):
-        hooks |= {
-            "generate": _generate,
-            "_prepare_generated_length": _note_length,
-            "_prepare_cache_for_generation": _start,
-            "_get_stopping_criteria": _stop_at_our_length,
-            "prepare_inputs_for_generation": _next_inputs,
-        }
-    # On the instance: bound methods survive `copy.deepcopy` (they follow the copy), closures would not.
-    vars(model).update({name: MethodType(hook, model) for name, hook in hooks.items()})
-    model.register_forward_pre_hook(_before_forward, with_kwargs=True)
-
-
-def remove_hooks(model: PreTrainedModel) -> None:
-    """Give the model its class's own methods back."""
-    for name in HOOKS:
-        vars(model).pop(name, None)
-    for key in [key for key, hook in model._forward_pre_hooks.items() if hook is _before_forward]:
-        del model._forward_pre_hooks[key]
-        model._forward_pre_hooks_with_kwargs.pop(key, None)
-
-
-def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """The model's own `generate`, its t chosen by `_start` and `_next_inputs`; one call at a time."""
+def generate(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """The model's own `generate`, its t chosen by `start` and `next_inputs`; one call at a time."""
     dial = extension(model).dial
     with lock_of(dial), dial.held():
         dial.set(call=_Call())
@@ -96,7 +61,7 @@ def _call_of(model: Any) -> _Call | None:
     return call
 
 
-def _note_length(model: Any, generation_config: Any, **prepared: Any) -> Any:
+def note_length(model: Any, generation_config: Any, **prepared: Any) -> Any:
     """transformers settles the final length of the call here."""
     generation_config = type(model)._prepare_generated_length(model, generation_config, **prepared)
     if (call := _call_of(model)) is not None:
@@ -107,7 +72,7 @@ def _note_length(model: Any, generation_config: Any, **prepared: Any) -> Any:
     return generation_config
 
 
-def _start(
+def start(
     model: Any, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: GenerationMode, *args: Any
 ) -> None:
     """transformers prepares the cache here: everything that t depends on is known, and nothing has run."""
@@ -130,7 +95,7 @@ def _start(
         adopt(model, cache, whole=whole)
 
 
-def _stop_at_our_length(model: Any, *args: Any, **kwargs: Any) -> Any:
+def stop_at_our_length(model: Any, *args: Any, **kwargs: Any) -> Any:
     """The criteria of transformers, which would warn of lengths beyond the original one, at the extended one."""
     criteria = type(model)._get_stopping_criteria(model, *args, **kwargs)
     for criterion in criteria:
@@ -139,7 +104,7 @@ def _stop_at_our_length(model: Any, *args: Any, **kwargs: Any) -> Any:
     return criteria
 
 
-def _next_inputs(model: Any, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any) -> Any:
+def next_inputs(model: Any, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any) -> Any:
     """Before each step: under `grow`, whether a row outgrows its t, and then the whole text instead of a token.
 
     `inputs_embeds` is named because transformers looks for the name before it accepts a prompt of embeddings.
@@ -208,20 +173,9 @@ def _refuse_growth_of_a_part(dial: Dial, prompt: Sequence[int], new: int) -> Non
         )
 
 
-def _before_forward(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def steer_forward(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A forward outside of `generate`. Under torch.compile it is steered by its position ids and `set_policy` alone."""
     if torch.compiler.is_compiling() or _call_of(model) is not None:
         return None
     changed = before_forward(model, args, kwargs)
     return None if changed is None else (args, {**kwargs, **changed})
-
-
-def _save_recognised(model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
-    """An extension that is in the config as it was loaded needs no other place."""
-    if extension(model).recognised:
-        type(model).save_pretrained(model, *args, **kwargs)
-        return
-    raise ValueError(
-        "save_pretrained would write a folder that transformers loads without the extension. "
-        "Use longwave.save(model, folder), or longwave.restore(model) first for the plain model."
-    )

@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 import sys
+from typing import Any
 
 from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -49,6 +50,36 @@ def put_log_n_back(model: PreTrainedModel, setting: Scaled | None) -> None:
     for layer in attention_layers(text):
         setattr(layer, ON_LAYER, setting)
     _set_attention(text, PREFIX + setting.base)
+
+
+def change_attention(
+    model: PreTrainedModel, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any
+) -> None:
+    """`model.set_attn_implementation` of an extended model: log-n then stands before the other implementation.
+
+    Raises:
+        ValueError: if the other implementation cannot have log-n. The model is then as before.
+    """
+    setting, before = disable_log_n(model), attention_of(model)
+    change = type(model).set_attn_implementation
+    try:
+        change(model, _unprefixed(attn_implementation), *args, **kwargs)
+        if setting is not None:
+            base = attention_of(model)
+            _require_interface(model, base)
+            setting = Scaled(base, setting.temperature)
+    except BaseException:
+        _set_attention(_text_model(model), before)
+        raise
+    finally:
+        put_log_n_back(model, setting)
+
+
+def _unprefixed(asked: Any) -> Any:
+    """The implementations asked for, without the part of their names that stands for log-n."""
+    if isinstance(asked, dict):
+        return {key: _unprefixed(value) for key, value in asked.items()}
+    return asked.removeprefix(PREFIX) if isinstance(asked, str) else asked
 
 
 def count_keys(model: PreTrainedModel, on: bool) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.standin import frequency_name, undecorated_forward
 from longwave.rope import Rope
 from longwave.schedule import tokens_at
@@ -66,9 +67,11 @@ def find_sites(model: nn.Module) -> list[Site]:
     """Every rotary module of the text model that scales with the context.
 
     Raises:
-        ValueError: if there is none, saying how the model encodes positions instead.
+        ValueError: if there is none, saying how the model encodes positions instead; or if the model is extended.
     """
     host = host_of(model)
+    if any(isinstance(module, ScaledRotary) for module in model.modules()):  # a part of an extended model
+        raise ValueError("the model is already extended. Call longwave.restore on the whole model first.")
     text = host.config.get_text_config(decoder=True)
     sites = []
     for module, owners in _owners(model):

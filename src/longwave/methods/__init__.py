@@ -1,24 +1,25 @@
-"""Every scaling method, by name. To add one: a file here and a line in METHODS."""
+"""Every scaling method, by name. To add one: a file here and a line in METHODS.
+
+A method that the configs of transformers can express has the type of that scaling beside it (`ROPE_TYPE`), which
+reads it; its line in METHODS names it.
+"""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from longwave.methods import linear, llama3, longrope, ntk, yarn
 from longwave.methods.clex import CLEX, clex_paper
-from longwave.methods.linear import Linear
-from longwave.methods.llama3 import Llama3
-from longwave.methods.longrope import LongRoPE
 from longwave.methods.none import Unscaled
-from longwave.methods.ntk import NTK
-from longwave.methods.yarn import YaRN
+from longwave.methods.scaling import RopeType
+from longwave.names import look_up
 from longwave.schedule import Schedule, parse_schedule
 from longwave.trajectory import Trajectory
 
-__all__ = ["METHODS", "Method", "get_method", "parse_method"]
+__all__ = ["METHODS", "Method", "get_method", "parse_method", "rope_types"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Method:
         build: (rope, max_factor, **options) -> Trajectory.
         summary: one line for tables.
         source: paper or code.
+        rope_type: the type of RoPE scaling in a model's config that the method reads; None where there is none.
         trained: True where the method is meaningless without trained weights of its own.
         log_n: exponent of the per-query log-n attention scaling by default, 0 for off.
         schedule: the default schedule's spec.
@@ -40,6 +42,7 @@ class Method:
     build: Callable[..., Trajectory]
     summary: str
     source: str
+    rope_type: RopeType | None = None
     trained: bool = False
     log_n: float = 0.0
     schedule: str = "continuous"
@@ -52,11 +55,15 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("none", Unscaled, "pre-trained frequencies at every length", "baseline"),
-        Method("linear", Linear, "Position Interpolation: all frequencies / t", "arXiv 2306.15595"),
-        Method("ntk", NTK, "NTK-aware: a larger base", "arXiv 2309.00071, section 3.1"),
-        Method("yarn", YaRN, "interpolation by parts with a temperature", "arXiv 2309.00071"),
-        Method("llama3", Llama3, "interpolation by parts as in Llama 3.1", "arXiv 2407.21783"),
-        Method("longrope", LongRoPE, "searched factors for each frequency", "arXiv 2402.13753"),
+        Method(
+            "linear", linear.Linear, "Position Interpolation: all frequencies / t", "arXiv 2306.15595", linear.ROPE_TYPE
+        ),
+        Method("ntk", ntk.NTK, "NTK-aware: a larger base", "arXiv 2309.00071, section 3.1", ntk.ROPE_TYPE),
+        Method("yarn", yarn.YaRN, "interpolation by parts with a temperature", "arXiv 2309.00071", yarn.ROPE_TYPE),
+        Method("llama3", llama3.Llama3, "interpolation by parts as in Llama 3.1", "arXiv 2407.21783", llama3.ROPE_TYPE),
+        Method(
+            "longrope", longrope.LongRoPE, "searched factors for each frequency", "arXiv 2402.13753", longrope.ROPE_TYPE
+        ),
         Method("clex", CLEX, "learned trajectory, bounded field", "arXiv 2310.16450", trained=True, log_n=1.0),
         Method(
             "clex-paper",
@@ -74,11 +81,13 @@ METHODS: dict[str, Method] = {
 
 def get_method(name: str) -> Method:
     """Look a method up; an unknown name is a `ValueError` that offers the nearest one."""
-    if name in METHODS:
-        return METHODS[name]
-    near = difflib.get_close_matches(name.lower(), METHODS, n=1)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown method {name!r}. {hint}Available: {', '.join(METHODS)}.")
+    return look_up("method", name, METHODS)
+
+
+def rope_types() -> dict[str, tuple[str, RopeType]]:
+    """The types of RoPE scaling that a method reads from a config: by `rope_type`, the method's name and the type."""
+    types = ((method.name, method.rope_type) for method in METHODS.values())
+    return {rope_type.name: (name, rope_type) for name, rope_type in types if rope_type is not None}
 
 
 def parse_method(spec: str) -> tuple[Method, Schedule]:

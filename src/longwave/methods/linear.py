@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
+from longwave.methods.scaling import RopeType, Scaling, factor_in, original_length_in
+from longwave.rope import Rope
+from longwave.schedule import Static
 from longwave.trajectory import Trajectory
 
 
@@ -20,3 +26,11 @@ class Linear(Trajectory):
 
     def rate(self, t: float | Tensor) -> Tensor:
         return (-1 / self.as_factor(t)).expand(*self.log_freq(t).shape)
+
+
+def from_rope_parameters(parameters: Mapping[str, Any], rope: Rope, max_position_embeddings: int) -> Scaling:
+    factor, original = factor_in(parameters), original_length_in(parameters)
+    return Scaling(factor, original, max_position_embeddings, Static(factor), inv_freq=1 / rope.powers)
+
+
+ROPE_TYPE = RopeType("linear", from_rope_parameters)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from longwave.methods.by_parts import ByParts
+from longwave.methods.scaling import RopeType, Scaling, factor_in, original_length_in
 from longwave.rope import Rope
+from longwave.rules import POSITIVE
+from longwave.schedule import Static
 
 
 class Llama3(ByParts):
@@ -36,3 +40,17 @@ class Llama3(ByParts):
 
     def options(self) -> dict[str, Any]:
         return {"low_freq_factor": self.low_freq_factor, "high_freq_factor": self.high_freq_factor}
+
+
+KEYS = {"low_freq_factor": POSITIVE, "high_freq_factor": POSITIVE}
+
+
+def from_rope_parameters(parameters: Mapping[str, Any], rope: Rope, max_position_embeddings: int) -> Scaling:
+    factor, original = factor_in(parameters), original_length_in(parameters)
+    options = {name: parameters[name] for name in KEYS}
+    if None in options.values():
+        raise ValueError("its low_freq_factor or high_freq_factor is null.")
+    return Scaling(factor, original, max_position_embeddings, Static(factor), options, 1 / rope.powers)
+
+
+ROPE_TYPE = RopeType("llama3", from_rope_parameters, KEYS, required=("factor", *KEYS))

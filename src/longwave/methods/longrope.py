@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from longwave.methods.scaling import RECORD, RopeType, Scaling, original_length_in
 from longwave.rope import Rope
+from longwave.rules import FACTORS, POSITIVE, are_positive, is_length, is_positive
+from longwave.schedule import Static, Threshold, tokens_at
 from longwave.trajectory import Trajectory
 
 
@@ -79,3 +83,59 @@ class LongRoPE(Trajectory):
         if self.attention_factor is not None:
             return float(self.attention_factor ** (math.log(t) / math.log(self.max_factor)))
         return math.sqrt(1 + math.log(t) / math.log(self.rope.original_length))
+
+
+def from_rope_parameters(parameters: Mapping[str, Any], rope: Rope, max_position_embeddings: int) -> Scaling:
+    """The attention scaling holds within L, too: it stays the module's own, and ours is 1."""
+    original, longest, long = original_length_in(parameters), max_position_embeddings, parameters["long_factor"]
+    if long is None:
+        raise ValueError("its long_factor is null.")
+    factor = max(longest / original, float(parameters.get("factor") or 1.0))
+    if factor == 1:  # no length is beyond L
+        return Scaling(factor, original, longest, Threshold())
+    # λ(1) as frequencies in float32 hold it: relative to these the long factors come out bit for bit.
+    options = {"long_factor": long, "short_factor": rope.factors.tolist(), "attention_factor": 1.0}
+    return Scaling(factor, original, longest, Threshold(), options)
+
+
+def from_record(record: Mapping[str, Any], parameters: Mapping[str, Any], rope: Rope) -> Scaling:
+    """An export of ours holds the factors of one t; its record says which, and what z(1) has.
+
+    That is λ(1), where it is not 1, and an attention scaling of the model's own. The rest of the config's, per-query
+    log-n as a constant included, belongs to t.
+    """
+    factor: Any = record.get("factor")
+    original: Any = record.get("original_length")
+    length, long = parameters.get("original_max_position_embeddings"), parameters["long_factor"]
+    short = record.get("short_factor") or [1.0] * len(rope.powers)
+    own = record.get("attention_scaling", 1.0)
+    sound = all(map(is_positive, (factor, own))) and is_length(original) and are_positive(short) and bool(long)
+    same = sound and is_length(length) and parameters["short_factor"] == long and len(short) == len(rope.powers)
+    if not same or factor < 1 or length != record.get("length", tokens_at(factor, original)):
+        raise ValueError(f"the key {RECORD!r} of the config does not go with its rope_parameters.")
+    factor, original, own = float(factor), int(original), float(own)
+    inv_freq = 1 / (torch.tensor(short, device="cpu") * rope.powers)
+    held = Rope(inv_freq, original, rope.base).factors.tolist()
+    attention = (parameters.get("attention_factor") or 1.0) / own
+    scaling = Scaling(factor, original, length, Static(factor), {}, inv_freq, own)
+    if scaling.max_factor > factor > 1:  # the method's factors are those at its end, which lies on the same line
+        power = math.log(scaling.max_factor) / math.log(factor)
+        long = [one * (other / one) ** power for one, other in zip(held, long, strict=True)]
+        attention **= power
+    options = {"long_factor": long, "short_factor": held, "attention_factor": attention}
+    return replace(scaling, options=options)
+
+
+ROPE_TYPE = RopeType(
+    "longrope",
+    from_rope_parameters,
+    {
+        "attention_factor": POSITIVE,
+        "short_factor": FACTORS,
+        "long_factor": FACTORS,
+        "short_mscale": POSITIVE,
+        "long_mscale": POSITIVE,
+    },
+    required=("short_factor", "long_factor"),
+    from_record=from_record,
+)

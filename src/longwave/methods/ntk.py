@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from longwave.methods.scaling import RopeType, Scaling, factor_in
 from longwave.rope import Rope
+from longwave.schedule import Continuous
 from longwave.trajectory import Trajectory
 
 
@@ -49,3 +52,14 @@ class NTK(Trajectory):
 
     def rate(self, t: float | Tensor) -> Tensor:
         return -self.exponent * self.slope / self._alpha(t)
+
+
+def from_rope_parameters(parameters: Mapping[str, Any], rope: Rope, max_position_embeddings: int) -> Scaling:
+    """α = factor·n/L - (factor - 1) is NTK with that slope; transformers sets no end, our t stays at the factor."""
+    factor, length = factor_in(parameters), max_position_embeddings
+    if not length:
+        raise ValueError("the config has no max_position_embeddings.")
+    return Scaling(factor, length, length, Continuous(), {"slope": factor})
+
+
+ROPE_TYPE = RopeType("dynamic", from_rope_parameters)

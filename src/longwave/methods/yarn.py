@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from longwave.methods.by_parts import ByParts
+from longwave.methods.scaling import RopeType, Scaling, original_length_in
 from longwave.rope import Rope
+from longwave.rules import ANY, NOT_NEGATIVE, POSITIVE, SWITCH
+from longwave.schedule import Static
 
 
 class YaRN(ByParts):
@@ -70,3 +74,28 @@ def _ramp(rope: Rope, beta_fast: float, beta_slow: float, truncate: bool) -> tor
     low, high = max(low, 0), min(high, dim - 1)
     high += 0.001 * (low == high)  # a step instead of a division by zero, as transformers has it
     return ((torch.arange(dim // 2, dtype=torch.float64, device="cpu") - low) / (high - low)).clamp(0, 1)
+
+
+def from_rope_parameters(parameters: Mapping[str, Any], rope: Rope, max_position_embeddings: int) -> Scaling:
+    original, longest = original_length_in(parameters), max_position_embeddings
+    factor = float(parameters.get("factor") or longest / original)
+    if factor < 1:
+        raise ValueError(f"its factor is null, and max_position_embeddings {longest} is below {original}.")
+    options: dict[str, Any] = {name: parameters[name] for name in ("beta_fast", "beta_slow") if parameters.get(name)}
+    options["truncate"] = bool(parameters.get("truncate", True))
+    if parameters.get("attention_factor") is not None and factor > 1:
+        options["temperature"] = (parameters["attention_factor"] - 1) / math.log(factor)
+    return Scaling(factor, original, longest, Static(factor), options, 1 / rope.powers)
+
+
+ROPE_TYPE = RopeType(
+    "yarn",
+    from_rope_parameters,
+    {
+        "attention_factor": POSITIVE,
+        "beta_fast": NOT_NEGATIVE,  # 0 counts as not given
+        "beta_slow": NOT_NEGATIVE,
+        "truncate": SWITCH,
+        "finetuned": ANY,  # tells how the weights of the YaRN repository were made, and changes no frequency
+    },
+)

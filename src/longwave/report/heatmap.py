@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from longwave.evaluation.curves import Grid
 from longwave.evaluation.kinds import Share
-from longwave.evaluation.quantity import percent
+from longwave.evaluation.writing import percent
 from longwave.report.plots import blank
 from longwave.report.tables import ratio_text
 

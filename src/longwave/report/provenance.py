@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from longwave.layout import TRAINING
 from longwave.report.markup import Content, Markup, element, join, table
 from longwave.report.sources import Source, Training
 from longwave.report.tables import ratio_text
@@ -47,9 +48,7 @@ def made_training(training: Training) -> Markup:
         ("processes", str(record.get("world_size", 1))),
         ("versions", _pairs(record.get("versions") or {})),
     ]
-    return element(
-        "details", element("summary", f"What made it: {training.path.with_name('training.json')}"), _list(fields)
-    )
+    return element("details", element("summary", f"What made it: {training.path.with_name(TRAINING)}"), _list(fields))
 
 
 def _policies(source: Source) -> Markup:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import longwave.report.figures as draw
+from longwave.evaluation.quantity import BY_DEPTH, BY_POSITION
 from longwave.evaluation.windows import scores_same_targets
 from longwave.report.groups import Group
 from longwave.report.markup import Markup, element, join, scroll, table
@@ -62,7 +63,7 @@ def measured(group: Group, pen: Pen) -> Section:
             list(group.rows),
         ),
         _table(group, f"{what}, 95 % interval below; the best of each length in bold."),
-        *(PLACES[quantity.parts.key](group, pen) if quantity.parts is not None else ()),
+        *(PLACES[quantity.parts](group, pen) if quantity.parts is not None else ()),
         *(made(source) for source in group.sources),
     ]
     return Section(group.title, summary(group), join(*parts))
@@ -129,7 +130,7 @@ def _depths(group: Group, pen: Pen) -> list[Markup]:
     return [pen.figure(draw.heatmap(rows), f"{what} by length and depth for {', '.join(rows)}.", caption)]
 
 
-PLACES = {"by_position": _positions, "by_depth": _depths}  # by the key of a quantity's parts
+PLACES = {BY_POSITION: _positions, BY_DEPTH: _depths}
 
 
 def scored(source: Source) -> Section:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longwave.evaluation.quantity import counted
+from longwave.evaluation.writing import counted
 from longwave.report.groups import Group
 
 ENOUGH_RUNS = 5  # of a row with several; one run is a model and not a sample

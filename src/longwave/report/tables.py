@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from longwave.evaluation.curves import Curve, Grid
-from longwave.evaluation.quantity import Quantity, percent
+from longwave.evaluation.quantity import Quantity
+from longwave.evaluation.writing import percent
 
 
 def curve_table(curves: Sequence[Curve], quantity: Quantity, original_length: int) -> Table:

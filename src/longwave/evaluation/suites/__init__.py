@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,7 +10,10 @@ from typing import Any
 
 import yaml
 
-from longwave.evaluation.registry import EVALUATIONS, Evaluation, get_evaluation, unknown
+from longwave.evaluation.base import Evaluation
+from longwave.evaluation.registry import EVALUATIONS
+from longwave.names import look_up, unknown
+from longwave.settings import Settings
 
 SUFFIX = ".yaml"
 KEYS = ("name", "lengths")
@@ -30,8 +32,8 @@ class Step:
     """
 
     name: str
-    evaluation: Evaluation
-    settings: Mapping[str, Any]
+    evaluation: Evaluation[Any]
+    settings: Settings
     lengths: str | None = None
 
 
@@ -93,7 +95,7 @@ def _step(item: Any, where: str) -> Step:
     if not NAME.fullmatch(name):
         raise ValueError(f"{where}: name {name!r} may have letters, digits, '.', '_' and '-' only.")
     try:
-        evaluation = get_evaluation(kind)
+        evaluation = look_up("evaluation", kind, EVALUATIONS)
         settings = evaluation.settings(given or {})
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None

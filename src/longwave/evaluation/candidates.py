@@ -1,0 +1,70 @@
+"""The models of a comparison, each with the methods that it is measured under."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from longwave.checkpoints.load import extension_of, unrecognised_scaling
+from longwave.evaluation.subjects import TRAINING_FREE
+
+OWN = "own"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be compared.
+
+    Arguments:
+        path: a folder, or a name on a hub.
+        name: what its rows are called; candidates of one name are runs (seeds) of the same thing.
+        methods: to measure it under, `own` for its own one, if it has one; empty for that, or the training-free ones.
+    """
+
+    path: str
+    name: str
+    methods: tuple[str, ...] = ()
+
+    @cached_property
+    def extension(self) -> tuple[str, float] | None:
+        """Its own method and max_factor, if it is extended."""
+        return extension_of(self.path)
+
+    @cached_property
+    def specs(self) -> tuple[str, ...]:
+        """The methods, known without loading the model."""
+        own = () if self.extension is None else (self.extension[0],)
+        found = [spec for given in self.methods for spec in (own if given == OWN else (given,))]
+        if self.methods and not found:
+            raise ValueError(f"{self.path} has no method of its own. Write for example --methods none,ntk,own.")
+        return tuple(dict.fromkeys(found)) or own or self._plain_specs
+
+    @property
+    def _plain_specs(self) -> tuple[str, ...]:
+        """As `default_specs` of the loaded model: on scaling that is not recognised no other method is put."""
+        return ("none",) if unrecognised_scaling(self.path) else TRAINING_FREE
+
+
+def label(candidates: Sequence[Candidate], candidate: Candidate, spec: str) -> str:
+    """The method where one model is measured, the name where each has one method, else both."""
+    if len({each.name for each in candidates}) == 1:
+        return spec
+    return candidate.name if len(candidate.specs) == 1 else f"{candidate.name}: {spec}"
+
+
+def refuse_copies(candidates: Sequence[Candidate], identities: Mapping[str, dict[str, str]]) -> None:
+    """Runs of one name must be different ones: a copy would count twice and narrow the interval.
+
+    Arguments:
+        identities: the fingerprint of each model, by its path.
+    """
+    known: dict[tuple[str, str], str] = {}
+    for each in candidates:
+        key = each.name, str(identities[each.path])
+        if key in known:
+            raise ValueError(
+                f"{known[key]} and {each.path} are the same model, and runs of {each.name} must differ. "
+                "Leave one out, or give them different names."
+            )
+        known[key] = each.path

@@ -1,0 +1,56 @@
+"""Whether hidden things are found: what `passkey` and `needle` return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from longwave.evaluation.statistics import Interval, wilson
+
+
+@dataclass(frozen=True)
+class LengthRetrieval:
+    """Outcome at one length, trial by trial: depth asked for, key found or not, depth that the needle has."""
+
+    length: int
+    factor: float | None
+    depths: tuple[float, ...]
+    correct: tuple[bool, ...]
+    places: tuple[float, ...] = ()
+
+    @property
+    def rate(self) -> Interval:
+        """Share of keys retrieved, with its 95 % Wilson interval."""
+        return wilson(sum(self.correct), len(self.correct))
+
+    def by_depth(self) -> dict[float, Interval]:
+        """The same for each depth, shallowest first."""
+        found: dict[float, list[bool]] = {}
+        for depth, correct in sorted(zip(self.depths, self.correct, strict=True)):
+            found.setdefault(depth, []).append(correct)
+        return {depth: wilson(sum(hits), len(hits)) for depth, hits in found.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of `lengths` in a passkey or needle record, see docs/results-schema.md."""
+        return {
+            "length": self.length,
+            "factor": self.factor,
+            "trials": len(self.correct),
+            "rate": self.rate.value,
+            "interval": [self.rate.low, self.rate.high],
+            "by_depth": [
+                {"depth": depth, "rate": rate.value, "interval": [rate.low, rate.high]}
+                for depth, rate in self.by_depth().items()
+            ],
+            "depths": list(self.depths),
+            "correct": list(self.correct),
+            "places": list(self.places),
+        }
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Result of `passkey` and `needle`: one `LengthRetrieval` for each length asked for, in that order."""
+
+    original_length: int
+    lengths: tuple[LengthRetrieval, ...]

@@ -1,0 +1,75 @@
+"""Prompts are read under their length factor; one forward says whether greedy decoding would answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from longwave.data.prompts import check_ids
+from longwave.evaluation.base import Reading
+from longwave.evaluation.lengths import parse_lengths
+from longwave.evaluation.loss import Scorer
+from longwave.evaluation.retrieval import LengthRetrieval, Retrieval
+from longwave.evaluation.trials import Prompts, Trial
+from longwave.evaluation.windows import rows_per_batch
+from longwave.extensions.reach import check_lengths, fixed_length, original_length_of
+
+
+@dataclass(frozen=True)
+class Quiz:
+    """What is asked at every length.
+
+    Arguments:
+        prompts: of any kind.
+        trials: how many.
+        depths: among which they are dealt out.
+        seed: of the keys.
+    """
+
+    prompts: Prompts
+    trials: int
+    depths: int
+    seed: int
+
+    def draw(self, model: nn.Module, length: int) -> list[Trial]:
+        """The trials of one length; a `ValueError` for token ids that the model has no row for."""
+        found = self.prompts.trials(length, self.trials, self.depths, self.seed)
+        check_ids(set[int]().union(*(trial.ids for trial in found)), model, self.prompts.tokenizer)
+        return found
+
+    def cost(self, model: nn.Module, lengths: Iterable[int]) -> int:
+        """Tokens that `retrieve` reads. Every prompt is made once: what cannot be asked is a `ValueError` now."""
+        return sum(len(trial.ids) for length in lengths for trial in self.draw(model, length))
+
+
+def retrieve(model: nn.Module, quiz: Quiz, lengths: str | Iterable[int | str], how: Reading) -> Retrieval:
+    """Share of answers that greedy decoding gives exactly, with the model in eval mode for the while."""
+    original = how.original_length if how.original_length is not None else original_length_of(model)
+    counts = parse_lengths(lengths, original)
+    check_lengths(model, counts)
+    asked = {length: quiz.draw(model, length) for length in counts}
+    scorer = Scorer(model, block_elements=how.block_elements)
+    training = model.training
+    model.eval()
+    try:
+        results = [_at_length(model, scorer, length, trials, how) for length, trials in asked.items()]
+    finally:
+        model.train(training)
+    return Retrieval(original, tuple(results))
+
+
+def _at_length(model: nn.Module, scorer: Scorer, length: int, trials: list[Trial], how: Reading) -> LengthRetrieval:
+    correct: list[bool] = []
+    size = rows_per_batch(how.tokens_per_batch, length)
+    with fixed_length(model, length) as factor:
+        for first in range(0, len(trials), size):
+            batch = trials[first : first + size]
+            rows = torch.tensor([trial.ids for trial in batch])
+            hits = scorer.hits(rows, max(trial.answer for trial in batch))
+            correct += [bool(row[-trial.answer :].all()) for row, trial in zip(hits, batch, strict=True)]
+            how.told(rows.numel())
+    depths, places = zip(*((trial.depth, trial.place) for trial in trials), strict=True)
+    return LengthRetrieval(length, factor, depths, tuple(correct), places)

@@ -1,0 +1,19 @@
+"""The names of files and folders: those that longwave writes, and those of a Hugging Face model."""
+
+from __future__ import annotations
+
+# A folder of `longwave.save` or `longwave train`. It has no config.json at its root: transformers would load the
+# folder without the extension.
+SETTINGS = "longwave.json"  # the extension
+WEIGHTS = "longwave.safetensors"  # its weights, and the frequencies that it starts from
+MODEL = "model"  # the folder of the plain model
+TRAINING = "training.json"  # settings, data and versions of the training
+METRICS = "metrics.jsonl"  # a row for each optimizer step
+CHECKPOINTS = "checkpoints"  # the folder of the states of a training that has not ended
+
+EXPORT_RECORD = "longwave-export.json"  # in a folder of `longwave export`, beside the files of its target
+
+# A Hugging Face model, or a PEFT adapter.
+CONFIG, ADAPTER, GENERATION = "config.json", "adapter_config.json", "generation_config.json"
+TOKENIZER_CONFIG, TOKENIZER_JSON = "tokenizer_config.json", "tokenizer.json"
+TOKENIZERS = (TOKENIZER_JSON, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")  # any of

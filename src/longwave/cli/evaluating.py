@@ -47,6 +47,14 @@ Device = Annotated[
 ]
 
 
+def specs_in(methods: str) -> tuple[str, ...]:
+    """The methods of a text such as `none,ntk,yarn`, in order, repetitions dropped."""
+    found = [spec.strip() for spec in methods.split(",") if spec.strip()]
+    if not found:
+        raise ValueError("no methods given. Write for example --methods none,ntk,yarn.")
+    return tuple(dict.fromkeys(found))
+
+
 @dataclass(frozen=True)
 class Asked:
     """The options that every measuring command has; a field is an option."""
@@ -63,12 +71,7 @@ class Asked:
     @property
     def specs(self) -> tuple[str, ...]:
         """The methods of --methods, in order, repetitions dropped; none where it is not given."""
-        if self.methods is None:
-            return ()
-        found = [spec.strip() for spec in self.methods.split(",")]
-        if not any(found):
-            raise ValueError("no methods given. Write for example --methods none,ntk,yarn.")
-        return tuple(dict.fromkeys(spec for spec in found if spec))
+        return () if self.methods is None else specs_in(self.methods)
 
     def comparison(
         self, candidates: list[Candidate], steps: list[Step], folder: Path, data: list[Path] | None

@@ -7,7 +7,7 @@ from longwave.evaluation.passkey import Retrieval as Retrieval
 from longwave.evaluation.passkey import passkey as passkey
 from longwave.evaluation.perplexity import Perplexity as Perplexity
 from longwave.evaluation.perplexity import perplexity as perplexity
-from longwave.exporters.run import Exported as Exported
+from longwave.exporters.exported import Exported as Exported
 from longwave.exporters.run import export as export
 from longwave.extensions.attach import (
     extend as extend,

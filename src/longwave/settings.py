@@ -7,6 +7,7 @@ help of every command is made from such classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
@@ -21,7 +22,7 @@ def setting(
     help: str,
     *,
     group: str | None = None,
-    choices: tuple[str, ...] = (),
+    choices: Collection[str] = (),
     least: float | None = None,
     metavar: str | None = None,
 ) -> Any:
@@ -32,7 +33,7 @@ def setting(
             help says which.
         help: one sentence for the help page.
         group: the part of the help page that it stands in.
-        choices: what it may be, if not anything of its type.
+        choices: what it may be, if not anything of its type; a table by name may grow.
         least: the smallest number allowed.
         metavar: what stands for its value on the help page, `N` for numbers and `TEXT` for text by default.
     """

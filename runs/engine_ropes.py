@@ -44,7 +44,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as rot
 
 import longwave
 from longwave.exporters.hf.config import hf_config
-from longwave.exporters.source import Source, open_source
+from longwave.exporters.opening import open_source
+from longwave.exporters.source import Source
 from longwave.extensions.handle import rotaries
 from longwave.extensions.policy import frozen, snapshot
 from longwave.files import read_json, write_json

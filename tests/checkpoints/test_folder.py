@@ -19,7 +19,7 @@ from longwave.checkpoints.folder import Kind, kind_of
 from longwave.checkpoints.load import extension_of
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.cli.main import main
-from longwave.exporters.source import open_source
+from longwave.exporters.opening import open_source
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

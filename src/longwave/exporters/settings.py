@@ -13,6 +13,10 @@ from longwave.settings import Settings, setting
 RENAMED = {"length": "to", "verified": "verify"}
 
 
+def _summaries() -> str:
+    return "; ".join(f"{name}: {exporter.summary}" for name, exporter in EXPORTERS.items())
+
+
 def _types() -> str:
     """The quantizations of every target, for the help."""
     return "; ".join(
@@ -26,7 +30,7 @@ def _types() -> str:
 class ExportSettings(Settings):
     """What is exported, and how."""
 
-    target: str = setting(next(iter(EXPORTERS)), "The format to write.", choices=EXPORTERS)
+    target: str = setting(next(iter(EXPORTERS)), f"The format to write. {_summaries()}.", choices=EXPORTERS)
     factor: float | None = setting(None, "Length factor t; default the model's largest, 8 with --method.", metavar="T")
     to: int | None = setting(None, "The same as a number of tokens.", metavar="TOKENS")
     method: str | None = setting(None, "For a plain model: what to export it with, e.g. yarn.", metavar="METHOD")

@@ -20,7 +20,7 @@ class CTranslate2(Exporter):
     """
 
     name = "ctranslate2"
-    summary = "CTranslate2, on CPU and GPU, through its own converter; the whole model is held in memory"
+    summary = "a folder for CTranslate2, whose converter holds the whole model in memory"
     library = "ctranslate2"
     quantizations: tuple[str, ...] = (
         "keep", "float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import longwave
+from longwave.checkpoints.folder import Kind, kind_of
 from longwave.cli.main import main
 from longwave.methods import METHODS, Method
 from longwave.trajectory import Trajectory
@@ -63,3 +67,34 @@ def test_a_trajectory(plain: Path, text: Path, tmp_path: Path, capsys: pytest.Ca
     ids = torch.randint(1, 256, (1, 4 * L))
     with torch.no_grad(), longwave.frozen(model, 4.0):
         assert torch.equal(native(ids).logits, model(ids).logits)
+
+
+def toy(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
+    """`longwave` with the export target of toy_exporter.py: options are made when the command is imported."""
+    script = Path(__file__).with_name("toy_exporter.py")
+    command = [sys.executable, "-P", str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "400"})
+
+
+def test_an_export_target(trained: Path, tmp_path: Path) -> None:
+    """A class and a line in EXPORTERS; help, command, verification, model card and kind of folder follow."""
+    text = toy("export", "--help").stdout
+    assert "hf|gguf|ctranslate2|toy" in text and "toy: a folder in a box" in text
+    assert "toy: whole (default), split" in text
+
+    out = tmp_path / "out"
+    done = toy("export", trained, "--target", "toy", "--factor", "2", "--quantize", "split", "--verify", "-o", out)
+    assert done.returncode == 0, done.stderr
+    written = sum(path.stat().st_size for path in out.rglob("*") if path.name != "longwave-export.json")
+    assert f"{out}: toy, {written / 1e6:,.1f} MB, t 2, 128 tokens" in done.stdout  # files in subfolders count
+    assert "note: Open the box." in done.stderr and "verified: box 1.0: 72 of 72 greedy tokens equal" in done.stdout
+    card = (out / "README.md").read_text()
+    assert "library_name: box-library" in card and "open out/inner" in card and "box 1.0" in card
+    record = json.loads((out / "longwave-export.json").read_text())
+    assert (record["target"], record["factor"]) == ("toy", 2.0) and "inner/model.safetensors" in record["files"]
+    assert kind_of(out) is Kind.EXPORT
+    with pytest.raises(ValueError, match="is an export for toy, which longwave does not read"):
+        longwave.load(out)
+
+    refused = toy("export", trained, "--target", "toy", "--quantize", "odd", "-o", tmp_path / "odd")
+    assert refused.returncode == 1 and "toy has no quantization 'odd'. Available: whole, split." in refused.stderr

@@ -359,3 +359,49 @@ def choices(option: str) -> tuple[str, ...]:
     """What `longwave export` takes for an option."""
     annotation = inspect.signature(command).parameters[option].annotation
     return get_args(get_args(get_args(annotation)[0])[0])
+
+
+def test_a_format_is_no_number_of_tokens(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for said, advice in (
+        ("gguf", "Write --target gguf"),
+        ("many", "--to must be a whole number of tokens, got 'many'"),
+    ):
+        assert main(["export", str(trained), "--to", said, "-o", str(tmp_path / "out")]) == 1
+        err = capsys.readouterr().err
+        assert advice in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_old_option_of_a_length(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(trained), "--length", "128", "-o", str(out), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["length"] == 128 and "--length is now --to" in said.err
+    assert main(["export", str(trained), "--length", "128", "--to", "99", "-o", str(out)]) == 1
+    assert "Give --to alone" in capsys.readouterr().err
+    assert main(["export", "--help"]) == 0
+    assert "--length" not in capsys.readouterr().out
+
+
+def test_old_keywords_still_work(trained: Path, tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match=r"now export\(target='hf'\)") as warned:
+        done = longwave.export(trained, tmp_path / "a", to="hf", factor=2)
+    assert done.target == "hf" and __file__ in [warning.filename for warning in warned]
+    with pytest.warns(DeprecationWarning, match=r"export\(length=...\) is now export\(to=...\)"):
+        assert longwave.export(trained, tmp_path / "b", length=128).snapshot.max_length == 128
+    with (
+        pytest.warns(DeprecationWarning, match="target"),
+        pytest.raises(ValueError, match="to is the old name of target"),
+    ):
+        longwave.export(trained, tmp_path / "c", to="gguf", target="hf")
+    with pytest.raises(ValueError, match=r"unknown setting 'targe'\. Did you mean 'target'"):
+        longwave.export(trained, tmp_path / "c", targe="hf")
+
+
+def test_what_one_target_cannot_express_another_can(tmp_path: Path, llama, tokenizer) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("gguf")
+    LlamaForCausalLM(LlamaConfig(**{**llama.config.to_dict(), "hidden_act": "relu"})).save_pretrained(tmp_path / "relu")
+    tokenizer.save_pretrained(tmp_path / "relu")
+    with pytest.raises(ValueError, match=r"has silu only, the model has relu\. Another target can: --target hf"):
+        export(tmp_path / "relu", tmp_path / "out", target="gguf", method="yarn")
+    assert not (tmp_path / "out").exists()

@@ -104,7 +104,7 @@ def test_one_chat_template_stays_one(tmp_path: Path) -> None:
 def test_chat_templates_that_gguf_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
     source = named("model", tmp_path, with_templates({"tool-use": "a", "tool_use": "b"}))
     with pytest.raises(ValueError, match="has chat templates that GGUF cannot tell apart"):
-        GGUF().plan(source, source.snapshot(4.0)).notes
+        GGUF().plan(source, source.snapshot(4.0))
 
 
 @engine

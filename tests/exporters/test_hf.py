@@ -85,7 +85,7 @@ def test_weights_are_copied_as_they_are(trained: Path, tmp_path: Path) -> None:
     model = longwave.load(trained).to(torch.bfloat16)
     sharded = longwave.save(model, tmp_path / "sharded")
     with_shards = sharded / "model"
-    with longwave.attach.suspended(model):
+    with longwave.suspended(model):
         model.save_pretrained(with_shards, max_shard_size="100KB")
     (with_shards / "model.safetensors").unlink()
     for name in ("tokenizer.json", "tokenizer_config.json"):

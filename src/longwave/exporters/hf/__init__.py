@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class HF(Exporter):
-    """Loads in vanilla transformers with the logits of `longwave.attach.frozen`, bit for bit."""
+    """Loads in vanilla transformers with the logits of `longwave.frozen`, bit for bit."""
 
     name = "hf"
     summary = "a Hugging Face folder for transformers, vLLM and SGLang"

@@ -7,6 +7,7 @@ help of every command is made from such classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, TypedDict, Union, Unpack, get_args, get_origin, get_type_hints
@@ -29,7 +30,7 @@ class About(TypedDict, total=False):
     """
 
     group: str | None
-    choices: tuple[str, ...]
+    choices: Collection[str]
     least: float | None
     most: float | None
     metavar: str | None

@@ -23,8 +23,8 @@ import longwave
 from longwave.checkpoints.load import extension_of
 from longwave.checkpoints.scaled import follow_config
 from longwave.evaluation.subjects import under
+from longwave.exporters.opening import open_source
 from longwave.exporters.run import export
-from longwave.exporters.source import open_source
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import max_length_of, reach_of
 from longwave.schedule import Static

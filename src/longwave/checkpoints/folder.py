@@ -22,6 +22,7 @@ FILES = [
     "*.json", "*.safetensors", "*.model", "tokenizer.model.*", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*",
     "USE_POLICY*",
 ]  # fmt: skip
+FOREIGN = (".gguf",)  # endings of files with the weights of a model for other programs
 TIMEOUT = 10.0  # seconds, until the hub counts as unreachable
 NOT_THESE = ["consolidated*", "original/*"]  # the same weights again, in another format
 
@@ -34,7 +35,7 @@ class Kind(Enum):
     EXPORT = "what `longwave export` wrote"
     PLAIN = "a Hugging Face model"
     ADAPTER = "a PEFT adapter"
-    GGUF = "files for llama.cpp"
+    FOREIGN = "weights in a format that longwave does not read"
     INCOMPLETE = "an extended model of which longwave.json is missing"
     UNKNOWN = "no model"
 
@@ -86,8 +87,11 @@ class ModelFolder:
         if self.kind is Kind.EXPORT and "model_type" not in _config(self.path):
             target = read_object(self.path / EXPORT_RECORD).get("target")
             return f"{place} is an export for {target}, which longwave does not read. Load its source instead."
-        if self.kind is Kind.GGUF:
-            return f"{place} holds GGUF files, which longwave does not read. Load the model that they were made from."
+        if self.kind is Kind.FOREIGN:
+            suffix = next(end for end in FOREIGN if any(self.path.glob(f"*{end}"))).removeprefix(".").upper()
+            return (
+                f"{place} holds {suffix} files, which longwave does not read. Load the model that they were made from."
+            )
         if self.kind is Kind.UNKNOWN:
             hint = ""
             if (self.path / TRAINING).is_file():
@@ -153,7 +157,7 @@ def kind_of(folder: Path) -> Kind:
         return Kind.OFFICIAL if official else Kind.PLAIN
     if (folder / MODEL).is_dir():
         return Kind.INCOMPLETE
-    return Kind.GGUF if any(folder.glob("*.gguf")) else Kind.UNKNOWN
+    return Kind.FOREIGN if any(path.suffix in FOREIGN for path in folder.iterdir()) else Kind.UNKNOWN
 
 
 def is_export(folder: Path) -> bool:

@@ -58,11 +58,13 @@ def test_the_config_holds_the_frequencies_of_every_method(
     vanilla = AutoModelForCausalLM.from_pretrained(done.folder)
     expected = longwave.snapshot(llama, 3)
     assert torch.equal(done.snapshot.factors, expected.factors)
-    assert torch.equal(vanilla.model.rotary_emb.inv_freq, longwave.rotaries(llama)[0]._solve(3))
+    assert torch.equal(vanilla.model.rotary_emb.inv_freq, longwave.rotaries(llama)[0].frequencies.solve(3))
     torch.testing.assert_close(vanilla.model.rotary_emb.inv_freq.double(), expected.inv_freq, rtol=2e-7, atol=0)
     ids = torch.arange(150)[None] % 200
     again = longwave.load(done.folder)
-    assert torch.equal(longwave.rotaries(again)[0]._solve(3), longwave.rotaries(llama)[0]._solve(3))
+    assert torch.equal(
+        longwave.rotaries(again)[0].frequencies.solve(3), longwave.rotaries(llama)[0].frequencies.solve(3)
+    )
     with frozen(llama, 3), torch.no_grad():
         assert torch.equal(llama(ids).logits, vanilla(ids).logits)
         assert torch.equal(again(ids).logits, vanilla(ids).logits)

@@ -1,7 +1,7 @@
-"""config.json of a model: its values are checked where a folder is opened, before transformers sees them.
+"""config.json of a model: its values are checked when a folder is opened, before transformers sees them.
 
-transformers checks some values late and warns of others, or fails in the middle of a formula. Here every wrong
-value is one line that names the file, the key, the value and what is allowed.
+transformers checks some values late, only warns of others, or fails in the middle of a formula. Here every wrong
+value is an error of one line. It names the file, the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REQUIRED = {  # by transformers, beside what it fills in
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "longrope": ("short_factor", "long_factor"),
 }
-# What transformers raises for values that a formula or a class cannot take.
+# Errors that transformers raises for values that a formula or a class cannot take.
 UNREADABLE = (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 
@@ -45,7 +45,7 @@ def is_positive(value: Any) -> bool:
 
 
 def is_length(value: Any) -> bool:
-    """A whole number of tokens, at least 1; transformers also takes 4096.0 for one."""
+    """A whole number of tokens, at least 1; transformers also takes 4096.0."""
     return is_positive(value) and value == int(value)
 
 
@@ -55,7 +55,7 @@ def are_positive(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Rule:
-    """Which values a key may have, and that in words."""
+    """The values that a key may have, as a check and in words."""
 
     allows: Callable[[Any], bool]
     words: str
@@ -92,7 +92,7 @@ NEEDED = ("rope_type", "rope_theta", "factor", "max_position_embeddings", "origi
 
 
 def check_rope(parameters: Any) -> None:
-    """The values of one RoPE section, flat: each one a value that its key may have, none missing.
+    """Check the values of one RoPE section, flat: each is a value that its key may have, and none is missing.
 
     Raises:
         ValueError: with the key, the value, and what is allowed.
@@ -110,7 +110,7 @@ def check_rope(parameters: Any) -> None:
 
 
 def sections(found: Any) -> dict[str, Any]:
-    """The RoPE sections of `rope_parameters` by layer type; one that holds for all of them has the name ""."""
+    """The RoPE sections of `rope_parameters` by layer type; a section for all layer types has the name ""."""
     if not isinstance(found, Mapping):
         return {} if found is None else {"": found}
     nested = {name: part for name, part in found.items() if isinstance(part, Mapping)}
@@ -125,7 +125,7 @@ class ConfigFile:
     Arguments:
         path: the folder, or the name on a hub.
         values: what the file holds.
-        where: the arguments of `from_pretrained` that say where to get it.
+        where: the arguments of `from_pretrained` that say where to get the file.
     """
 
     path: Path | str
@@ -168,7 +168,7 @@ class ConfigFile:
         Raises:
             ValueError: in one line.
         """
-        if not self.where.get("trust_remote_code"):  # other code may mean other things by a key
+        if not self.where.get("trust_remote_code"):  # other code may give a key another meaning
             self.check()
         with self.explained():
             config: PreTrainedConfig = AutoConfig.from_pretrained(self.path, **self.where)
@@ -178,14 +178,14 @@ class ConfigFile:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """What transformers raises for the values of the file becomes one line that names it."""
+        """Turn an error that transformers raises for values of the file into one line that names the file."""
         try:
             yield
         except UNREADABLE as error:
             raise ValueError(self.complaint(error)) from error
 
     def complaint(self, error: Exception) -> str:
-        """What transformers raised for the values of the file, in one line."""
+        """The error that transformers raised for values of the file, in one line."""
         return f"{self.name}: transformers {self._reason(error)}. Correct the file."
 
     def _reason(self, error: Exception) -> str:
@@ -217,7 +217,7 @@ class ConfigFile:
         return sorted({key for place in places for key in NEEDED if key in place and place[key] is None})
 
     def _check_lists(self, config: PreTrainedConfig) -> None:
-        """transformers only warns of a list with another length, and then fails in the product."""
+        """Check the lengths of lists: transformers only warns of a wrong length, and then fails in the product."""
         text: Any = config.get_text_config(decoder=True)
         found = getattr(text, "rope_parameters", None)
         if not isinstance(found, Mapping) or found.get("rope_type") != "longrope":
@@ -236,16 +236,16 @@ def open_config(path: Path | str, arguments: Mapping[str, Any] | None = None) ->
     """config.json of a folder or of a name on the hub.
 
     Arguments:
-        arguments: of `from_pretrained`; those that say where the file is are used.
+        arguments: of `from_pretrained`; only those that say where the file is are used.
 
     Raises:
-        ValueError: if it is no JSON object. OSError: if there is none.
+        ValueError: if the file is no JSON object. OSError: if there is no file.
     """
     where = {name: value for name, value in (arguments or {}).items() if name in SOURCE}
     if "subfolder" not in where and (Path(path) / "config.json").is_file():
         return ConfigFile(Path(path), read_config(Path(path)), where)
     values, _ = PreTrainedConfig.get_config_dict(path, **where)
-    if not values:  # which is how transformers says that there is none
+    if not values:  # so transformers says that there is no file
         raise OSError(f"{path} holds no config.json. Restore it, or save the model again.")
     return ConfigFile(str(path), values, where)
 
@@ -259,7 +259,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _parts(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The config itself, and those within it that may be the text model's."""
+    """The config itself, and the configs within it that may be the text model's."""
     yield values
     for name in PARTS:
         if isinstance(values.get(name), Mapping):

@@ -1,4 +1,4 @@
-"""The frequencies that a rotary module runs at: solved once for each t, and again when a parameter has changed."""
+"""The frequencies of a rotary module: solved once for each t, and again when a parameter has changed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch.nn import functional
 
 from longwave.trajectory import Trajectory
 
-KEPT = 64  # solutions at as many t are kept: more than a batch has, and small
+KEPT = 64  # number of solutions kept, one for each t: more than a batch has, and small
 
 
 def solve(trajectory: Trajectory, t: float, own: Tensor, factors: Tensor, powers: Tensor) -> Tensor:
     """θ_i(t) = 1/(λ_i·b^(2i/d)) with λ_i in float32.
 
-    That is how transformers computes the frequencies of a `longrope` config: what an export runs at is what
-    ran here, bit for bit. Rounding λ moves θ by one part in 10^7, as rounding θ itself would.
+    transformers computes the frequencies of a `longrope` config in the same way. An export therefore has the same
+    frequencies, bit for bit. Rounding λ moves θ by one part in 10^7, as rounding θ itself would.
 
     Arguments:
-        own: the module's own frequencies; those of 0 (dimensions that do not turn) are no part of the trajectory.
+        own: the module's own frequencies. A frequency of 0 (a dimension that does not turn) is not in the trajectory.
         factors: λ_i(1), see `Rope.factors`.
         powers: b^(2i/d), see `Rope.powers`.
     """
@@ -41,11 +41,11 @@ class Solutions:
         self._parameters: list[Tensor] | None = None
 
     def clear(self) -> None:
-        """Forget them: the model has moved to another device."""
+        """Forget all solutions: the model has moved to another device."""
         self._found, self._parameters = {}, None
 
     def at(self, t: float, parameters: Sequence[Tensor], solve: Callable[[float], Tensor]) -> Tensor:
-        """θ(t), by `solve` where it is not known."""
+        """θ(t), computed by `solve` if it is not known yet."""
         if not self._are_of(parameters) or len(self._found) >= KEPT:
             self._found, self._parameters = {}, [parameter.clone() for parameter in parameters]
         if t not in self._found:

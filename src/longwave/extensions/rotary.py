@@ -1,4 +1,4 @@
-"""The drop-in rotary module: here position ids become cos and sin, by the model's own code at other frequencies."""
+"""The drop-in rotary module: it turns position ids into cos and sin, by the model's own code at other frequencies."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Group = tuple[Tensor | None, Tensor, float | Tensor]  # rows (None: all), their 
 class ScaledRotary(nn.Module):
     """Takes the place of a model's rotary module and has its interface: (x, position_ids) -> cos, sin.
 
-    The forward of the model's own module, `base`, runs without its decorators (they switch gradients
-    off and rescale by their own rules) on a stand-in whose frequencies are θ(t). Layout, partial
-    rotation, multi-axis positions and the model's own attention scaling stay the model's business.
+    The model's own module, `base`, has a forward. This forward runs on a stand-in whose frequencies are θ(t). It runs
+    without its decorators, which switch gradients off and rescale by their own rules. Layout, partial rotation,
+    multi-axis positions and the model's own attention scaling stay the model's business.
     At t = 1 the frequencies are the ones `base` holds, bit for bit.
 
-    t is what the dial reads from the position ids: rows of a batch and sequences packed into a row have their own,
-    and the base runs once for each distinct t. Frequencies, positions and angles stay float32 or better under
+    The dial reads t from the position ids. Each row of a batch has its own t, and so has each sequence packed into a
+    row. The base runs once for each distinct t. Frequencies, positions and angles stay float32 or better under
     `.to(bfloat16)` and autocast.
 
     Arguments:
         base: the model's own rotary module.
         trajectory: z(t) for L = trajectory.rope.original_length.
         dial: position ids -> t.
-        layer_type: for modules with one set of frequencies per layer type, the one to scale.
+        layer_type: the layer type to scale, if the module has one set of frequencies per layer type.
 
     Raises:
         ValueError: from forward, if a sequence is longer than max_factor·L and the dial refuses it.
@@ -59,7 +59,7 @@ class ScaledRotary(nn.Module):
 
     @property
     def factor(self) -> float | Tensor | None:
-        """t that the dial is fixed at; None where it follows the length."""
+        """The fixed t of the dial; None if t follows the length."""
         return self.dial.now.factor
 
     @factor.setter
@@ -98,7 +98,7 @@ class ScaledRotary(nn.Module):
         """What the base returns (mostly cos and sin, [batch, n, d]), at θ(t)."""
         if layer_type != self.layer_type:  # the local layers of a mixed model keep their own rotation
             return self.base(x, position_ids, layer_type)
-        # A compiled step cannot ask whether the parameters are still the same ones; while they are trained it must.
+        # A compiled step cannot ask whether the parameters have changed; while they are trained a step must ask.
         if torch.compiler.is_compiling():
             settled = self._settled and not torch.is_grad_enabled()
             groups = (self._groups or self._steady_group()) if settled else None
@@ -158,7 +158,7 @@ class ScaledRotary(nn.Module):
         return [(torch.tensor(own, device=device), *self._at(t)) for t, own in rows.items()]
 
     def _mix(self, x: Tensor, position_ids: Tensor, factors: Tensor) -> Any:
-        """One forward of the base for every distinct t, each token taking what belongs to its own."""
+        """One forward of the base for every distinct t; each token takes the result of its own t."""
         mixed: Any = None
         for t in factors.unique().tolist():
             part = self._run(x, position_ids, *self._at(t))
@@ -208,7 +208,7 @@ class ScaledRotary(nn.Module):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Solve for the setting in force, for steps that must not: those of `generate`, and compiled ones."""
+        """Solve for the setting in force, because steps of `generate` and compiled steps must not solve."""
         setting = self.dial.now
         self._groups, self._settled = [], setting.factor is not None
         if not self._settled:
@@ -221,8 +221,8 @@ class ScaledRotary(nn.Module):
         self._keep_steady(inv_freq, scaling)
 
     def _keep_steady(self, inv_freq: Tensor, scaling: float) -> None:
-        """Write what all rows share into tensors that stay where they are: another t compiles no step again."""
-        # At t = 1 they are the base's own, which a cast model may hold in bfloat16: no place for others.
+        """Write the shared values of all rows into tensors that stay in place: no new t compiles a step again."""
+        # At t = 1 they are the base's own tensors. A cast model may hold these in bfloat16, too coarse for other t.
         if self._steady is None or self._steady[0].dtype != inv_freq.dtype:
             with torch.inference_mode(False):  # else only inference mode could write to them later
                 self._steady = torch.empty_like(inv_freq), torch.empty((), device=inv_freq.device)

@@ -33,7 +33,7 @@ from longwave.training.progress import ProgressCallback
 from longwave.training.trainer import LengthTrainer, refuse_data_parallel
 
 RECORD, METRICS, CHECKPOINTS = "training.json", "metrics.jsonl", "checkpoints"
-# Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
+# Deleted in this order. Without the first file a folder is incomplete; the last file shows that the folder is a run's.
 RESULTS = (SETTINGS, WEIGHTS, METRICS, CHECKPOINTS, MODEL, RECORD)
 
 
@@ -52,17 +52,17 @@ def train(
     """Extend `model` and train it on `data`; write a folder that `longwave.load` reads.
 
     Arguments:
-        model: a Hugging Face folder or hub id, a folder that an earlier run wrote (its frequencies are
-            taken further if the method is the same), or a model, which is then extended in place.
+        model: a Hugging Face folder or hub id; a folder that an earlier run wrote (with the same method its
+            frequencies are trained further); or a model, which is then extended in place.
         data: text, jsonl, json, csv, parquet or arrow files, or folders of them; see docs/data.md.
         output: longwave.json and longwave.safetensors (the method), model/ (the weights), the tokenizer's
             files, training.json (settings, data hashes, versions, command) and metrics.jsonl (a row per
             step). While training, checkpoints/ holds the last two states.
         tokenizer: needed with a model that is not a path.
-        resume: go on from the last checkpoint in `output`, or start if there is none. What follows is
-            bitwise what the uninterrupted run would have done.
+        resume: go on from the last checkpoint in `output`, or start if there is none. The resumed run is
+            bitwise equal to an uninterrupted run.
         overwrite: write into a folder that is not empty; an earlier run's result there is deleted. Nothing
-            that this run reads may be part of it.
+            that this run reads may be part of the folder.
         progress: show a progress bar on stderr.
         callbacks: transformers callbacks; `on_log` receives the rows of metrics.jsonl.
         **settings: the fields of `TrainConfig`. `train_length` and `max_factor` have no defaults.
@@ -85,18 +85,18 @@ def train(
         "data": files,
         "versions": versions(),
         "seed": config.seed,
-        "world_size": int(os.environ.get("WORLD_SIZE", 1)),  # of torchrun: each process draws its own batches
+        "world_size": int(os.environ.get("WORLD_SIZE", 1)),  # processes of torchrun: each draws its own batches
         "command": command(),
     }
     _require_apart([*([model] if isinstance(model, str | Path) else []), *data, *files], output)
-    first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun: the one that writes
+    first = int(os.environ.get("RANK", 0)) == 0  # among the processes of torchrun this one writes
     resume = resume and (output / RECORD).exists()
     if resume:
         earlier = read_json(output / RECORD)
         _require_same_run(config, record, earlier)
         if earlier["status"] == "finished" and (output / SETTINGS).exists():
             if first and not config.keep_checkpoints:
-                discard(output / CHECKPOINTS)  # of a run that was killed between its result and this
+                discard(output / CHECKPOINTS)  # checkpoints of a run that was killed after its result, before this line
             return output
     if first:
         if (output / RECORD).exists() and not (resume or overwrite):
@@ -201,7 +201,7 @@ def _require_same_run(config: TrainConfig, record: dict[str, Any], earlier: dict
 
 
 def _require_apart(inputs: Iterable[Path | str], output: Path) -> None:
-    """What the run reads must not be what it deletes or replaces."""
+    """The run must not delete or replace a file that it reads."""
     results = [(output / name).resolve() for name in RESULTS]
     for path in inputs:
         place = Path(path).resolve()
@@ -210,7 +210,7 @@ def _require_apart(inputs: Iterable[Path | str], output: Path) -> None:
 
 
 def _require_ours(output: Path) -> None:
-    """Only a record shows that a folder `model` is an earlier run's and not somebody's model."""
+    """Only a record shows that a folder `model` comes from an earlier run and is not somebody's model."""
     found = [name for name in RESULTS if (output / name).exists()]
     if found and not (_has(output / RECORD, "status") or _has(output / SETTINGS, "format")):
         raise ValueError(
@@ -223,7 +223,7 @@ def _has(record: Path, key: str) -> bool:
 
 
 def _remove_results(output: Path) -> None:
-    """What an earlier run left, so that an interrupted new one cannot pass for it."""
+    """Remove the results of an earlier run, so that an interrupted new run cannot pass for the earlier run."""
     for name in RESULTS:
         path = output / name
         if path.is_dir():

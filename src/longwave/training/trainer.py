@@ -23,7 +23,7 @@ from longwave.trajectory import Trajectory
 
 
 def field_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the model's trajectories by name: what the frequencies are learned with."""
+    """The parameters of the model's trajectories by name: they are trained to learn the frequencies."""
     prefixes = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Trajectory))
     return {name: parameter for name, parameter in model.named_parameters() if name.startswith(prefixes)}
 
@@ -32,8 +32,8 @@ class LengthTrainer(Trainer):
     """Trains an extended model at a drawn length factor and drawn positions per micro-batch.
 
     Everything else (optimizers, precision, accumulation, distribution) is the Trainer's own. The draw
-    of a micro-batch depends on (seed, optimizer step, micro-batch, rank) and nothing else, and is made before
-    its text is read (`MicroBatches`).
+    of a micro-batch depends only on (seed, optimizer step, micro-batch, rank). It is made before the text of the
+    micro-batch is read (`MicroBatches`).
 
     Arguments:
         model: an extended model.
@@ -41,14 +41,14 @@ class LengthTrainer(Trainer):
         sampler: draws t and the position ids.
         train_dataset: the rows of the whole run.
         field_lr: learning rate of the trajectory's parameters (rad/token in the log), without weight decay.
-        metrics: where a row per optimizer step goes; None writes none.
+        metrics: the log of one row per optimizer step; None writes no rows.
         keep: number of checkpoints to keep while training.
         **others: as for the Trainer.
 
     Raises:
-        ValueError: for reentrant gradient checkpointing and for several GPUs in one process, which both lose
-            the gradient of the frequencies; and, while training, as soon as these have none, or the loss or
-            the gradient is not finite, before the weights see it.
+        ValueError: for reentrant gradient checkpointing and for several GPUs in one process: both lose the
+            gradient of the frequencies. Also while training, if the frequencies have no gradient, or if the loss
+            or the gradient is not finite. The weights are not changed then.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class LengthTrainer(Trainer):
         self._root = Path(str(args.output_dir))
         self._staging: Path | None = None
         self._reaches_field = False
-        self._field_norm: Any = None  # of the step before clipping, where the field is clipped by itself
+        self._field_norm: Any = None  # gradient norm of the step before clipping, if the field is clipped by itself
         self._warned = False
         self._network = model  # as given: `self.model` may be a wrapper
         if train_dataset is not None:
@@ -87,17 +87,17 @@ class LengthTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # prints a dict per step where there is no tqdm
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's. Draws may be beyond the largest factor in use, whatever the model does beyond it later."""
+        """As the Trainer's `train`. Drawn t may exceed the model's max_factor, whatever `beyond` says."""
         dial, before = extension(self._network).dial, extension(self._network).dial.now
         if self.sampler.max_factor > dial.max_factor:
-            dial.set(beyond="clamp")  # the sampler keeps to its own range
+            dial.set(beyond="clamp")  # the sampler has a range of its own
         try:
             return super().train(*args, **kwargs)
         finally:
             dial.set(factor=before.factor, beyond=before.beyond)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
-        """In sequence: `PackedRows` has the order, and a micro-batch knows itself by its first item."""
+        """Items in sequence: `PackedRows` has the order, and its first item tells which micro-batch it is."""
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         return torch.utils.data.SequentialSampler(rows)
 
@@ -112,7 +112,7 @@ class LengthTrainer(Trainer):
         batch: dict[str, Any] = dict(inputs)
         draw: Draw = batch.pop("draw")
         self._draws.append(draw)
-        extension(self._network).dial.set(factor=draw.t)  # not through a policy: t may be beyond the largest in use
+        extension(self._network).dial.set(factor=draw.t)  # not through a policy: t may exceed max_factor
         loss = super().training_step(model, batch, num_items_in_batch)
         self._require_finite("loss", loss)
         if not self._reaches_field:
@@ -121,7 +121,7 @@ class LengthTrainer(Trainer):
         return loss
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        """Three groups: the field at its own rate, the model's matrices with weight decay, the rest without."""
+        """Three groups: the field at its own rate, the model's matrices with weight decay, the rest without decay."""
         if self.optimizer is None:
             model = model or self._network
             field, decayed = field_parameters(model), set(self.get_decay_parameter_names(model))
@@ -139,7 +139,7 @@ class LengthTrainer(Trainer):
         return self.optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As saved, except for the rates of this run: the way on after a divergence is a smaller one."""
+        """As saved, but with the learning rates of this run: after a divergence one resumes with a smaller rate."""
         assert self.optimizer is not None and self.lr_scheduler is not None
         wanted = [group["initial_lr"] for group in self.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -149,10 +149,10 @@ class LengthTrainer(Trainer):
                 group["initial_lr"] = self.lr_scheduler.base_lrs[index] = rate
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Field and weights, as two groups, each to `max_grad_norm`; returns the norm of both from before.
+        """Clip field and weights as two groups, each to `max_grad_norm`. Returns the norm of both before clipping.
 
-        A frequency acts on an angle times the position, so in windows of 16 L the field's gradient can be ten and
-        more times the weights'. Under one norm for both it would scale down what such windows teach the weights.
+        A frequency acts on an angle times the position. In windows of 16 L the field's gradient can be ten and more
+        times the gradient of the weights. One norm for both would scale down what such windows teach the weights.
         """
         field = [parameter for parameter in field_parameters(self._network).values() if parameter.requires_grad]
         if not field or self._clips_as_a_whole():
@@ -160,14 +160,14 @@ class LengthTrainer(Trainer):
         ours = {id(parameter) for parameter in field}
         weights = [parameter for parameter in model.parameters() if id(parameter) not in ours]
         clip = self.accelerator.clip_grad_norm_
-        if self.accelerator.scaler is not None:  # of fp16, whose gradients may be unscaled only once
+        if self.accelerator.scaler is not None:  # of fp16: its gradients may be unscaled only once
             self.accelerator.unscale_gradients()
             clip = nn.utils.clip_grad_norm_
         self._field_norm = clip(field, self.args.max_grad_norm)
         return (self._field_norm**2 + clip(weights, self.args.max_grad_norm) ** 2) ** 0.5
 
     def _clips_as_a_whole(self) -> bool:
-        """DeepSpeed clips inside its engine and FSDP 1 flattens parameters: neither knows parts of a model."""
+        """Whether the model is clipped as a whole: DeepSpeed clips in its engine, and FSDP 1 flattens parameters."""
         whole = self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
         if whole and not self._warned:
             warnings.warn(
@@ -182,7 +182,7 @@ class LengthTrainer(Trainer):
         norm = super()._get_grad_norm(model, grad_norm)
         self._require_finite("gradient norm", norm)
         assert self.optimizer is not None
-        # The rates that this step is taken with; by the time it is logged the scheduler has moved on.
+        # The rates of this step: when the step is logged, the scheduler has moved on.
         self._rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
         return norm
 
@@ -229,13 +229,13 @@ class LengthTrainer(Trainer):
                 self.metrics.append(row)
             logs = row
         super().log(logs, start_time)
-        self.state.log_history.clear()  # metrics.jsonl has it; every checkpoint would repeat it
+        self.state.log_history.clear()  # metrics.jsonl has the rows; every checkpoint would repeat them
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """A checkpoint holds a tensor that has two names (tied embeddings) once: the other name is not missing.
+        """Ignore the second name of a tensor (tied embeddings): a checkpoint holds the tensor once, nothing is missing.
 
         Raises:
-            ValueError: for anything else that is, or is too much: the Trainer would go on without it.
+            ValueError: for any other missing or unexpected tensor: the Trainer alone would go on without it.
         """
         names: dict[int, set[str]] = {}
         for name, tensor in self._network.state_dict(keep_vars=True).items():
@@ -262,7 +262,7 @@ class LengthTrainer(Trainer):
             publish(self._root, f"checkpoint-{self.state.global_step}", keep=self.keep)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Weights and field as one safetensors file; an extended model's `save_pretrained` is not for this."""
+        """Save weights and field as one safetensors file; an extended model's `save_pretrained` refuses this."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self._root)

@@ -1,7 +1,7 @@
-"""Where the files of a model are, and what kind of folder they make: the only place that knows.
+"""Find the files of a model, and tell what kind of folder they make. No other module does this.
 
-A model is named by its folder, or by OWNER/NAME of the Hugging Face hub. The files of a hub model are put into the
-cache of huggingface_hub, and that cache is all that is needed without a network.
+The name of a model is its folder, or OWNER/NAME of the Hugging Face hub. The files of a hub model go into the cache
+of huggingface_hub. Without a network the files in this cache are enough.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ModelFolder:
         name: the folder, or the name on the hub, as it was given.
         path: the folder; of a hub model its snapshot in the cache.
         kind: what the folder holds.
-        where: for a hub model, keyword arguments that lead to this snapshot again; empty for a folder.
+        where: for a hub model, the keyword arguments that find this snapshot again; empty for a folder.
     """
 
     name: str
@@ -73,7 +73,7 @@ class ModelFolder:
         return self
 
     def refusal(self) -> str | None:
-        """Why longwave cannot load the folder, and what to do; None if it can."""
+        """Why longwave cannot load the folder, and what to do; None if longwave can load it."""
         place = self.name if self.where else str(self.path)
         if self.kind is Kind.INCOMPLETE:
             return f"{place}/{SETTINGS} is missing: the folder is incomplete. Save the model again."
@@ -100,7 +100,7 @@ class ModelFolder:
         return None
 
     def check(self) -> ModelFolder:
-        """The folder itself; a `ValueError` if longwave cannot load what it holds."""
+        """Return the folder itself; a `ValueError` if longwave cannot load its contents."""
         if found := self.refusal():
             raise ValueError(found)
         return self
@@ -118,7 +118,7 @@ def check_model(path: Path | str) -> None:
 
 
 def resolve(name: Path | str | ModelFolder, **where: Any) -> ModelFolder:
-    """Find a model and tell its kind. Of a hub model only the small files are downloaded that say it.
+    """Find a model and tell its kind. Of a hub model only the small files that tell the kind are downloaded.
 
     Arguments:
         name: a folder, or a name on the Hugging Face hub; a folder comes first. A `ModelFolder` is given back.
@@ -189,9 +189,9 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _as_reached(name: str, where: Mapping[str, Any]) -> dict[str, Any]:
-    """`where`, and `local_files_only` if the hub does not answer and the cache has something.
+    """`where`, with `local_files_only` if the hub does not answer and the cache has files of the model.
 
-    Otherwise transformers would try for half a minute to reach the hub, for each file that a model may have or not.
+    Without it transformers would try for half a minute to reach the hub, for each file that a model may have.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import IncompleteSnapshotError, RevisionNotFoundError
@@ -214,7 +214,7 @@ def _as_reached(name: str, where: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _download(name: str, patterns: list[str], ignored: list[str], where: Mapping[str, Any]) -> Path:
-    """Files of a hub model into the cache; the folder of its snapshot there."""
+    """Download files of a hub model into the cache. Returns the folder of the snapshot in the cache."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -224,15 +224,15 @@ def _download(name: str, patterns: list[str], ignored: list[str], where: Mapping
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:
-    """Whatever a look-up on the hub may end in."""
+    """The errors that a look-up on the hub may end in."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    http_error: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library that huggingface_hub is built on, which changes
+    http_error: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library below huggingface_hub, which changes
     return http_error, OSError, HFValidationError
 
 
 def _reason(name: str, revision: str | None, error: Exception) -> str:
-    """Why the hub gave nothing, and what to do."""
+    """Why the hub gave no file, and what to do."""
     from huggingface_hub import errors
 
     first = (str(error).splitlines() or [type(error).__name__])[0]

@@ -72,13 +72,13 @@ def read_outline(found: ModelFolder) -> Outline:
 
 
 def outline(path: Path | str | ModelFolder) -> PreTrainedModel | None:
-    """The model that `longwave.load` would read, its parameters on the meta device, its frequencies real.
+    """The model that `longwave.load` would read, with parameters on the meta device and real frequencies.
 
-    The headers of a folder's safetensors files are read: what is damaged or lacking is found now, and not when the
-    model's turn comes.
+    The headers of a folder's safetensors files are read. Damaged or missing files are found now, and not when the
+    turn of the model comes.
 
     Returns:
-        None for what only `load` can read, or say what is wrong with.
+        None for a model that only `load` can read or refuse.
 
     Raises:
         ValueError: naming the file that is damaged, missing, or does not belong to the model.

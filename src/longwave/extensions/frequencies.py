@@ -1,4 +1,4 @@
-"""The frequencies that a rotary module runs at: solved once for each t, and again when a parameter has changed."""
+"""The frequencies of a rotary module: solved once for each t, and again when a parameter has changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 from longwave.extensions.standin import frequency_name
 from longwave.trajectory import Trajectory
 
-KEPT = 64  # solutions at as many t are kept: more than a batch has, and small
+KEPT = 64  # number of solutions kept, one for each t: more than a batch has, and small
 
 
 class Solutions:

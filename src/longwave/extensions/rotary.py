@@ -18,20 +18,20 @@ from longwave.trajectory import Trajectory
 class ScaledRotary(nn.Module):
     """Takes the place of a model's rotary module and has its interface: (x, position_ids) -> cos, sin.
 
-    The forward of the model's own module, `base`, runs without its decorators (they switch gradients
-    off and rescale by their own rules) on a stand-in whose frequencies are θ(t). Layout, partial
-    rotation, multi-axis positions and the model's own attention scaling stay the model's business.
+    The model's own module, `base`, has a forward. This forward runs on a stand-in whose frequencies are θ(t). It runs
+    without its decorators, which switch gradients off and rescale by their own rules. Layout, partial rotation,
+    multi-axis positions and the model's own attention scaling stay the model's business.
     At t = 1 the frequencies are the ones `base` holds, bit for bit.
 
-    t is what the dial reads from the position ids: rows of a batch and sequences packed into a row have their own,
-    and the base runs once for each distinct t. Frequencies, positions and angles stay float32 or better under
+    The dial reads t from the position ids. Each row of a batch has its own t, and so has each sequence packed into a
+    row. The base runs once for each distinct t. Frequencies, positions and angles stay float32 or better under
     `.to(bfloat16)` and autocast.
 
     Arguments:
         base: the model's own rotary module.
         trajectory: z(t) for L = trajectory.rope.original_length.
         dial: position ids -> t.
-        layer_type: for modules with one set of frequencies per layer type, the one to scale.
+        layer_type: the layer type to scale, if the module has one set of frequencies per layer type.
 
     Raises:
         ValueError: from forward, if a sequence is longer than max_factor·L and the dial refuses it.
@@ -52,7 +52,7 @@ class ScaledRotary(nn.Module):
 
     @property
     def factor(self) -> float | Tensor | None:
-        """t that the dial is fixed at; None where it follows the length."""
+        """The fixed t of the dial; None if t follows the length."""
         return self.dial.now.factor
 
     @factor.setter

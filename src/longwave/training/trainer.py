@@ -19,7 +19,7 @@ from longwave.training.checkpoints import STAGING, checkpoints, publish, require
 from longwave.training.draw import Draw, LengthSampler
 from longwave.training.learned import clip_separately, parameter_groups, require_gradient, trained_field
 from longwave.training.metrics import MetricsLog
-from longwave.training.step import Step
+from longwave.training.row import Step
 
 
 class LengthTrainer(Trainer):

@@ -1,4 +1,7 @@
-"""The dial decides the length factor t of every sequence. All parts of an extension read t here and nowhere else."""
+"""The dial: which length factor t every sequence runs at. All parts of an extension read t here and nowhere else.
+
+The dial decides t for forwards and for `generate`, from lengths. Training draws t and sets the dial.
+"""
 
 from __future__ import annotations
 

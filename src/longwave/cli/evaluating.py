@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from longwave.evaluation.candidates import Candidate
     from longwave.evaluation.comparison import Comparison
     from longwave.evaluation.suites import Step
-    from longwave.models import Opened as Loaded
 
 Lengths = Annotated[
     str | None,
@@ -47,6 +46,14 @@ Device = Annotated[
 ]
 
 
+def split(methods: str) -> tuple[str, ...]:
+    """Method specs of `--methods`, in order, repetitions dropped; a `ValueError` if there is none."""
+    found = [spec.strip() for spec in methods.split(",")]
+    if not any(found):
+        raise ValueError("no methods given. Write for example --methods none,ntk,yarn.")
+    return tuple(dict.fromkeys(spec for spec in found if spec))
+
+
 @dataclass(frozen=True)
 class Asked:
     """The options that every measuring command has; a field is an option."""
@@ -62,13 +69,8 @@ class Asked:
 
     @property
     def specs(self) -> tuple[str, ...]:
-        """The methods of --methods, in order, repetitions dropped; none where it is not given."""
-        if self.methods is None:
-            return ()
-        found = [spec.strip() for spec in self.methods.split(",")]
-        if not any(found):
-            raise ValueError("no methods given. Write for example --methods none,ntk,yarn.")
-        return tuple(dict.fromkeys(spec for spec in found if spec))
+        """The methods of --methods; none where it is not given."""
+        return () if self.methods is None else split(self.methods)
 
     def comparison(
         self, candidates: list[Candidate], steps: list[Step], folder: Path, data: list[Path] | None
@@ -82,13 +84,6 @@ class Asked:
             candidates, steps, folder, lambda path: open_model(path, self.dtype, self.device), data or [],
             self.lengths, setup, self.tokens_per_batch,
         )  # fmt: skip
-
-
-def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajectory") -> Loaded:
-    """`longwave.models.open_model`."""
-    from longwave.models import open_model
-
-    return open_model(path, dtype, device, scaling=scaling)
 
 
 def results_folder(output: Path | None, command: str, model: str) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longwave.cli.comparing import split
+from longwave.cli.evaluating import split
 
 if TYPE_CHECKING:
     from longwave.trajectory import Trajectory

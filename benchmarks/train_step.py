@@ -16,13 +16,12 @@ import time
 from pathlib import Path
 
 import torch
-from longwave.training.positions import LengthSampler
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import longwave
 from longwave.extensions.log_n import count_keys
-from longwave.files import versions, write_json
+from longwave.files import write_json
 from longwave.provenance import versions
 from longwave.training.draw import LengthSampler
 

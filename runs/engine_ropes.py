@@ -43,8 +43,9 @@ from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb 
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as rotate_all
 
 import longwave
-from longwave.exporters.hf import hf_config
-from longwave.exporters.source import Source, open_source
+from longwave.exporters.hf.config import hf_config
+from longwave.exporters.opening import open_source
+from longwave.exporters.source import Source
 from longwave.extensions.handle import rotaries
 from longwave.extensions.policy import frozen, snapshot
 from longwave.files import read_json, write_json

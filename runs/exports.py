@@ -66,7 +66,7 @@ def main() -> None:
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         found = examine_exports(model_types(), Path(scratch), arguments.python)
-        exporters = [EXPORTERS[name] for name in ("gguf", "ctranslate2")]
+        exporters = [exporter for exporter in EXPORTERS.values() if not exporter.exact]
         runs = list(run_engines(exporters, Path(scratch) / "engines"))
     write_text(arguments.output, page(found, runs, arguments.python))
 

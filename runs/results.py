@@ -130,7 +130,8 @@ def compute(row: Row, seed: int, windows: int, trials: int) -> None:
     from longwave.data.documents import read_documents
     from longwave.data.tokens import token_stream
     from longwave.demo.corpus import stdlib_files
-    from longwave.files import sha256, versions, write_text
+    from longwave.files import sha256, write_text
+    from longwave.provenance import versions
 
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     started = time.time()

@@ -139,8 +139,8 @@ def _introduction(found: dict[str, Cells], training: dict[str, Any], command: st
         f"log-uniform in [1, {training['max_factor']}]. Rows differ from this recipe only as their labels say. "
         "Fine-tuned YaRN has no temperature, because log-n does the same work. The recipe was chosen for CLEX, on "
         "seed 0 and on other targets of the same held-out files, halfway between these windows: see the "
-        f"[diary](LOG.md). The evaluation scores the last 64 tokens of {windows} windows of held-out library sources, by the "
-        f"protocol `same-targets`, at t = n/L (`clex-paper`: rounded up). Command: `{command}`."
+        f"[diary](LOG.md). The evaluation scores the last 64 tokens of {windows} windows of held-out library sources, "
+        f"by the protocol `same-targets`, at t = n/L (`clex-paper`: rounded up). Command: `{command}`."
     )
     return ["## The demo model", "", *textwrap.wrap(about, 120, break_on_hyphens=False)]
 

@@ -22,9 +22,9 @@ from transformers import AutoTokenizer
 from longwave import load
 from longwave.evaluation.templates import SHORT
 from longwave.evaluation.trials import Prompts, Trial
-from longwave.exporters import llamacpp
-from longwave.exporters.gguf import GGUF
-from longwave.exporters.source import Source, open_source
+from longwave.exporters.gguf import GGUF, llamacpp
+from longwave.exporters.opening import open_source
+from longwave.exporters.source import Source
 from longwave.extensions.policy import frozen
 from longwave.files import write_json
 from longwave.provenance import versions
@@ -62,8 +62,7 @@ def exported(source: Source, factor: float, quantize: str, output: Path, *, cont
         snapshot = replace(snapshot, factors=torch.ones_like(snapshot.factors))
     folder = output / (f"{quantize}-control" if control else quantize)
     folder.mkdir(parents=True)
-    GGUF().check(source, snapshot)
-    GGUF().write(source, snapshot, folder, quantize)
+    GGUF().plan(source, snapshot, quantize).write(folder)
     return next(folder.glob("*.gguf"))
 
 

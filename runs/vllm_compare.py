@@ -44,7 +44,7 @@ def make(folder: Path) -> None:
 
     import longwave
     from longwave.exporters import get_exporter
-    from longwave.exporters.source import open_source
+    from longwave.exporters.opening import open_source
     from longwave.extensions.handle import rotaries
 
     words = Tokenizer(models.WordLevel({f"t{index}": index for index in range(VOCABULARY)}, unk_token="t0"))
@@ -63,9 +63,8 @@ def make(folder: Path) -> None:
             source = open_source(longwave.save(model, folder / f".{family}-{method}", tokenizer=tokenizer))
             target, snapshot = folder / f"{family}-{method}", source.snapshot(FACTOR)
             exporter = get_exporter("hf")
-            exporter.check(source, snapshot)
             target.mkdir()
-            exporter.write(source, snapshot, target, None)
+            exporter.plan(source, snapshot).write(target)
             without = shutil.copytree(target, folder / f"{family}-{method}{ONES}")
             config = json.loads((without / "config.json").read_text("utf-8"))
             for name in ("rope_parameters", "rope_scaling"):  # the second is what older readers know

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import longwave
+from longwave.checkpoints.folder import Kind, kind_of
 from longwave.checkpoints.load import extension_of
 from longwave.cli import main as command_line
 from longwave.cli.main import main
@@ -205,3 +209,34 @@ def test_an_evaluation(plain: Path, text: Path, tmp_path: Path, capsys: pytest.C
     ):
         assert main([str(argument) for argument in arguments]) == code
         assert message in capsys.readouterr().err
+
+
+def toy(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
+    """`longwave` with the export target of toy_exporter.py: options are made when the command is imported."""
+    script = Path(__file__).with_name("toy_exporter.py")
+    command = [sys.executable, "-P", str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "400"})
+
+
+def test_an_export_target(trained: Path, tmp_path: Path) -> None:
+    """A class and a line in EXPORTERS; help, command, verification, model card and kind of folder follow."""
+    text = toy("export", "--help").stdout
+    assert "hf|gguf|ctranslate2|toy" in text and "toy: a folder in a box" in text
+    assert "toy: whole (default), split" in text
+
+    out = tmp_path / "out"
+    done = toy("export", trained, "--target", "toy", "--factor", "2", "--quantize", "split", "--verify", "-o", out)
+    assert done.returncode == 0, done.stderr
+    written = sum(path.stat().st_size for path in out.rglob("*") if path.name != "longwave-export.json")
+    assert f"{out}: toy, {written / 1e6:,.1f} MB, t 2, 128 tokens" in done.stdout  # files in subfolders count
+    assert "note: Open the box." in done.stderr and "verified: box 1.0: 72 of 72 greedy tokens equal" in done.stdout
+    card = (out / "README.md").read_text()
+    assert "library_name: box-library" in card and "open out/inner" in card and "box 1.0" in card
+    record = json.loads((out / "longwave-export.json").read_text())
+    assert (record["target"], record["factor"]) == ("toy", 2.0) and "inner/model.safetensors" in record["files"]
+    assert kind_of(out) is Kind.EXPORT
+    with pytest.raises(ValueError, match="is an export for toy, which longwave does not read"):
+        longwave.load(out)
+
+    refused = toy("export", trained, "--target", "toy", "--quantize", "odd", "-o", tmp_path / "odd")
+    assert refused.returncode == 1 and "toy has no quantization 'odd'. Available: whole, split." in refused.stderr

@@ -9,7 +9,7 @@ from longwave.evaluation.passkey import passkey as passkey
 from longwave.evaluation.perplexity import perplexity as perplexity
 from longwave.evaluation.retrieval import LengthRetrieval as LengthRetrieval
 from longwave.evaluation.retrieval import Retrieval as Retrieval
-from longwave.exporters.run import Exported as Exported
+from longwave.exporters.exported import Exported as Exported
 from longwave.exporters.run import export as export
 from longwave.extensions.attach import (
     extend as extend,

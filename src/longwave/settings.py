@@ -7,9 +7,10 @@ help of every command is made from such classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, TypedDict, Union, Unpack, get_args, get_origin, get_type_hints
 
 from longwave.names import unknown
 
@@ -17,32 +18,35 @@ REQUIRED = MISSING  # as a default: the setting has to be given
 KINDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
 
 
-def setting(
-    default: Any,
-    help: str,
-    *,
-    group: str | None = None,
-    choices: tuple[str, ...] = (),
-    least: float | None = None,
-    most: float | None = None,
-    metavar: str | None = None,
-) -> Any:
-    """A field of a `Settings` class.
+class About(TypedDict, total=False):
+    """What a field may say of itself.
 
     Arguments:
-        default: its value where none is given; None stands for one that depends on the model or the data, and the
-            help says which. REQUIRED if there is none.
-        help: one sentence for the help page.
         group: the part of the help page that it stands in.
         choices: what it may be, if not anything of its type.
         least: the smallest number allowed.
         most: the largest one, for a field that has `least`, too.
         metavar: what stands for its value on the help page, `N` for numbers and `TEXT` for text by default.
     """
-    metadata = {
-        "help": help, "group": group, "choices": choices, "least": least, "most": most, "metavar": metavar,
-    }  # fmt: skip
-    return field(default=default, metadata=metadata)
+
+    group: str | None
+    choices: Collection[str]
+    least: float | None
+    most: float | None
+    metavar: str | None
+
+
+def setting(default: Any, help: str, **about: Unpack[About]) -> Any:
+    """A field of a `Settings` class.
+
+    Arguments:
+        default: its value where none is given; None stands for one that depends on the model or the data, and the
+            help says which. REQUIRED if there is none.
+        help: one sentence for the help page.
+        **about: see `About`.
+    """
+    unsaid = {"group": None, "choices": (), "least": None, "most": None, "metavar": None}
+    return field(default=default, metadata={"help": help, **unsaid, **about})
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from longwave.checkpoints.folder import Kind, kind_of
 from longwave.checkpoints.load import extension_of
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.cli.main import main
-from longwave.exporters.source import open_source
+from longwave.exporters.opening import open_source
 
 
 def complaint(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -45,7 +45,7 @@ def test_kinds(plain: Path, trained: Path, tmp_path: Path) -> None:
     assert kind_of(legacy_folder(tmp_path / "official", "tanh_d64")) is Kind.OFFICIAL
     assert kind_of(longwave.export(trained, tmp_path / "export").folder) is Kind.EXPORT
     assert kind_of(write(tmp_path / "adapter", adapter_config__json={})) is Kind.ADAPTER
-    assert kind_of(write(tmp_path / "gguf", model__gguf={})) is Kind.GGUF
+    assert kind_of(write(tmp_path / "gguf", model__gguf={})) is Kind.FOREIGN
     assert kind_of(write(tmp_path / "else", notes__txt={})) is Kind.UNKNOWN
     (trained / "longwave.json").unlink()
     assert kind_of(trained) is Kind.INCOMPLETE

@@ -23,8 +23,8 @@ import longwave
 from longwave.checkpoints.load import extension_of
 from longwave.checkpoints.scaled import follow_config
 from longwave.evaluation.subjects import under
+from longwave.exporters.opening import open_source
 from longwave.exporters.run import export
-from longwave.exporters.source import open_source
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import max_length_of, reach_of
 from longwave.schedule import Static
@@ -338,7 +338,7 @@ def test_an_export_comes_back_bit_for_bit(
     native = LlamaForCausalLM.from_pretrained(folder).eval()
     model = longwave.load(folder)
     (rotary,) = longwave.rotaries(model)
-    assert torch.equal(rotary._solve(factor), native.model.rotary_emb.inv_freq)
+    assert torch.equal(rotary.frequencies.solve(factor), native.model.rotary_emb.inv_freq)
     assert rotary.trajectory.attention_scaling(factor) == native.model.rotary_emb.attention_scaling
     length = math.floor(factor * L)
     assert rotary.max_length == length
@@ -371,7 +371,7 @@ def test_an_export_of_a_model_that_was_trained_with_factors(exported: Callable[.
     again = longwave.load(folder)
     native = LlamaForCausalLM.from_pretrained(folder).eval()
     (rotary,) = longwave.rotaries(again)
-    assert torch.equal(rotary._solve(4.0), native.model.rotary_emb.inv_freq)
+    assert torch.equal(rotary.frequencies.solve(4.0), native.model.rotary_emb.inv_freq)
     assert torch.equal(rotary.base.inv_freq, model.model.rotary_emb.base.inv_freq)
     assert torch.equal(
         longwave.snapshot(again, 4.0).factors, torch.tensor(native.config.rope_parameters["long_factor"])
@@ -388,7 +388,7 @@ def test_an_export_that_serves_more_than_its_t_says(llama: LlamaForCausalLM, exp
     model, native = longwave.load(folder), LlamaForCausalLM.from_pretrained(folder).eval()
     (rotary,) = longwave.rotaries(model)
     assert (rotary.max_length, rotary.schedule) == (5 * L, Static(3.0))
-    assert torch.equal(rotary._solve(3.0), native.model.rotary_emb.inv_freq)
+    assert torch.equal(rotary.frequencies.solve(3.0), native.model.rotary_emb.inv_freq)
     assert (logits(model, 5 * L) - logits(native, 5 * L)).abs().max() < 1e-5
     assert torch.equal(longwave.snapshot(model, 3.0).factors, longwave.snapshot(llama, 3.0).factors)
 

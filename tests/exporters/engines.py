@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedModel
 import longwave
 from longwave.exporters import Exporter
 from longwave.exporters.base import EngineMissing
-from longwave.exporters.source import Source, open_source
+from longwave.exporters.opening import open_source
+from longwave.exporters.source import Source
 from longwave.exporters.verify import Agreement, passages, verify
 
 DEMO = Path(longwave.__file__).parent / "demo/model"
@@ -63,7 +64,7 @@ def _run(exporter: Exporter, model_type: str, method: str, folder: Path) -> Run:
     try:
         model, source = _saved(model_type, method, folder / "own")
         snapshot = source.snapshot(FACTOR)
-        exporter.check(source, snapshot)
+        exporter.plan(source, snapshot)
     except ValueError as error:
         return Run(exporter.name, model_type, method, reason=str(error))
     control = None
@@ -90,10 +91,8 @@ def _agreement(
 ) -> Agreement:
     snapshot = source.snapshot(FACTOR)
     if ones:
-        snapshot = replace(
-            snapshot, factors=torch.ones_like(snapshot.factors), inv_freq=source.rotary.trajectory.rope.inv_freq
-        )
+        snapshot = replace(snapshot, factors=torch.ones_like(snapshot.factors), inv_freq=source.rope.inv_freq)
     folder.mkdir()
     precise = "f32" if "f32" in exporter.quantizations else "float32"
-    exporter.write(source, snapshot, folder, precise)
+    exporter.plan(source, snapshot, precise).write(folder)
     return verify(exporter, folder, model, FACTOR, passages(source.tokenizer, 256, 100), new_tokens=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import longwave
 from longwave.cli.export import export as command
 from longwave.cli.main import main
-from longwave.exporters import EXPORTERS, get_exporter
+from longwave.exporters import EXPORTERS, Plan, get_exporter
 from longwave.exporters.hf import HF
 from longwave.exporters.run import export
 from longwave.exporters.source import Source
@@ -65,8 +66,8 @@ def test_a_perplexity_record_goes_into_the_card(trained: Path, tmp_path: Path) -
     [
         (["--factor", "5"], "factor 5 is not within 1 to 4"),
         (["--factor", "0.5"], "factor 0.5 is not within 1 to 4"),
-        (["--length", "999"], "length 999 is not within 1 to 256 tokens"),
-        (["--length", "128", "--factor", "2"], "not both"),
+        (["--to", "999"], "length 999 is not within 1 to 256 tokens"),
+        (["--to", "128", "--factor", "2"], "not both"),
         (["--quantize", "q8_0"], "hf has no quantization 'q8_0'"),
         (["--method", "yarn"], "has its own extension"),
     ],
@@ -228,7 +229,7 @@ def test_an_adapter_is_refused(plain: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [65, 100, 127, 129, 255])
 def test_a_length_is_the_length_of_the_export(length: int, plain: Path, trained: Path, tmp_path: Path) -> None:
     for name, method in (("plain", "yarn"), ("trained", None)):
-        folder = export(tmp_path / name, tmp_path / f"out-{name}", method=method, length=length).folder
+        folder = export(tmp_path / name, tmp_path / f"out-{name}", method=method, to=length).folder
         assert read_json(folder / "config.json")["max_position_embeddings"] == length
 
 
@@ -236,13 +237,13 @@ def test_what_an_engine_denies_is_not_kept(trained: Path, tmp_path: Path, monkey
     class Wrong(HF):
         """Forgets the factors."""
 
-        def write(self, source: Source, snapshot: Snapshot, folder: Path, quantize: str | None) -> None:
+        def plan(self, source: Source, snapshot: Snapshot, quantize: str | None = None) -> Plan:
             ones = torch.ones_like(snapshot.factors)
-            super().write(source, replace(snapshot, factors=ones), folder, quantize)
+            return super().plan(source, replace(snapshot, factors=ones), quantize)
 
     monkeypatch.setitem(EXPORTERS, "wrong", Wrong())
     with pytest.raises(ValueError, match="does not agree with longwave, and nothing was kept"):
-        export(trained, tmp_path / "out", to="wrong", verified=True)
+        export(trained, tmp_path / "out", target="wrong", verify=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -260,7 +261,7 @@ def test_agreement_is_judged_by_what_the_engine_shows() -> None:
 
 
 def test_an_export_knows_its_own_t_alone(trained: Path, tmp_path: Path) -> None:
-    short = export(trained, tmp_path / "short", length=100)
+    short = export(trained, tmp_path / "short", to=100)
     first = export(trained, tmp_path / "first", factor=3)
     for once in (short, first):
         again = export(once.folder, tmp_path / "again", overwrite=True)
@@ -281,7 +282,7 @@ def test_a_scaled_checkpoint_keeps_its_length(tmp_path: Path, llama, tokenizer) 
     LlamaForCausalLM(config).save_pretrained(tmp_path / "scaled")
     tokenizer.save_pretrained(tmp_path / "scaled")
     for name, length in (("default", None), ("asked", 1000)):
-        folder = export(tmp_path / "scaled", tmp_path / name, length=length).folder
+        folder = export(tmp_path / "scaled", tmp_path / name, to=length).folder
         assert read_json(folder / "config.json")["max_position_embeddings"] == (length or 1024)
 
 
@@ -298,8 +299,8 @@ def test_what_another_engine_reads_is_told_apart(trained: Path, tmp_path: Path) 
     (folder / "longwave-export.json").write_text('{"target": "gguf"}')
     with pytest.raises(ValueError, match="is an export for gguf, which longwave does not read"):
         longwave.load(folder)
-    with pytest.raises(ValueError, match="factor must be a number, got '8'"):
-        longwave.export(trained, tmp_path / "out", factor="8")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="factor must be a finite number, got '8'"):
+        longwave.export(trained, tmp_path / "out", factor="8")
 
 
 def test_an_untrained_clex_is_refused(llama, tokenizer, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -349,6 +350,58 @@ def test_a_disk_that_fills_midway(trained: Path, tmp_path: Path) -> None:
 
 
 def test_targets_are_looked_up_by_name() -> None:
-    assert get_args(get_args(get_type_hints(command, include_extras=True)["to"])[0]) == tuple(EXPORTERS)
+    assert choices("target") == tuple(EXPORTERS)
     with pytest.raises(ValueError, match=r"Did you mean 'hf'\?"):
         get_exporter("HF")
+
+
+def choices(option: str) -> tuple[str, ...]:
+    """What `longwave export` takes for an option."""
+    annotation = inspect.signature(command).parameters[option].annotation
+    return get_args(get_args(get_args(annotation)[0])[0])
+
+
+def test_a_format_is_no_number_of_tokens(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for said, advice in (
+        ("gguf", "Write --target gguf"),
+        ("many", "--to must be a whole number of tokens, got 'many'"),
+    ):
+        assert main(["export", str(trained), "--to", said, "-o", str(tmp_path / "out")]) == 1
+        err = capsys.readouterr().err
+        assert advice in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_old_option_of_a_length(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(trained), "--length", "128", "-o", str(out), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["length"] == 128 and "--length is now --to" in said.err
+    assert main(["export", str(trained), "--length", "128", "--to", "99", "-o", str(out)]) == 1
+    assert "Give --to alone" in capsys.readouterr().err
+    assert main(["export", "--help"]) == 0
+    assert "--length" not in capsys.readouterr().out
+
+
+def test_old_keywords_still_work(trained: Path, tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match=r"now export\(target='hf'\)") as warned:
+        done = longwave.export(trained, tmp_path / "a", to="hf", factor=2)
+    assert done.target == "hf" and __file__ in [warning.filename for warning in warned]
+    with pytest.warns(DeprecationWarning, match=r"export\(length=...\) is now export\(to=...\)"):
+        assert longwave.export(trained, tmp_path / "b", length=128).snapshot.max_length == 128
+    with (
+        pytest.warns(DeprecationWarning, match="target"),
+        pytest.raises(ValueError, match="to is the old name of target"),
+    ):
+        longwave.export(trained, tmp_path / "c", to="gguf", target="hf")
+    with pytest.raises(ValueError, match=r"unknown setting 'targe'\. Did you mean 'target'"):
+        longwave.export(trained, tmp_path / "c", targe="hf")
+
+
+def test_what_one_target_cannot_express_another_can(tmp_path: Path, llama, tokenizer) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("gguf")
+    LlamaForCausalLM(LlamaConfig(**{**llama.config.to_dict(), "hidden_act": "relu"})).save_pretrained(tmp_path / "relu")
+    tokenizer.save_pretrained(tmp_path / "relu")
+    with pytest.raises(ValueError, match=r"has silu only, the model has relu\. Another target can: --target hf"):
+        export(tmp_path / "relu", tmp_path / "out", target="gguf", method="yarn")
+    assert not (tmp_path / "out").exists()

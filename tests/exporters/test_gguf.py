@@ -25,12 +25,13 @@ from transformers import (
 )
 
 import longwave
-from longwave.exporters import gguf as exporter
-from longwave.exporters import gguf_tensors, llamacpp
 from longwave.exporters.base import EngineMissing
-from longwave.exporters.gguf import GGUF
-from longwave.exporters.gguf_layout import geometric
-from longwave.exporters.source import Source, open_source
+from longwave.exporters.gguf import GGUF, llamacpp
+from longwave.exporters.gguf import engine as exporter
+from longwave.exporters.gguf import tensors as gguf_tensors
+from longwave.exporters.gguf.frequencies import geometric
+from longwave.exporters.opening import open_source
+from longwave.exporters.source import Source
 from longwave.exporters.verify import expected
 from longwave.extensions.handle import rotaries
 from longwave.extensions.policy import frozen
@@ -91,8 +92,7 @@ def make_source(model: PreTrainedModel, folder: Path, method: str, tokenizer: An
 def export(source: Source, folder: Path, quantize: str = "f32", **changed: Any) -> Path:
     folder.mkdir()
     snapshot = replace(source.snapshot(FACTOR), **changed)
-    GGUF().check(source, snapshot)
-    GGUF().write(source, snapshot, folder, quantize)
+    GGUF().plan(source, snapshot, quantize).write(folder)
     return folder
 
 
@@ -193,8 +193,9 @@ def test_quantizations(quantize: str, tmp_path: Path) -> None:
     assert narrow == (quantize.upper() if quantize in ("f32", "f16", "bf16") else "F16")
     assert tensors["blk.0.attn_norm.weight"].tensor_type.name == "F32"
     weights = sum(tensor.n_bytes for tensor in tensors.values() if not tensor.name.startswith("rope_f"))
-    assert GGUF().size(source, quantize) == weights
-    assert GGUF().size(source, None) == GGUF().size(source, "f16")
+    size = {kind: GGUF().plan(source, source.snapshot(FACTOR), kind).size for kind in (quantize, None, "f16")}
+    assert size[quantize] == weights
+    assert size[None] == size["f16"]
 
 
 def test_a_full_disk_is_said_to_be_full(tmp_path: Path) -> None:
@@ -207,9 +208,9 @@ def test_a_full_disk_is_said_to_be_full(tmp_path: Path) -> None:
         pytest.skip("needs the right to mount a tmpfs")
     try:
         with pytest.raises(OSError) as caught:
-            GGUF().write(source, source.snapshot(FACTOR), small, "f32")
+            GGUF().plan(source, source.snapshot(FACTOR), "f32").write(small)
         assert caught.value.errno == errno.ENOSPC
-        assert GGUF().size(source, "f32") > 256 * 1024
+        assert GGUF().plan(source, source.snapshot(FACTOR), "f32").size > 256 * 1024
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
@@ -219,7 +220,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """1.5 GB of weights: 0.45 GB at the peak, nearly all of it torch and transformers themselves."""
     size = big.write_big_model(tmp_path / "big")
     assert size > 1.5e9
-    asked = f"export {tmp_path}/big --method yarn --to gguf --quantize q8_0 -o {tmp_path}/out"
+    asked = f"export {tmp_path}/big --method yarn --target gguf --quantize q8_0 -o {tmp_path}/out"
     assert big.peak_of(*asked.split()) < 500e6
     (file,) = (tmp_path / "out").glob("*.gguf")
     assert file.stat().st_size > size / 2
@@ -378,7 +379,7 @@ def test_a_server_that_is_gone_is_said_to_be(tmp_path: Path) -> None:
 
 def refusal(source: Source) -> str:
     with pytest.raises(ValueError) as caught:
-        GGUF().check(source, source.snapshot(FACTOR))
+        GGUF().plan(source, source.snapshot(FACTOR))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -428,15 +429,15 @@ def test_what_is_wrong_with_the_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has shape \[512, 64\], by config.json it is \[600, 64\]"):
         open_source(tmp_path / "large")
     with pytest.raises(ValueError, match="no quantization 'q2_k'"):
-        GGUF().write(source, source.snapshot(FACTOR), tmp_path, "q2_k")
+        GGUF().plan(source, source.snapshot(FACTOR), "q2_k")
 
 
 def test_heads_that_are_rotated_in_part_are_named(tmp_path: Path) -> None:
     half = make_source(make_model("phi3", partial_rotary_factor=0.5), tmp_path / "half", "clex")
     whole = make_source(make_model("phi3"), tmp_path / "whole", "clex")
-    notes = [GGUF().check(source, source.snapshot(FACTOR)) for source in (half, whole)]
+    notes = [GGUF().plan(source, source.snapshot(FACTOR)).notes for source in (half, whole)]
     assert [sum("rotates a part of each head" in note for note in found) for found in notes] == [1, 0]
-    assert GGUF().check(half, half.snapshot(FACTOR, log_n=False)) == notes[1]
+    assert GGUF().plan(half, half.snapshot(FACTOR, log_n=False)).notes == notes[1]
 
 
 def test_missing_packages_say_how_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

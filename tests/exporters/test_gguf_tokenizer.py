@@ -10,7 +10,7 @@ from test_gguf import DEMO, GGUF, engine, export, make_model, make_source, read
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from longwave.exporters import llamacpp
+from longwave.exporters.gguf import llamacpp
 from longwave.exporters.source import Source
 
 PHI3 = ("<unk>", "<s>", "</s>", "<|endoftext|>", "<|user|>")
@@ -32,7 +32,7 @@ def named(name: str, folder: Path, tokenizer: Any = None) -> Source:
 @pytest.mark.parametrize("name", ["tiny-phi3-distill", "My-Phi-3-merge", "PHI3", "modern-bert-llama"])
 def test_the_name_of_a_folder_does_not_change_the_tokenizer(name: str, tmp_path: Path) -> None:
     source = named(name, tmp_path)
-    [note] = GGUF().check(source, source.snapshot(4.0))
+    [note] = GGUF().plan(source, source.snapshot(4.0)).notes
     file = next(export(source, tmp_path / "out").iterdir())
     stored = read(tmp_path / "out").fields["general.name"].contents()
     assert stored == name.replace("hi-3", "hi 3").replace("hi3", "hi 3").replace("HI3", "HI 3").replace("n-b", "n b")
@@ -44,7 +44,7 @@ def test_the_name_of_a_folder_does_not_change_the_tokenizer(name: str, tmp_path:
 
 def test_other_names_stay(tmp_path: Path) -> None:
     source = named("Philosopher-3B", tmp_path)
-    assert GGUF().check(source, source.snapshot(4.0)) == []
+    assert GGUF().plan(source, source.snapshot(4.0)).notes == []
     assert read(export(source, tmp_path / "out")).fields["general.name"].contents() == "Philosopher-3B"
 
 
@@ -54,7 +54,7 @@ def test_other_names_stay(tmp_path: Path) -> None:
 def test_special_tokens_swallow_spaces_as_in_the_tokenizer(stripped: set[str], name: str, tmp_path: Path) -> None:
     tokenizer = phi3_tokenizer(stripped)
     source = named(name, tmp_path, tokenizer)
-    assert not [note for note in GGUF().check(source, source.snapshot(4.0)) if "keeps spaces" in note]
+    assert not [note for note in GGUF().plan(source, source.snapshot(4.0)).notes if "keeps spaces" in note]
     with llamacpp.served(next(export(source, tmp_path / "out").iterdir()), 64) as address:
         found = llamacpp.ask(address, "/tokenize", content=TEXT, add_special=True, parse_special=True)["tokens"]
     assert found == tokenizer(TEXT)["input_ids"]
@@ -89,7 +89,7 @@ def test_named_chat_templates_are_in_the_file(tmp_path: Path) -> None:
 
 def test_chat_templates_without_a_default_are_told(tmp_path: Path) -> None:
     source = named("model", tmp_path, with_templates({name: TEMPLATES[name] for name in ("tool-use", "rag")}))
-    [note] = GGUF().check(source, source.snapshot(4.0))
+    [note] = GGUF().plan(source, source.snapshot(4.0)).notes
     assert note.startswith("The tokenizer has no default chat template, only")
     assert "tokenizer.chat_template" not in read(export(source, tmp_path / "out")).fields
 
@@ -104,7 +104,7 @@ def test_one_chat_template_stays_one(tmp_path: Path) -> None:
 def test_chat_templates_that_gguf_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
     source = named("model", tmp_path, with_templates({"tool-use": "a", "tool_use": "b"}))
     with pytest.raises(ValueError, match="has chat templates that GGUF cannot tell apart"):
-        GGUF().check(source, source.snapshot(4.0))
+        GGUF().plan(source, source.snapshot(4.0))
 
 
 @engine
@@ -125,10 +125,10 @@ def test_the_end_of_text_is_the_models_where_the_tokenizer_names_none(
     source = make_source(model, tmp_path / "model", "ntk", silent)
     folder = export(source, tmp_path / "out")
     assert read(folder).fields["tokenizer.ggml.eos_token_id"].contents() == 7
-    assert GGUF().check(source, source.snapshot(4.0)) == []
+    assert GGUF().plan(source, source.snapshot(4.0)).notes == []
     model = make_model("llama", eos_token_id=None)
     source = make_source(model, tmp_path / "none", "ntk", silent)
-    [note] = GGUF().check(source, source.snapshot(4.0))
+    [note] = GGUF().plan(source, source.snapshot(4.0)).notes
     assert "llama.cpp ends a text at token 11 (" in note
     file = next(export(source, tmp_path / "none-out").iterdir())
     with llamacpp.served(file, 64) as address:

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 import longwave
 from longwave.checkpoints.weights import copy_weights
 from longwave.exporters import EXPORTERS
+from longwave.exporters.opening import open_source
 from longwave.exporters.run import export
-from longwave.exporters.source import open_source
 from longwave.extensions.policy import frozen
 from longwave.files import read_json, sha256, write_json
 from longwave.methods import METHODS
@@ -58,11 +58,13 @@ def test_the_config_holds_the_frequencies_of_every_method(
     vanilla = AutoModelForCausalLM.from_pretrained(done.folder)
     expected = longwave.snapshot(llama, 3)
     assert torch.equal(done.snapshot.factors, expected.factors)
-    assert torch.equal(vanilla.model.rotary_emb.inv_freq, longwave.rotaries(llama)[0]._solve(3))
+    assert torch.equal(vanilla.model.rotary_emb.inv_freq, longwave.rotaries(llama)[0].frequencies.solve(3))
     torch.testing.assert_close(vanilla.model.rotary_emb.inv_freq.double(), expected.inv_freq, rtol=2e-7, atol=0)
     ids = torch.arange(150)[None] % 200
     again = longwave.load(done.folder)
-    assert torch.equal(longwave.rotaries(again)[0]._solve(3), longwave.rotaries(llama)[0]._solve(3))
+    assert torch.equal(
+        longwave.rotaries(again)[0].frequencies.solve(3), longwave.rotaries(llama)[0].frequencies.solve(3)
+    )
     with frozen(llama, 3), torch.no_grad():
         assert torch.equal(llama(ids).logits, vanilla(ids).logits)
         assert torch.equal(again(ids).logits, vanilla(ids).logits)
@@ -103,7 +105,7 @@ def test_weights_are_copied_as_they_are(trained: Path, tmp_path: Path) -> None:
 
 
 def test_a_plain_model_and_a_method(plain: Path, tmp_path: Path) -> None:
-    done = export(plain, tmp_path / "hf", method="yarn", length=150)
+    done = export(plain, tmp_path / "hf", method="yarn", to=150)
     config = read_json(done.folder / "config.json")
     assert done.snapshot.factor == 150 / 64 and config["max_position_embeddings"] == 150
     assert config["rope_parameters"]["attention_factor"] == done.snapshot.attention_scaling
@@ -146,7 +148,7 @@ def test_code_that_stays_behind_is_named(plain: Path, tmp_path: Path) -> None:
 def test_verification_sees_a_wrong_export(trained: Path, tmp_path: Path) -> None:
     from longwave.exporters.verify import passages, verify
 
-    done = export(trained, tmp_path / "right", factor=4, verified=True)
+    done = export(trained, tmp_path / "right", factor=4, verify=True)
     assert done.agreement is not None
     assert (done.agreement.equal, done.agreement.max_difference) == (done.agreement.total, 0.0)
     assert max(done.agreement.prompt_tokens) > 64
@@ -178,7 +180,7 @@ def test_the_tokenizer_goes_along_with_all_its_files(
     own.save_pretrained(tmp_path / "plain")
     for name in ("tokenizer.model.v3", "emoji.json", "video_preprocessor_config.json"):
         (tmp_path / "plain" / name).write_text("{}")
-    done = export(tmp_path / "plain", tmp_path / "out", to=to, method="yarn")
+    done = export(tmp_path / "plain", tmp_path / "out", target=to, method="yarn")
     assert PreTrainedTokenizerFast.from_pretrained(done.folder).chat_template == templates
     told = done.to_json()["files"]
     assert told["additional_chat_templates/tool_use.jinja"] == len(templates["tool_use"])

@@ -14,8 +14,9 @@ from test_gguf import DEMO, make_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from longwave.exporters import llamacpp
-from longwave.exporters.run import Exported, export
+from longwave.exporters.exported import Exported
+from longwave.exporters.gguf import llamacpp
+from longwave.exporters.run import export
 from longwave.files import read_json, write_json
 
 Tensors = dict[str, Tensor]
@@ -60,7 +61,7 @@ def shard(folder: Path) -> None:
 
 def verified(folder: Path, to: str, output: Path) -> Exported:
     """An export that its engine agrees with: `agreement.check` raises otherwise."""
-    done = export(folder, output, to=to, method="yarn", factor=4, quantize={"gguf": "f32"}.get(to), verified=True)
+    done = export(folder, output, target=to, method="yarn", factor=4, quantize={"gguf": "f32"}.get(to), verify=True)
     assert done.agreement is not None and done.agreement.equal == done.agreement.total
     return done
 
@@ -105,7 +106,7 @@ def test_tied_weights_may_be_stored_as_the_head_alone(to: str, plain: Path, tmp_
 def test_an_untied_model_without_a_head_is_refused(to: str, plain: Path, tmp_path: Path) -> None:
     edit(plain, lambda tensors: tensors.pop(HEAD))
     with pytest.raises(ValueError, match=r"holds no weights for lm_head\.weight, which the model has"):
-        export(plain, tmp_path / "out", to=to, method="yarn")
+        export(plain, tmp_path / "out", target=to, method="yarn")
 
 
 def add_value_head(tensors: Tensors) -> None:
@@ -127,11 +128,11 @@ def test_tensors_that_the_model_does_not_have_are_named(to: str, plain: Path, tm
 def test_an_unknown_tensor_does_not_hide_what_is_missing(to: str, plain: Path, tmp_path: Path) -> None:
     tensors = edit(plain, lambda tensors: (add_value_head(tensors), tensors.pop("model.norm.weight")))
     with pytest.raises(ValueError, match=r"holds no weights for model\.norm\.weight, which the model has"):
-        export(plain, tmp_path / "out", to=to, method="yarn")
+        export(plain, tmp_path / "out", target=to, method="yarn")
     norm = {"model.norm.weight": torch.ones(3)}
     save_file(tensors | norm, plain / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"model\.norm\.weight has shape \[3\], by config.json it is \[64\]"):
-        export(plain, tmp_path / "out", to=to, method="yarn")
+        export(plain, tmp_path / "out", target=to, method="yarn")
 
 
 @pytest.mark.parametrize("to", NATIVE)
@@ -146,7 +147,7 @@ def test_layers_that_the_config_leaves_out_are_counted(to: str, plain: Path, tmp
 def test_layers_that_the_weights_lack_are_counted(to: str, plain: Path, tmp_path: Path) -> None:
     set_config(plain, num_hidden_layers=3)
     with pytest.raises(ValueError, match=r"no weights for model\.layers\.2\.self_attn\.q_proj\.weight and 8 more"):
-        export(plain, tmp_path / "out", to=to, method="yarn")
+        export(plain, tmp_path / "out", target=to, method="yarn")
 
 
 @pytest.mark.parametrize("to", NATIVE)
@@ -166,11 +167,11 @@ def test_quantized_weights(to: str, plain: Path, tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.q_proj"
     edit(plain, lambda tensors: tensors.update({f"{name}.qweight": tensors.pop(f"{name}.weight").int()}))
     if to == "hf":
-        [note] = export(plain, tmp_path / "out", to=to, method="yarn").notes
+        [note] = export(plain, tmp_path / "out", target=to, method="yarn").notes
         assert "The weights are quantized (gptq)" in note
     else:
         with pytest.raises(ValueError, match=rf"quantized \(gptq\), and {to} export needs plain ones"):
-            export(plain, tmp_path / "out", to=to, method="yarn")
+            export(plain, tmp_path / "out", target=to, method="yarn")
 
 
 @pytest.mark.parametrize("to", ENGINES)
@@ -179,7 +180,7 @@ def test_plain_weights_under_a_config_that_quantizes(to: str, plain: Path, tmp_p
     set_config(plain, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     if to == "ctranslate2":
         with pytest.raises(ValueError, match=r"asks for quantization \(bitsandbytes\).*Remove quantization_config"):
-            export(plain, tmp_path / "out", to=to, method="yarn")
+            export(plain, tmp_path / "out", target=to, method="yarn")
         return
-    [note] = export(plain, tmp_path / "out", to=to, method="yarn").notes
+    [note] = export(plain, tmp_path / "out", target=to, method="yarn").notes
     assert "config.json asks for quantization (bitsandbytes), and the weights are not quantized" in note

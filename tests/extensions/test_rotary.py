@@ -139,9 +139,9 @@ def test_defect_stale_cache_after_a_weight_update(llama: LlamaForCausalLM, write
 def test_frequencies_are_solved_once_per_t(llama: LlamaForCausalLM) -> None:
     rotary = rotary_of(llama)
     with torch.no_grad():
-        first = rotary._frequencies(2.0)
-        assert rotary._frequencies(2.0) is first
-        assert rotary._frequencies(3.0) is not first
+        first = rotary.frequencies.at(2.0)
+        assert rotary.frequencies.at(2.0) is first
+        assert rotary.frequencies.at(3.0) is not first
 
 
 def test_defect_inv_freq_rounded_by_bfloat16(llama: LlamaForCausalLM) -> None:
@@ -201,3 +201,11 @@ def test_compiles_in_one_graph_at_a_fixed_t(llama: LlamaForCausalLM, method: str
             random_field(rotary)
             llama.eval()  # which solves for them
     torch._dynamo.reset()
+
+
+def test_extending_a_model_on_another_device_solves_there(llama: LlamaForCausalLM) -> None:
+    """The constants of the solution were left on the CPU, where a model on a GPU could not use them."""
+    rotary = rotary_of(llama, "ntk")
+    rotary.base.inv_freq = rotary.base.inv_freq.to("meta")
+    rotary.frequencies.follow()
+    assert rotary.frequencies.solve(2.0).device.type == "meta"

@@ -1,1 +1,1 @@
-"""Which keys a query sees, at which distance, and how sharply: what the attention function of a model does."""
+"""The attention function of a model: which keys a query sees, at which distance, and how sharply."""

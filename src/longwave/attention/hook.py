@@ -1,4 +1,4 @@
-"""The one function that transformers calls for attention. What it does lies on the attention layer, not in its name."""
+"""The one function that transformers calls for attention. Its setting lies on the attention layer, not in its name."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from longwave.attention.kernels import decode, is_plain_decode
 from longwave.attention.layers import is_local, without_positions
 from longwave.attention.temperature import LogN
 
-PREFIX = "longwave-"  # of the names under which transformers calls us: longwave-sdpa, longwave-eager, ...
+PREFIX = "longwave-"  # of the names under which transformers calls longwave: longwave-sdpa, longwave-eager, ...
 ON_LAYER = "_longwave_scaled"  # the attribute of an attention layer
 
 
 class Scaled:
-    """What lies on an attention layer: the attention that it had before, and how its queries are scaled.
+    """The setting on an attention layer: the attention that it had before, and how its queries are scaled.
 
-    All layers of a model share one. It is copied and pickled with the model, and makes the name in the model's
-    config known wherever it comes to life.
+    All layers of a model share one setting. It is copied and pickled with the model. Wherever it is created, it
+    registers the name in the model's config.
     """
 
     def __init__(self, base: str, temperature: LogN) -> None:
@@ -42,7 +42,7 @@ class _Hook:
 
     def __init__(self, base: str) -> None:
         self.base = base
-        # These find their kernel by the name in the layer's config.
+        # These implementations find their kernel by the name in the layer's config.
         self.by_name = is_flash_attention_requested(requested_attention_implementation=base) or "/" in base
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -60,7 +60,7 @@ class _Hook:
 
 
 class _Renamed:
-    """An attention layer as the wrapped implementation knows it: the name in its config is its own."""
+    """An attention layer as the wrapped implementation expects it: its config has the implementation's own name."""
 
     def __init__(self, layer: nn.Module, name: str) -> None:
         self.layer, self.config = layer, _NamedConfig(layer.config, name)
@@ -78,6 +78,6 @@ class _NamedConfig:
 
 
 def _eager(module: nn.Module) -> Callable[..., Any]:
-    """The eager attention of the file that the attention layer comes from: each family has its own."""
+    """The eager attention of the file that defines the attention layer: each family has its own."""
     attention: Callable[..., Any] = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
     return attention

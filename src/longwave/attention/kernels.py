@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 def is_plain_decode(query: Tensor, key: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> bool:
-    """One query on the CPU that sees all keys, of which several heads share each."""
+    """Whether this is one query on the CPU that sees all keys, and each key is shared by several heads."""
     grouped = query.shape[2] == 1 and query.shape[1] != key.shape[1]
     special = any(kwargs.get(name) is not None for name in ("position_bias", "cache", "softcap", "s_aux"))
     return (
@@ -20,10 +20,10 @@ def is_plain_decode(query: Tensor, key: Tensor, attention_mask: Tensor | None = 
 def decode(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """softmax(q kᵀ · scaling) v with the heads that share a key laid along the query axis.
+    """softmax(q kᵀ · scaling) v. Heads that share a key are laid along the query axis.
 
     query [batch, heads, 1, d] -> [batch, key heads, group, d]: the kernel then reads each key once for its whole
-    group. transformers asks for `enable_gqa` here, which on CPUs reads it once for every head.
+    group. transformers asks for `enable_gqa` here, which on CPUs reads each key once for every head.
     """
     batch, heads, _, width = query.shape
     packed = query.view(batch, key.shape[1], heads // key.shape[1], width)

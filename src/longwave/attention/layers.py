@@ -1,6 +1,6 @@
-"""Which layers use the attention interface of transformers, and what they hand to it, read from their source.
+"""Read from a model's source which layers use the attention interface of transformers, and what they hand to it.
 
-A forward pass would show the same. But the model may be too large for one here, or have no weights yet (`meta`).
+A forward pass would show the same. But the model may be too large for a forward, or have no weights yet (`meta`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def hands_on(model: nn.Module, layer: nn.Module, argument: str) -> bool:
 
 
 def is_local(module: nn.Module, kwargs: dict[str, Any]) -> bool:
-    """Sliding-window and chunked layers see at most a window, however long the context."""
+    """Whether the layer sees at most a window, however long the context: sliding-window and chunked layers."""
     if kwargs.get("sliding_window") is not None or getattr(module, "is_sliding", False):
         return True
     return getattr(module, "sliding_window", None) is not None
@@ -54,7 +54,7 @@ def _names(kind: type[nn.Module]) -> tuple[str, ...]:
 
 
 def _way(model: nn.Module, layer: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """From the model down to the layer: each module that has a forward, and its attribute that leads on."""
+    """The way from the model down to the layer: each module with a forward, and its attribute that leads on."""
     path = next(name for name, module in model.named_modules() if module is layer)
     owner, attribute, module = model, "", model
     for part in path.split(".") if path else ():
@@ -74,13 +74,13 @@ def _forward_hands_on(kind: type[nn.Module], child: str, argument: str) -> bool:
     except (OSError, TypeError, SyntaxError, IndexError):
         return True
     named = argument in inspect.signature(forward).parameters
-    rest = None if named or tree.args.kwarg is None else tree.args.kwarg.arg  # has the argument only if nobody took it
+    rest = None if named or tree.args.kwarg is None else tree.args.kwarg.arg  # may hold the unnamed argument
     calls = list(_calls(tree, child))
     return not calls or any(_has(call, argument, rest) for call in calls)
 
 
 def _calls(tree: ast.AST, child: str) -> Iterator[ast.Call]:
-    """Calls of `self.child`, of an item of it, and of variables that a loop or an assignment makes of it."""
+    """Calls of `self.child`, of an item of `self.child`, and of variables that a loop or an assignment makes of it."""
     variables: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.For) and _mentions(node.iter, child):
@@ -98,7 +98,7 @@ def _calls(tree: ast.AST, child: str) -> Iterator[ast.Call]:
 
 
 def _makes(value: ast.AST, child: str) -> bool:
-    """Whether the value is the child, an item of it or, of the interface, what it looks up: no call of it."""
+    """Whether the value is the child, an item of the child or a look-up in the interface, and not a call of it."""
     if isinstance(value, ast.Call):
         return child == INTERFACE and _mentions(value.func, child)
     return isinstance(value, ast.Subscript | ast.Attribute | ast.Name) and _mentions(value, child)
@@ -109,7 +109,7 @@ def _mentions(tree: ast.AST, child: str) -> bool:
 
 
 def _is(node: ast.AST, child: str) -> bool:
-    """`self.child`, or the global name of the interface."""
+    """Whether the node is `self.child`, or the global name of the interface."""
     if isinstance(node, ast.Attribute):
         return node.attr == child and isinstance(node.value, ast.Name) and node.value.id == "self"
     return child == INTERFACE and isinstance(node, ast.Name) and node.id == child

@@ -1,10 +1,10 @@
 """How peaked the softmax is: log-n, a scale on every query by its position.
 
-q_p <- q_p · max(1, ln(p + 1) / ln L)^exponent for the query at position p: attention over n keys keeps its entropy
-as n grows beyond L (YaRN calls a constant form of it a temperature). Below L the factor is exactly 1. cos and sin are
-shared by queries and keys, so it cannot live in the rotary module.
+The query at position p becomes q_p · max(1, ln(p + 1) / ln L)^exponent. Attention over n keys then keeps its entropy
+as n grows beyond L. YaRN calls a constant form of this scale a temperature. Below L the scale is exactly 1. Queries and
+keys share cos and sin, so the scale cannot be part of the rotary module.
 
-Source: github.com/DAMO-NLP-SG/CLEX (`log_scale`), there one scalar over the whole key length.
+Source: github.com/DAMO-NLP-SG/CLEX (`log_scale`), which has one scalar over the whole key length.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class LogN:
     Arguments:
         original_length: L in tokens.
         exponent: a number > 0.
-        by_keys: count the keys before the query in the place of p, see `count_keys`.
+        by_keys: count the keys before the query instead of p, see `count_keys`.
     """
 
     def __init__(self, original_length: int, exponent: float, by_keys: bool = False) -> None:
@@ -33,7 +33,7 @@ class LogN:
         return LogN, (self.original_length, self.exponent, self.by_keys)
 
     def positions(self, query: Tensor, key: Tensor, position_ids: Tensor | None) -> Tensor | None:
-        """p of each query, as `scaled` takes it; None if all scales are 1 anyway, or the positions are unknown."""
+        """p of each query, as `scaled` takes it; None if all scales are 1 or the positions are unknown."""
         if not self.by_keys:
             return position_ids
         seen = key.shape[-2]  # at most L: training need not multiply by 1
@@ -47,9 +47,9 @@ class LogN:
         return (query.to(wide) * self._scale_of(position_ids)).to(query.dtype)
 
     def _scale_of(self, position_ids: Tensor) -> Tensor:
-        """The scale as [batch, 1, n, 1], computed once for all layers: they are handed the same tensor."""
-        # A tensor of inference mode has no version, by which to see that a decode loop counts it up in place; and a
-        # scale made there could not serve training.
+        """The scale as [batch, 1, n, 1], computed once for all layers, because all layers get the same tensor."""
+        # The version of a tensor shows that a decode loop has counted it up in place. Tensors of inference mode have
+        # no version, and a scale made in inference mode could not serve training.
         kept = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or position_ids.is_inference())
         if kept and self._last is not None:
             known, version, scale = self._last

@@ -1,7 +1,7 @@
-"""config.json of a model: its values are checked where a folder is opened, before transformers sees them.
+"""config.json of a model: its values are checked when a folder is opened, before transformers sees them.
 
-transformers checks some values late and warns of others, or fails in the middle of a formula. Here every wrong
-value is one line that names the file, the key, the value and what is allowed.
+transformers checks some values late, only warns of others, or fails in the middle of a formula. Here every wrong
+value is an error of one line. It names the file, the key, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ConfigFile:
     Arguments:
         path: the folder, or the name on a hub.
         values: what the file holds.
-        where: the arguments of `from_pretrained` that say where to get it.
+        where: the arguments of `from_pretrained` that say where to get the file.
     """
 
     path: Path | str
@@ -72,7 +72,7 @@ class ConfigFile:
         Raises:
             ValueError: in one line.
         """
-        if not self.where.get("trust_remote_code"):  # other code may mean other things by a key
+        if not self.where.get("trust_remote_code"):  # other code may give a key another meaning
             self.check()
         with self.explained():
             config: PreTrainedConfig = AutoConfig.from_pretrained(self.path, **self.where)
@@ -82,7 +82,7 @@ class ConfigFile:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """What transformers raises for the values of the file becomes one line that names it."""
+        """Turn an error that transformers raises for values of the file into one line that names the file."""
         try:
             yield
         except UNREADABLE as error:
@@ -93,7 +93,7 @@ class ConfigFile:
         return f"{self.name}: transformers {reason(error, self.values)}. Correct the file."
 
     def _check_lists(self, config: PreTrainedConfig) -> None:
-        """transformers only warns of a list with another length, and then fails in the product."""
+        """Check the lengths of lists: transformers only warns of a wrong length, and then fails in the product."""
         text: Any = config.get_text_config(decoder=True)
         found = getattr(text, "rope_parameters", None)
         if not isinstance(found, Mapping) or not (lists := factor_lists(found)):
@@ -133,10 +133,10 @@ def open_config(path: Path | str, arguments: Mapping[str, Any] | None = None) ->
     """config.json of a folder or of a name on the hub.
 
     Arguments:
-        arguments: of `from_pretrained`; those that say where the file is are used.
+        arguments: of `from_pretrained`; only those that say where the file is are used.
 
     Raises:
-        ValueError: if it is no JSON object. OSError: if there is none.
+        ValueError: if the file is no JSON object. OSError: if there is no file.
     """
     where = {name: value for name, value in (arguments or {}).items() if name in SOURCE}
     if "subfolder" not in where and (Path(path) / CONFIG).is_file():

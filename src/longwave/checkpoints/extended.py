@@ -1,4 +1,4 @@
-"""What `save` wrote: its settings and tensors, read and put onto the plain model."""
+"""Read the settings and tensors that `save` wrote, and put them onto the plain model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where the files of a model are, and what kind of folder they make: the only place that knows.
+"""Find the files of a model, and tell what kind of folder they make. No other module does this.
 
-A model is named by its folder, or by OWNER/NAME of the Hugging Face hub. The files of a hub model are put into the
-cache of huggingface_hub, and that cache is all that is needed without a network.
+The name of a model is its folder, or OWNER/NAME of the Hugging Face hub. The files of a hub model go into the cache
+of huggingface_hub. Without a network the files in this cache are enough.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ FILES = [
     "*.json", "*.safetensors", "*.model", "tokenizer.model.*", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*",
     "USE_POLICY*",
 ]  # fmt: skip
+FOREIGN = (".gguf",)  # endings of files with the weights of a model for other programs
 TIMEOUT = 10.0  # seconds, until the hub counts as unreachable
 NOT_THESE = ["consolidated*", "original/*"]  # the same weights again, in another format
 
@@ -34,7 +35,7 @@ class Kind(Enum):
     EXPORT = "what `longwave export` wrote"
     PLAIN = "a Hugging Face model"
     ADAPTER = "a PEFT adapter"
-    GGUF = "files for llama.cpp"
+    FOREIGN = "weights in a format that longwave does not read"
     INCOMPLETE = "an extended model of which longwave.json is missing"
     UNKNOWN = "no model"
 
@@ -47,7 +48,7 @@ class ModelFolder:
         name: the folder, or the name on the hub, as it was given.
         path: the folder; of a hub model its snapshot in the cache.
         kind: what the folder holds.
-        where: for a hub model, keyword arguments that lead to this snapshot again; empty for a folder.
+        where: for a hub model, the keyword arguments that find this snapshot again; empty for a folder.
     """
 
     name: str
@@ -72,7 +73,7 @@ class ModelFolder:
         return self
 
     def refusal(self) -> str | None:
-        """Why longwave cannot load the folder, and what to do; None if it can."""
+        """Why longwave cannot load the folder, and what to do; None if longwave can load it."""
         place = self.name if self.where else str(self.path)
         if self.kind is Kind.INCOMPLETE:
             return f"{place}/{SETTINGS} is missing: the folder is incomplete. Save the model again."
@@ -86,8 +87,11 @@ class ModelFolder:
         if self.kind is Kind.EXPORT and "model_type" not in _config(self.path):
             target = read_object(self.path / EXPORT_RECORD).get("target")
             return f"{place} is an export for {target}, which longwave does not read. Load its source instead."
-        if self.kind is Kind.GGUF:
-            return f"{place} holds GGUF files, which longwave does not read. Load the model that they were made from."
+        if self.kind is Kind.FOREIGN:
+            suffix = next(end for end in FOREIGN if any(self.path.glob(f"*{end}"))).removeprefix(".").upper()
+            return (
+                f"{place} holds {suffix} files, which longwave does not read. Load the model that they were made from."
+            )
         if self.kind is Kind.UNKNOWN:
             hint = ""
             if (self.path / TRAINING).is_file():
@@ -96,7 +100,7 @@ class ModelFolder:
         return None
 
     def check(self) -> ModelFolder:
-        """The folder itself; a `ValueError` if longwave cannot load what it holds."""
+        """Return the folder itself; a `ValueError` if longwave cannot load its contents."""
         if found := self.refusal():
             raise ValueError(found)
         return self
@@ -114,7 +118,7 @@ def check_model(path: Path | str) -> None:
 
 
 def resolve(name: Path | str | ModelFolder, **where: Any) -> ModelFolder:
-    """Find a model and tell its kind. Of a hub model only the small files are downloaded that say it.
+    """Find a model and tell its kind. Of a hub model only the small files that tell the kind are downloaded.
 
     Arguments:
         name: a folder, or a name on the Hugging Face hub; a folder comes first. A `ModelFolder` is given back.
@@ -153,7 +157,7 @@ def kind_of(folder: Path) -> Kind:
         return Kind.OFFICIAL if official else Kind.PLAIN
     if (folder / MODEL).is_dir():
         return Kind.INCOMPLETE
-    return Kind.GGUF if any(folder.glob("*.gguf")) else Kind.UNKNOWN
+    return Kind.FOREIGN if any(path.suffix in FOREIGN for path in folder.iterdir()) else Kind.UNKNOWN
 
 
 def is_export(folder: Path) -> bool:
@@ -185,9 +189,9 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _as_reached(name: str, where: Mapping[str, Any]) -> dict[str, Any]:
-    """`where`, and `local_files_only` if the hub does not answer and the cache has something.
+    """`where`, with `local_files_only` if the hub does not answer and the cache has files of the model.
 
-    Otherwise transformers would try for half a minute to reach the hub, for each file that a model may have or not.
+    Without it transformers would try for half a minute to reach the hub, for each file that a model may have.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import IncompleteSnapshotError, RevisionNotFoundError
@@ -210,7 +214,7 @@ def _as_reached(name: str, where: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _download(name: str, patterns: list[str], ignored: list[str], where: Mapping[str, Any]) -> Path:
-    """Files of a hub model into the cache; the folder of its snapshot there."""
+    """Download files of a hub model into the cache. Returns the folder of the snapshot in the cache."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -220,15 +224,15 @@ def _download(name: str, patterns: list[str], ignored: list[str], where: Mapping
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:
-    """Whatever a look-up on the hub may end in."""
+    """The errors that a look-up on the hub may end in."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    http_error: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library that huggingface_hub is built on, which changes
+    http_error: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library below huggingface_hub, which changes
     return http_error, OSError, HFValidationError
 
 
 def _reason(name: str, revision: str | None, error: Exception) -> str:
-    """Why the hub gave nothing, and what to do."""
+    """Why the hub gave no file, and what to do."""
     from huggingface_hub import errors
 
     first = (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Read a model, whoever wrote it, and tell the extension of one that is not read."""
+"""Read a model, whoever wrote it; or tell only its extension, without reading the model."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def load(path: Path | str | ModelFolder, *, scaling: str = "trajectory", **argum
 
     Arguments:
         path: a folder, or a name on the Hugging Face hub.
-        scaling: what RoPE scaling in the config of a Hugging Face model is: the `trajectory` that it is a point
-            of, so that z(1) is the rope without it, where we have the method; or part of a `plain` model. An export
-            of ours holds z(1) and one z(t): between them it is interpolated, and not the method that it came from.
+        scaling: how to read RoPE scaling in the config of a Hugging Face model. `trajectory` reads it as a point of a
+            trajectory where longwave has the method: z(1) is then the rope without the scaling. `plain` reads it as
+            part of a plain model. An export of longwave holds z(1) and one z(t). Between the two its trajectory is
+            interpolated: this is not the method that the export came from.
         arguments: for `from_pretrained`, e.g. `dtype`, `device_map`, `revision`.
 
     Raises:
@@ -51,14 +52,14 @@ def load(path: Path | str | ModelFolder, *, scaling: str = "trajectory", **argum
 def extension_of(path: Path | str | ModelFolder, **where: Any) -> tuple[str, float] | None:
     """Method and max_factor that `load` would give, read without the weights; None for a plain model.
 
-    Why RoPE scaling in its config stays part of a plain model is logged, as `load` does.
+    If RoPE scaling in the config stays part of a plain model, the reason is logged, as in `load`.
 
     Arguments:
         path: a folder, or a name on the Hugging Face hub.
         where: for the hub, as in `resolve`.
 
     Raises:
-        ValueError: naming the file that is damaged, or the value of config.json that cannot be.
+        ValueError: naming the damaged file, or the impossible value of config.json.
     """
     found = resolve(path, **where)
     if found.kind is Kind.LONGWAVE:
@@ -77,7 +78,7 @@ def extension_of(path: Path | str | ModelFolder, **where: Any) -> tuple[str, flo
 
 
 def unrecognised_scaling(path: Path | str | ModelFolder, **where: Any) -> str | None:
-    """Why RoPE scaling in the config of a model stays part of a plain model; None where there is none."""
+    """Why RoPE scaling in a model's config stays part of a plain model; None if there is no such scaling."""
     found = resolve(path, **where)
     if found.kind in (Kind.LONGWAVE, Kind.OFFICIAL) or not (found.path / CONFIG).is_file():
         return None

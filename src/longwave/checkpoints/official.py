@@ -27,10 +27,10 @@ UP, DOWN, FREQUENCIES = "proj_func.ode_up_proj", "proj_func.ode_down_proj", "cle
 
 @dataclass(frozen=True, eq=False)
 class LegacyCheckpoint:
-    """What the folder holds beyond the plain model.
+    """The contents of the folder beyond the plain model.
 
     Arguments:
-        folder: where it came from, for messages.
+        folder: where the checkpoint came from, for messages.
         config: of the plain model.
         extension: arguments of `extend`.
         weights: tensors of the CLEX layer by the end of their names.
@@ -43,10 +43,10 @@ class LegacyCheckpoint:
 
 
 def read_legacy(folder: Path) -> LegacyCheckpoint:
-    """Read config and field; `clex-paper` under its ceiling schedule, and `log_scale` as per-query log-n.
+    """Read config and field. The method is `clex-paper` under its ceiling schedule; `log_scale` is per-query log-n.
 
     Raises:
-        ValueError: naming the file that lacks something.
+        ValueError: naming the incomplete file.
     """
     extension, fields = read_fields(folder)
     file = ConfigFile(folder, fields)
@@ -81,8 +81,8 @@ def read_fields(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def extend_legacy(model: PreTrainedModel, checkpoint: LegacyCheckpoint) -> PreTrainedModel:
     """Extend the plain model by the checkpoint's trajectory.
 
-    It starts from the model's own frequencies: the checkpoint's copy is a buffer, which `.to(bfloat16)`
-    has rounded (0.4 %) in what was released.
+    The trajectory starts from the model's own frequencies. The checkpoint's copy of them is a buffer, and in the
+    released checkpoints `.to(bfloat16)` has rounded it (0.4 %).
 
     Raises:
         ValueError: if the field's shape or the frequencies are not what the config asks for.

@@ -1,4 +1,4 @@
-"""The plain model of a folder: with all its weights, or with none."""
+"""The plain model of a folder, with all its weights or without weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from longwave.layout import CONFIG
 
 
 def from_pretrained(found: ModelFolder, arguments: dict[str, Any]) -> PreTrainedModel:
-    """A plain model with all its weights: transformers would fill missing ones at random and go on."""
+    """A plain model with all its weights. transformers alone would fill missing weights at random and go on."""
     place: Path | str = found.model
     if found.where and found.kind not in (Kind.LONGWAVE, Kind.OFFICIAL):
         place, arguments = found.name, {**arguments, **found.where}  # transformers knows which weights it needs
@@ -31,13 +31,13 @@ def from_pretrained(found: ModelFolder, arguments: dict[str, Any]) -> PreTrained
     with quiet():
         file = ConfigFile(place, {}) if "gguf_file" in arguments else _open_config(place, arguments)
         if not {"config", "gguf_file"} & set(arguments):
-            file.build()  # a value that cannot be is told before the weights are read, which may take long
+            file.build()  # an impossible value is told now: reading the weights may take long
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 place, output_loading_info=True, ignore_mismatched_sizes=True,
                 **{"trust_remote_code": False} | arguments,
             )  # fmt: skip
-        except (torch.OutOfMemoryError, MemoryError):  # no fault of the files
+        except (torch.OutOfMemoryError, MemoryError):  # not a fault of the files
             raise
         except ImportError as error:
             raise ValueError(_missing_library(found.model / CONFIG, error)) from None
@@ -61,10 +61,10 @@ def skeleton(folder: Path, config: Any = None) -> PreTrainedModel:
 
     Arguments:
         folder: with config.json.
-        config: in its place, if it is not to be read.
+        config: used instead of the folder's config.json.
 
     Raises:
-        ValueError: if a value of the config cannot be, or transformers cannot build the model.
+        ValueError: if a value of the config is impossible, or transformers cannot build the model.
     """
     if config is not None:
         return build(open_config(folder), config)
@@ -91,7 +91,7 @@ def build(file: ConfigFile, config: Any) -> PreTrainedModel:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' remarks on keys of a config and on unexpected tensors: a legacy CLEX layer is one."""
+    """Silence transformers' remarks on config keys and unexpected tensors, such as those of a legacy CLEX layer."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -108,7 +108,7 @@ def _open_config(place: Path | str, arguments: dict[str, Any]) -> ConfigFile:
 
 
 def _refuse_foreign_code(path: Path) -> None:
-    """Whether transformers itself has the model of this config.json: longwave runs no code of a checkpoint."""
+    """Refuse a model that transformers itself does not have: longwave runs no code of a checkpoint."""
     config = read_object(path) if path.is_file() else {}
     model_type, classes = config.get("model_type"), config.get("auto_map")
     if model_type in CONFIG_MAPPING or not (model_type or classes):
@@ -138,6 +138,6 @@ def _missing_library(path: Path, error: ImportError) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What a library says, without its second paragraph and the full stop."""
+    """The first line of a library's message, without its full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longwave.checkpoints.folder import CONFIG, MODEL, SETTINGS, Kind, ModelFolder, kind_of, missing_part, read_object
+from longwave.checkpoints.folder import Kind, ModelFolder, kind_of, missing_part, read_object
+from longwave.layout import CONFIG, MODEL, SETTINGS
 from longwave.settings import Settings, setting
 
 # What one of these patterns matches stays here; in them * matches / as well.

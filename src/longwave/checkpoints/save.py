@@ -1,8 +1,8 @@
 """Save an extended model so that it can be read back.
 
 The folder holds `longwave.json` (the extension), `longwave.safetensors` (its weights and the frequencies it starts
-from), tokenizer files, and `model/`, the plain model as transformers writes it. There is no config.json at its root:
-transformers would load it without the extension and not say so.
+from), tokenizer files, and `model/`, the plain model as transformers writes it. The folder has no config.json at its
+root, because transformers would then load the model without the extension and without a warning.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def save(
     """Write an extended model to `folder`; `load` reads it back exactly.
 
     Arguments:
-        model: extended; what t it is steered to at the moment is not part of the result.
+        model: an extended model. Its present policy and t are not saved.
         folder: created; must be empty or absent unless `overwrite`.
-        tokenizer: written beside it, so that the folder is all that is needed.
+        tokenizer: written into the folder, so that the folder is complete.
 
     Raises:
         ValueError: if the model is not extended or is wrapped, or the folder is not empty.

@@ -1,4 +1,4 @@
-"""The tokenizer of a folder, and what is wrong with one that does not load."""
+"""The tokenizer of a folder, and the reason if it does not load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JSON = (TOKENIZER_CONFIG, TOKENIZER_JSON, "special_tokens_map.json", "added_toke
 
 
 def load_tokenizer(path: Path | str | ModelFolder, **where: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of whatever `load` reads.
+    """The tokenizer of any model that `load` reads.
 
     Arguments:
         path: a folder, or a name on the Hugging Face hub.
@@ -34,7 +34,7 @@ def load_tokenizer(path: Path | str | ModelFolder, **where: Any) -> PreTrainedTo
         place, where = tokenizer_folder(found.path, found.model) or found.path, {}
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **where)
-    except Exception as error:  # tokenizers raises the bare Exception, transformers whatever its readers do
+    except Exception as error:  # tokenizers raises the bare Exception, transformers any error of its readers
         raise ValueError(_tokenizer_fault(found, error)) from None
 
 
@@ -50,7 +50,7 @@ def damaged_tokenizer(folder: Path) -> str | None:
 
 
 def _tokenizer_fault(found: ModelFolder, error: Exception) -> str:
-    """What is wrong with a tokenizer that does not load: the library's words often name no file."""
+    """Why a tokenizer does not load. The library's message often names no file."""
     folder = found.path
     if damage := damaged_tokenizer(folder):
         return damage

@@ -25,14 +25,14 @@ BLOCK = 1 << 24  # bytes copied at a time
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers loads from the folder: a single one before those of an index."""
+    """The safetensors files that transformers loads from the folder: a single file before the files of an index."""
     if (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
         return [folder / SINGLE]
     return [folder / name for name in sorted(set(_weight_map(folder).values()))]
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
-    """Tensor name -> file, as the index says it; files lie in the folder itself."""
+    """Tensor name -> file, as the index says; the files lie in the folder itself."""
     index = read_json(folder / INDEX)
     found = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
@@ -46,7 +46,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 
 def check_weights(folder: Path) -> None:
-    """Every shard is there, whole, and holds what the index says.
+    """Check that every shard is there, whole, and holds the tensors that the index names.
 
     Raises:
         ValueError: naming the file.
@@ -68,13 +68,14 @@ def check_weights(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Contents:
-    """What transformers makes of the tensors in a folder.
+    """How transformers uses the tensors in a folder.
 
     Arguments:
         unused: names of tensors that the model of config.json does not have, such as a value head or further layers.
-        untied: parameters that config.json ties to another one, and that the folder holds with values of their own.
+        untied: parameters that config.json ties to another parameter, but that have values of their own in the folder.
             transformers then leaves them untied.
-        quantized: config.json quantizes the model, and the tensors are not those of a plain one. They are not judged.
+        quantized: config.json quantizes the model, and the tensors are not those of a plain model. They are not
+            checked.
     """
 
     unused: tuple[str, ...] = ()
@@ -123,7 +124,7 @@ def check_parameters(folder: Path, model: PreTrainedModel, dropped: tuple[str, .
 def _compare(
     model: PreTrainedModel, shapes: dict[str, tuple[int, ...]]
 ) -> tuple[list[str], list[tuple[str, tuple[int, ...], tuple[int, ...]]], tuple[str, ...]]:
-    """Missing parameters, those with another shape (found and wanted), and tensors that transformers does not use."""
+    """Missing parameters, parameters of another shape (found and wanted), and unused tensors."""
     import torch
     from transformers import utils
 
@@ -134,7 +135,7 @@ def _compare(
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     loader: Any = type(model).from_pretrained
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # its report of unexpected tensors: the caller makes it
+    logging.set_verbosity_error()  # transformers' report of unexpected tensors: the caller reports them
     logging.disable_progress_bar()
     try:
         _, report = loader(
@@ -152,7 +153,7 @@ def _compare(
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Order of names by which layer 2 comes before layer 10."""
+    """A sort key for names that puts layer 2 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
@@ -195,7 +196,7 @@ def copy_weights(folder: Path, output: Path, dropped: tuple[str, ...] = ()) -> N
 
 
 def _copy_without(path: Path, output: Path, dropped: tuple[str, ...]) -> None:
-    """Rewrite one safetensors file: the header anew, the data of what stays as it is."""
+    """Rewrite one safetensors file with a new header; the data of the tensors that stay are copied."""
     with open(path, "rb") as source, open(output, "wb") as target:
         (size,) = struct.unpack("<Q", source.read(8))
         header: dict[str, Any] = json.loads(source.read(size))

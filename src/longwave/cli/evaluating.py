@@ -46,12 +46,12 @@ Device = Annotated[
 ]
 
 
-def split(methods: str) -> tuple[str, ...]:
-    """Method specs of `--methods`, in order, repetitions dropped; a `ValueError` if there is none."""
-    found = [spec.strip() for spec in methods.split(",")]
-    if not any(found):
+def specs_in(methods: str) -> tuple[str, ...]:
+    """The methods of a text such as `none,ntk,yarn`, in order, repetitions dropped."""
+    found = [spec.strip() for spec in methods.split(",") if spec.strip()]
+    if not found:
         raise ValueError("no methods given. Write for example --methods none,ntk,yarn.")
-    return tuple(dict.fromkeys(spec for spec in found if spec))
+    return tuple(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Asked:
 
     @property
     def specs(self) -> tuple[str, ...]:
-        """The methods of --methods; none where it is not given."""
-        return () if self.methods is None else split(self.methods)
+        """The methods of --methods, in order, repetitions dropped; none where it is not given."""
+        return () if self.methods is None else specs_in(self.methods)
 
     def comparison(
         self, candidates: list[Candidate], steps: list[Step], folder: Path, data: list[Path] | None

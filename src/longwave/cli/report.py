@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from longwave.cli.evaluating import split
+from longwave.cli.evaluating import specs_in
 
 if TYPE_CHECKING:
     from longwave.trajectory import Trajectory
@@ -70,4 +70,4 @@ def _trajectories(model: str, methods: str | None) -> dict[str, Trajectory]:
     from longwave.report.trajectories import trajectories_of_model
 
     disable_progress_bar()
-    return trajectories_of_model(model, None if methods is None else split(methods))
+    return trajectories_of_model(model, None if methods is None else specs_in(methods))

@@ -17,7 +17,9 @@ METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", list[str]: "KEY=V
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def with_settings(settings: type[Settings], *, group: str | None = None) -> Callable[[Command], Command]:
+def with_settings(
+    settings: type[Settings], *, group: str | None = None, as_text: tuple[str, ...] = ()
+) -> Callable[[Command], Command]:
     """Replace `**settings` in a command's signature by an option for every field of a `Settings` class.
 
     An option that is not given is None: `Settings.create` then takes the default. A field that is a mapping becomes
@@ -25,12 +27,14 @@ def with_settings(settings: type[Settings], *, group: str | None = None) -> Call
 
     Arguments:
         group: the part of the help page for fields that name none.
+        as_text: fields whose value the command gets as the user wrote it, to read it itself.
     """
 
     def decorate(command: Command) -> Command:
         signature, kinds = inspect.signature(command, eval_str=True), get_type_hints(settings)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        added = [_option(item, kinds[item.name], group) for item in fields(settings)]
+        read_as = {name: str if name in as_text else kind for name, kind in kinds.items()}
+        added = [_option(item, read_as[item.name], group) for item in fields(settings)]
         command.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
         return command
 
@@ -67,7 +71,7 @@ def _option(item: Field[Any], kind: Any, group: str | None) -> inspect.Parameter
         text += f' Default "{item.default}".' if " " in str(item.default) else f" Default {item.default}."
     pairs = get_origin(kind) is Mapping
     name = item.name.replace("_", "-")
-    kind = list[str] if pairs else Literal[choices] if choices else kind
+    kind = list[str] if pairs else Literal[tuple(choices)] if choices else kind
     information = typer.Option(
         f"--{name.removesuffix('s') if pairs else name}",  # a second name --no-… would leave no room on 80 columns
         help=escape(text),

@@ -10,7 +10,7 @@ import datasets
 
 @contextmanager
 def progress_bars(shown: bool) -> Iterator[None]:
-    """Show or hide the bars of `datasets` for a while: its switch is global."""
+    """Show or hide the bars of `datasets` within a block: the switch of `datasets` is global."""
     hidden_before = datasets.are_progress_bars_disabled()
     (datasets.enable_progress_bars if shown else datasets.disable_progress_bars)()
     try:

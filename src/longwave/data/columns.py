@@ -11,8 +11,8 @@ import pyarrow.parquet
 from longwave.data.json_texts import shortened
 from longwave.data.kinds import Source
 
-ROWS = 256  # that are decoded at a time: a row may be a book
-FAILURES = (pyarrow.ArrowException, OSError)  # of a file that is damaged
+ROWS = 256  # number of rows decoded at a time: a row may be a book
+FAILURES = (pyarrow.ArrowException, OSError)  # errors of a damaged file
 AGAIN = "Get the file again."
 
 
@@ -59,10 +59,10 @@ def _require_text(source: Source, schema: pyarrow.Schema) -> None:
 
 
 def _values(source: Source, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[str]:
-    """Every value of the first column; one that is missing is an empty text.
+    """Every value of the first column; a missing value is an empty text.
 
-    Bytes are decoded here: writers without a type for strings (Spark, Impala) mark UTF-8 text as binary, and
-    pyarrow does not say which string is not UTF-8.
+    Bytes are decoded here for two reasons. Writers without a type for strings (Spark, Impala) mark UTF-8 text as
+    binary. And pyarrow does not say which string is not UTF-8.
     """
     row = 0
     while True:

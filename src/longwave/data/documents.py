@@ -18,15 +18,15 @@ from longwave.files import sha256
 logger = logging.getLogger("longwave")
 
 FEATURES = datasets.Features({"text": datasets.Value("string")})
-READING = 1  # part of the cache key: raise it when a file is read differently than before
+READING = 1  # part of the cache key: raise it when files are read in another way than before
 
 
 def read_documents(paths: Iterable[Path | str]) -> datasets.Dataset:
     """Documents as a `datasets.Dataset` with one column, `text`.
 
-    docs/data.md says which files are read, and what is a document in each kind. Empty documents are left out.
-    The logger `longwave` says how many those were, and which files of a folder were passed over. The result is
-    memory-mapped from the cache of `datasets`, under a key made of the files' contents: an edited file is read again.
+    docs/data.md says which files are read, and what a document is in each kind of file. Empty documents are left out.
+    The logger `longwave` tells the number of empty documents, and which files of a folder were passed over. The result
+    is memory-mapped from the cache of `datasets`. The key is made of the files' contents: an edited file is read again.
 
     Raises:
         ValueError: if a path is missing, a file cannot be read, or no document is left.
@@ -52,20 +52,20 @@ def _read(sources: Sequence[Source]) -> datasets.Dataset | None:
         try:
             return datasets.Dataset.from_generator(_rows, features=FEATURES, gen_kwargs=arguments)
         except datasets.exceptions.DatasetGenerationError as error:
-            if isinstance(error.__cause__, ValueError | OSError):  # ours, from deep inside the builder
+            if isinstance(error.__cause__, ValueError | OSError):  # longwave's, from deep inside the builder
                 raise error.__cause__ from None
             raise
 
 
 def _rows(sources: Iterable[Source], hashes: object = (), reading: int = READING) -> Iterator[dict[str, str]]:
-    """Documents of `sources`; the other arguments only make the cache key depend on contents and on this code."""
+    """Documents of `sources`. The other arguments only make the cache key depend on the contents and on this code."""
     for source in sources:
         for text in texts(source):
             yield {"text": text}
 
 
 def _without_empty(documents: datasets.Dataset) -> datasets.Dataset:
-    """The documents that hold more than white space; which ones is cached, too."""
+    """The documents that hold more than white space. The choice is cached, too."""
     with progress_bars(False):
         kept = documents.filter(
             _have_text, batched=True, batch_size=64, new_fingerprint=Hasher.hash([documents._fingerprint, "have text"])

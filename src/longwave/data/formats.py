@@ -31,15 +31,15 @@ READERS: dict[str, Callable[[Source], Iterator[str]]] = {
     PARQUET: parquet_texts,
     ARROW: arrow_texts,
 }
-# Files of these kinds are often something else than data: pictures, settings, tables of numbers.
+# Files of these kinds are often no data: pictures, settings, tables of numbers.
 OFTEN_OTHER = {TEXT, ".json", ".csv", ".tsv"}
 
 
 def texts(source: Source) -> Iterator[str]:
-    """The documents of a file, empty ones included, read while they are asked for.
+    """The documents of a file, empty documents included. They are read one by one as they are asked for.
 
     Raises:
-        DataError: if the file cannot be read, or where it cannot.
+        DataError: at the place where the file cannot be read.
     """
     if source.head().startswith(POINTER):
         raise source.no_documents("is a pointer of Git LFS, not the data", "Run `git lfs pull` in its folder.")
@@ -47,11 +47,11 @@ def texts(source: Source) -> Iterator[str]:
 
 
 def check(source: Source) -> None:
-    """Read as little of a file as tells whether it holds documents.
+    """Read only the part of a file that tells whether it holds documents.
 
     Raises:
-        NotDocuments: if it is something else.
-        DataError: if it is data, and cannot be read.
+        NotDocuments: if the file is no data.
+        DataError: if the file is data, and cannot be read.
     """
     if source.kind != TEXT:
         next(texts(source), None)

@@ -1,4 +1,4 @@
-"""What a record says about its data."""
+"""The hashes by which a record names its data."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-BLOCK = 1 << 20  # characters that are read at a time
+BLOCK = 1 << 20  # number of characters read at a time
 NOT_BLANK = re.compile(r"[^ \t\n\r]")
 
 
@@ -68,7 +68,7 @@ class JsonArray:
                 raise NotJson("too many brackets within brackets") from None
 
     def _more(self) -> bool:
-        """Read on; twice as much as there is, so that a long value is not tried often."""
+        """Read on, twice as much as before, so that a long value is not tried often."""
         read = self.handle.read(max(self.block, len(self.text) - self.at))
         self.text, self.at = self.text[self.at :] + read, 0
         return bool(read)

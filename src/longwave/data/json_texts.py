@@ -24,7 +24,7 @@ REFUSALS = (NotJson, NoText, BadText)
 
 
 def json_lines(source: Source) -> Iterator[str]:
-    """The field `text` of the object in each line; blank lines are no documents."""
+    """One document per line: the field `text` of the line's object. Blank lines are no documents."""
     with source.opened_text() as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -70,7 +70,7 @@ def _refused(source: Source, error: ValueError, at: str) -> DataError:
 
 
 def parsed(text: str) -> Any:
-    """The value that `text` is in JSON."""
+    """The value of `text`, read as JSON."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -78,7 +78,7 @@ def parsed(text: str) -> Any:
     except json.JSONDecodeError as error:
         where = f", line {error.lineno}" if error.lineno > 1 else ""
         raise NotJson("a NUL byte" if "\0" in text else error.msg + where) from None
-    except ValueError as error:  # a number of more digits than Python reads
+    except ValueError as error:  # a number with more digits than Python reads
         raise NotJson(error) from None
 
 
@@ -95,7 +95,7 @@ def text_of(value: Any) -> str:
 
 
 def checked(text: str) -> str:
-    """The text, refused if it holds half of a surrogate pair: JSON can write one, UTF-8 and tokenizers cannot."""
+    """The text, refused if it holds half of a surrogate pair. JSON can write it; UTF-8 and tokenizers cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

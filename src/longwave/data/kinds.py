@@ -33,7 +33,7 @@ class DataError(ValueError):
 
 
 class NotDocuments(DataError):
-    """A file that is no damaged data, but something else: in a folder it is passed over."""
+    """A file that is no data at all. In a folder it is passed over."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Source:
 
     @classmethod
     def of(cls, file: Path) -> Source:
-        """The file, its kind told by its content where that is certain, by its suffix otherwise."""
+        """The file with its kind. The content tells the kind where it is certain, otherwise the suffix."""
         with file.open("rb") as handle:
             head = handle.read(HEAD)
         packed = next((name for name, magic in COMPRESSIONS.items() if re.match(magic, head)), "")
@@ -64,11 +64,11 @@ class Source:
         return cls(file, data_suffix(file) or TEXT, packed)
 
     def error(self, reason: str, remedy: str, at: str = "") -> DataError:
-        """What is wrong with this file, to be raised."""
+        """The error to raise: why this file cannot be read."""
         return DataError(self.file, reason, remedy, at)
 
     def no_documents(self, reason: str, remedy: str, at: str = "") -> NotDocuments:
-        """Why this file is something else than data, to be raised."""
+        """The error to raise: why this file is no data."""
         return NotDocuments(self.file, reason, remedy, at)
 
     def head(self) -> bytes:
@@ -98,7 +98,7 @@ class Source:
             raise self.error(reason, "Convert or remove it.") from None
 
     def _bad_line(self) -> int:
-        """The line that is not UTF-8. Text is decoded in blocks, so the decoder does not know."""
+        """The line that is not UTF-8. Text is decoded in blocks, so the decoder does not know the line."""
         good = 0
         with self.opened() as handle:
             for line in handle:

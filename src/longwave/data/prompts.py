@@ -1,4 +1,4 @@
-"""Where a tokenizer meets a model: the ids that a prompt is made of, and whether the model has rows for them."""
+"""The token ids of a prompt, and the check that the model has embedding rows for them."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
-PROBE = "a"  # any text will do: what stands before and behind its own ids, the tokenizer adds to every text
-NAMED = 3  # ids that an error names one by one
+PROBE = "a"  # any text will do: the tokenizer adds the same special tokens before and behind every text
+NAMED = 3  # number of ids that an error names one by one
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text that a model is to continue.
 
-    Special tokens that the tokenizer puts in front (`<s>`) stay. Those that it appends (`</s>`, as T5's and some of
-    Llama's tokenizers do) are left out: to the model, they say that the text is over.
+    Special tokens that the tokenizer puts in front (`<s>`) stay. Special tokens that it appends are left out: they tell
+    the model that the text is over. T5's tokenizer and some of Llama's append one (`</s>`).
     """
     ids = _ids(tokenizer, text)
     return ids[: len(ids) - closing_length(tokenizer)]
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids at the start of a prompt that is put together from pieces: the tokenizer's own, or else its BOS token."""
+    """Ids at the start of a prompt made of pieces: the ids that the tokenizer puts there, or else its BOS token."""
     front, _ = _frame(tokenizer)
     if front or tokenizer.bos_token_id is None:
         return front
@@ -33,12 +33,12 @@ def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def closing_length(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many special tokens the tokenizer appends to a text."""
+    """The number of special tokens that the tokenizer appends to a text."""
     return len(_frame(tokenizer)[1])
 
 
 def identity(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Hex SHA-256 of what decides how a text is read: the same for a copy in another folder.
+    """Hex SHA-256 of everything in the tokenizer that changes the ids of a text. A copy in another folder has the same.
 
     None for a slow tokenizer, which cannot be written as one text.
     """
@@ -49,10 +49,10 @@ def identity(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def check_ids(ids: Tensor | Iterable[int], model: nn.Module, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Refuse token ids that the model has no embedding for, before the model is run on them.
+    """Refuse token ids without an embedding in the model, before the model runs on them.
 
-    A tokenizer may hold more tokens than the model has rows, and work all the same: Gemma 3 1B has one for images
-    that no text contains. So this is about the ids of a text, not about all that a tokenizer could say.
+    A tokenizer may hold more tokens than the model has rows, and still work. Gemma 3 1B has a token for images, which
+    no text contains. So the ids of a text are checked, and not all ids of the tokenizer.
 
     Arguments:
         ids: of any shape.
@@ -85,12 +85,12 @@ def _name(tokenizer: PreTrainedTokenizerBase, id: int) -> str:
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Special tokens in front of every text, and behind it."""
+    """Special tokens that the tokenizer puts in front of every text, and behind it."""
     whole, plain = _ids(tokenizer, PROBE), _ids(tokenizer, PROBE, add_special_tokens=False)
     for start in range(len(whole) - len(plain) + 1):
         if whole[start : start + len(plain)] == plain:
             return whole[:start], whole[start + len(plain) :]
-    return [], []  # it reads the probe in two ways: nothing can be told apart
+    return [], []  # it reads the probe in two ways, so its special tokens cannot be told apart
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:

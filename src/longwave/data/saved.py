@@ -7,16 +7,16 @@ from pathlib import Path
 from longwave.files import read_json
 
 STATE = "state.json"
-RECORDS = (STATE, "dataset_info.json")  # what `datasets` says about the data beside it
+RECORDS = (STATE, "dataset_info.json")  # file in which `datasets` describes the data beside it
 
 
 def saved_files(folder: Path) -> list[Path] | None:
     """The arrow files of a saved data set, in their order; None for any other folder.
 
-    The folder may hold arrow files that are not the data: `datasets` keeps what `map` and `filter` made there.
+    The folder may hold arrow files that are not the data: `datasets` keeps results of `map` and `filter` there.
 
     Raises:
-        ValueError: if one of them is missing.
+        ValueError: if one of the files is missing.
     """
     if not (folder / STATE).is_file():
         return None

@@ -12,11 +12,11 @@ from longwave.data.kinds import TEXT, NotDocuments, Source
 from longwave.data.paths import check_data
 from longwave.data.saved import RECORDS, saved_files
 
-# Beside data files these are about the data: cards, licences, scripts, settings.
+# Beside data files, files with these names are about the data: cards, licences, scripts, settings.
 CARDS = ("readme", "license", "licence")  # also LICENSE-MIT, README_zh.md
 ABOUT = {"copying", "notice", "citation", "changelog", "contributing", "requirements"}
 ABOUT_SUFFIXES = {".py", ".sh", ".ipynb", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".bib", ".cff"}
-NAMED = 5  # files passed over that a message names
+NAMED = 5  # number of passed-over files that a message names
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Found:
     passed: dict[Path, str] = field(default_factory=dict)
 
     def passed_over(self) -> str:
-        """The first paths passed over, each with its reason, and how many there are more."""
+        """The first paths passed over, each with its reason, and the number of further paths."""
         named = [f"{path} ({reason})" for path, reason in list(self.passed.items())[:NAMED]]
         more = len(self.passed) - NAMED
         return ", ".join(named) + (f" and {more} more" if more > 0 else "")
@@ -36,8 +36,8 @@ class Found:
 def find(paths: Iterable[Path | str]) -> Found:
     """The sources that `paths` stand for; a folder stands for all files in it, sorted, folders in it included.
 
-    A file given by its own path is never passed over. In a folder are passed over: hidden files; files that are
-    something else than documents; cards, licences, scripts and settings beside data files. Damaged data are not.
+    A file given by its own path is never passed over. In a folder these are passed over: hidden files; files without
+    documents; cards, licences, scripts and settings beside data files. Damaged data are never passed over.
 
     Raises:
         ValueError: for a path that does not exist, for a damaged data file, or if nothing is left.
@@ -103,7 +103,7 @@ def _raise(error: OSError) -> None:
 
 
 def _pass_over_about(found: Found) -> None:
-    """Pass over what is about the data beside it or below it."""
+    """Pass over files about the data that lie beside or above the data."""
     data = {parent for source in found.sources if source.kind != TEXT for parent in source.file.parents}
     about = [
         each.file for each in found.sources if each.kind == TEXT and each.file.parent in data and _is_about(each.file)

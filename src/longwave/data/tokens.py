@@ -22,7 +22,7 @@ TOKENS = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))}
 def token_stream(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, *, progress: bool = False) -> Tensor:
     """All documents as one sequence of token ids, each document followed by the end-of-text token.
 
-    Tokenised through `datasets.map` and cached under the documents' and the tokenizer's contents.
+    `datasets.map` does the work. The cache key is made of the contents of the documents and of the tokenizer.
 
     Returns:
         int64, shape [tokens].
@@ -33,7 +33,7 @@ def token_stream(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
 def stream_and_starts(
     documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, *, progress: bool = False
 ) -> tuple[Tensor, list[int]]:
-    """The `token_stream` of documents, and the place in it where each of them starts."""
+    """The `token_stream` of documents, and the place in the stream where each document starts."""
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
     tail = [] if end is None else [end]
 

@@ -10,37 +10,29 @@ from typing import Any
 import yaml
 
 from longwave.exporters.base import Exporter
+from longwave.exporters.exported import Exported
 from longwave.exporters.source import Source
-from longwave.exporters.verify import Agreement
 from longwave.files import read_json
 from longwave.methods import METHODS
 from longwave.provenance import versions
 from longwave.trajectory import Snapshot
 
+MADE_WITH = ("longwave", "transformers", "torch")
+
 
 def model_card(
-    source: Source,
-    snapshot: Snapshot,
-    exporter: Exporter,
-    name: str,
-    *,
-    notes: list[str],
-    log_n: str,
-    agreement: Agreement | None = None,
-    records: Sequence[dict[str, Any]] = (),
+    source: Source, exporter: Exporter, done: Exported, *, log_n: str, records: Sequence[dict[str, Any]] = ()
 ) -> str:
     """README.md of an export, in Markdown with the hub's front matter.
 
     Arguments:
-        name: of the export's folder, for the commands.
-        notes: what `Exporter.check` said.
+        done: the export, whose folder's name is in the commands.
         log_n: `constant` or `drop`.
-        agreement: of `verify`.
         records: of `longwave perplexity`, to show.
     """
     front: dict[str, Any] = {"tags": ["longwave", "long-context", source.method]}
-    library = "transformers" if exporter.name == "hf" else exporter.name
-    front |= {"library_name": library, "pipeline_tag": "text-generation"}
+    front |= {"library_name": exporter.library, "pipeline_tag": "text-generation"}
+    snapshot, name = done.snapshot, done.folder.name
     length, original = snapshot.max_length, snapshot.original_length
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=True)}---",
@@ -51,10 +43,10 @@ def model_card(
         "## Serve it",
         exporter.serving(source, snapshot, name).strip(),
     ]
-    if notes:
-        sections += ["## Mind", "\n".join(f"- {note}" for note in notes)]
-    if agreement is not None:
-        sections += ["## Verified", f"Against longwave at the same length factor: {agreement}."]
+    if done.notes:
+        sections += ["## Mind", "\n".join(f"- {note}" for note in done.notes)]
+    if done.agreement is not None:
+        sections += ["## Verified", f"Against longwave at the same length factor: {done.agreement}."]
     if records:
         sections += ["## Perplexity", *(_perplexity(record) for record in records)]
     if source.training:
@@ -86,9 +78,6 @@ def _facts(source: Source, snapshot: Snapshot, log_n: str) -> str:
         f"| | |\n|---|---|\n{table}\n\nOne t serves every prompt: texts within the trained length run at these "
         "frequencies, too. In longwave itself t follows the length, and short prompts keep the model's own."
     )
-
-
-MADE_WITH = ("longwave", "transformers", "torch")
 
 
 def read_perplexity(path: Path | str) -> dict[str, Any]:

@@ -11,10 +11,15 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from longwave.checkpoints.load import load
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.exporters.base import Answer, Exporter
+from longwave.exporters.settings import ExportSettings
+from longwave.exporters.source import Source
+from longwave.extensions.attach import extend
+from longwave.extensions.log_n import disable_log_n
 from longwave.extensions.policy import frozen
-from longwave.files import read_json
+from longwave.trajectory import Snapshot
 
 NEW_TOKENS = 24
 PASSAGES = 3  # prompts, at lengths spread up to the longest
@@ -71,6 +76,21 @@ class Agreement:
         )
 
 
+def verify_export(
+    exporter: Exporter, source: Source, snapshot: Snapshot, folder: Path, settings: ExportSettings
+) -> Agreement:
+    """Load the model of an export in longwave, and compare."""
+    scaling = "trajectory" if settings.method is None else "plain"
+    model = load(source.path, scaling=scaling, dtype="auto" if exporter.exact else torch.float32).eval()
+    if settings.method is not None:
+        extend(model, settings.method, max_factor=source.extension.max_factor)
+    if settings.log_n == "drop":
+        disable_log_n(model)
+    longest = min(snapshot.max_length, settings.verify_tokens)
+    prompts = passages(source.tokenizer, longest, min(snapshot.original_length // 2, longest))
+    return verify(exporter, folder, model, snapshot.factor, prompts)
+
+
 def verify(
     exporter: Exporter,
     folder: Path,
@@ -125,10 +145,6 @@ def passages(tokenizer_folder: Path, longest: int, shortest: int, new_tokens: in
     whole = ids * (longest // len(ids) + 1)
     lengths = np.linspace(min(shortest, longest), longest, PASSAGES).astype(int)
     return [whole[:length] for length in dict.fromkeys(lengths.tolist())]
-
-
-def read_agreement(path: Path) -> Agreement:
-    return Agreement(**read_json(path))
 
 
 # Lewis Carroll, Alice's Adventures in Wonderland (1865), public domain.

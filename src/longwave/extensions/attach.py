@@ -42,8 +42,8 @@ def extend(
     """Make the model's rotary embedding follow z(t), in place; `restore` undoes it.
 
     Nothing changes within the original length L: logits at t = 1 are bitwise those of the plain model.
-    A new `clex` starts as its prior and is meant to be trained. What `load` made of RoPE scaling in a model's
-    config gives way: the model as transformers runs it is then what is extended.
+    A new `clex` starts as its prior and is meant to be trained. If `load` recognised RoPE scaling in the model's
+    config, `extend` replaces it: the new extension starts from the model as transformers runs it.
 
     Arguments:
         model: any transformers causal LM that owns a rotary module; PEFT-wrapped is fine.
@@ -54,8 +54,8 @@ def extend(
         log_n: per-query log-n attention scaling: an exponent, True for 1, False for off; None takes
             the method's default.
         beyond: what a sequence over max_factor·L tokens does: `error` or `clamp`.
-        original_length: L in tokens, if the model's config says it wrong or not at all.
-        trajectory: a ready one instead of `method` and `options`; what else is given must agree with it.
+        original_length: L in tokens, if the model's config gives a wrong L or none.
+        trajectory: a ready one instead of `method` and `options`; all other settings must agree with it.
         options: passed on to the method.
 
     Returns:
@@ -63,7 +63,7 @@ def extend(
 
     Raises:
         ValueError: no rotary module (the message says what the model has); already extended; unknown
-            method, schedule or option; max_factor < 1; settings that are not the trajectory's; log-n on
+            method, schedule or option; max_factor < 1; settings that disagree with the trajectory; log-n on
             an attention that cannot have it.
     """
     if not isinstance(model, nn.Module):
@@ -97,11 +97,13 @@ def extend(
 
 
 def extend_from(model: Model, bases: Mapping[nn.Module, nn.Module], method: str, **arguments: Any) -> Model:
-    """`extend` from other frequencies than the model's rotary modules hold; `restore` gives those modules back.
+    """`extend`, starting from other frequencies than those of the model's rotary modules.
+
+    `restore` gives the model's own modules back.
 
     Arguments:
-        bases: for each of the model's rotary modules the one to start from, which may be itself.
-        method, arguments: of `extend`; where it fails, the model is as before.
+        bases: for each rotary module of the model, the module to start from; it may be the same one.
+        method, arguments: as in `extend`. If `extend` fails, the model is as before.
     """
     sites = find_sites(model)
     try:
@@ -123,7 +125,7 @@ def extend_from(model: Model, bases: Mapping[nn.Module, nn.Module], method: str,
 
 
 def extend_again(model: Model, method: str, **arguments: Any) -> Model:
-    """`extend` an extended model anew, from the same z(1); where that fails, it is left restored."""
+    """`extend` an extended model anew, from the same z(1). If this fails, the model is left restored."""
     bases = {mount.own: mount.rotary.base for mount in extension(model).mounts}
     return extend_from(restore(model), bases, method, **arguments)
 
@@ -131,7 +133,7 @@ def extend_again(model: Model, method: str, **arguments: Any) -> Model:
 def restore(model: Model) -> Model:
     """Give the model its own rotary modules, attention and methods back; a plain model stays as it is.
 
-    One that came with RoPE scaling in its config has that again.
+    A model that came with RoPE scaling in its config has the scaling again.
     """
     handle = find_extension(model)
     if handle is not None:
@@ -155,7 +157,7 @@ def extended(model: Model, method: str = "clex", **arguments: Any) -> Iterator[M
 
 @contextmanager
 def suspended(model: Model) -> Iterator[Model]:
-    """The plain model, at z(1), for the length of a `with` block, then the very same extension again."""
+    """For the length of a `with` block the plain model, at z(1); afterwards the very same extension again."""
     before = _remember(model)
     if before is not None:
         for mount in before.mounts:
@@ -169,7 +171,7 @@ def suspended(model: Model) -> Iterator[Model]:
 
 @contextmanager
 def _without_recognised(model: nn.Module) -> Iterator[None]:
-    """Take off the model what `load` recognised in its config; where the block fails, put it on again."""
+    """Take off the extension that `load` recognised in the config. If the block fails, put it on again."""
     before = _remember(model)
     if before is not None and not before.handle.recognised:
         raise ValueError("the model is already extended. Call longwave.restore(model) first.")
@@ -182,7 +184,7 @@ def _without_recognised(model: nn.Module) -> Iterator[None]:
 
 
 def rope_of(model: nn.Module, original_length: int | None = None) -> Rope:
-    """What the model was pre-trained with, extended or not."""
+    """The rope that the model was pre-trained with; the model may be extended or not."""
     handle = find_extension(model)
     if handle is not None:
         return handle.rope
@@ -219,7 +221,7 @@ def _hold(handle: Extension) -> None:
 
 
 def _take_off(handle: Extension) -> None:
-    """What `extend` has put on the model beside the rotary modules."""
+    """Take off everything that `extend` has put on the model beside the rotary modules."""
     disable_log_n(handle.host)
     remove_hooks(handle.host)
     let_go(handle.host)

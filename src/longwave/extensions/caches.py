@@ -1,7 +1,7 @@
 """Which t a key/value cache was filled at, and whether a forward may go on with it.
 
-Keys are cached after their rotation, and all but the first layer's came from hidden states under the t of that
-moment. So a cache belongs to one t (for each row). It remembers which.
+A cache holds keys after their rotation. In all layers but the first, the keys came from hidden states, and these were
+computed under the t of that moment. So a cache belongs to one t (for each row), and remembers this t.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Factors = tuple[float, ...]  # one for all rows, or one for each
 
 
 def factors_of(factor: float | Tensor) -> Factors:
-    """A t for all rows, or one for each where they differ."""
+    """One t for all rows; where the rows differ, one t for each."""
     found = tuple(factor.tolist()) if isinstance(factor, Tensor) else (float(factor),)
     return found if len(set(found)) > 1 else found[:1]
 
 
 def adopt(model: nn.Module, cache: Cache, *, whole: bool) -> None:
-    """Before a generation at the t in force: a cache of another t is emptied if the whole text is given.
+    """Prepare a cache for a generation at the t in force: a cache of another t is emptied if the whole text is given.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if a cache of another t is given without the whole text.
     """
     handle = extension(model)
     factor = handle.dial.now.factor
@@ -75,7 +75,7 @@ def before_forward(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _positions(model: Any, mask: Any, count: int) -> Tensor | None:
-    """Position ids of a padded batch, for a model of plain text that takes them: others count images their own way."""
+    """Position ids of a padded batch, for a text model that takes them. Models with images count in their own way."""
     plain_text = model.config.get_text_config(decoder=True) is model.config
     if not plain_text or "position_ids" not in inspect.signature(model.forward).parameters:
         return None
@@ -106,7 +106,7 @@ def _at(handle: Extension, lengths: Sequence[int]) -> Tensor:
 
 
 def _agree(handle: Extension, before: Factors, now: Factors) -> bool:
-    """Whether keys rotated at one serve at the other: equal t, or a trajectory that does not move between them."""
+    """Whether keys rotated at one t serve at the other t: equal t, or a trajectory that does not move between them."""
     count = max(len(before), len(now))
     if {len(before), len(now)} - {1, count}:
         return False

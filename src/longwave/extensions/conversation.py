@@ -1,4 +1,4 @@
-"""A conversation on one key/value cache: every turn adds what is new, and t grows with the text."""
+"""A conversation on one key/value cache: every turn adds its new tokens, and t grows with the text."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 class Conversation:
     """Turns of a user and a model.
 
-    With a chat template the tokenizer formats the messages; without one the texts simply follow each other, a line
-    break after each, for models that continue text. Cached tokens are used as far as the new text begins with them.
+    With a chat template the tokenizer formats the messages. Without one the texts follow each other, with a line break
+    after each; this suits models that continue text. Cached tokens are used as far as the new text begins with them.
 
     Arguments:
-        model: a causal LM, extended or not; an extended one is best under `set_policy(model, "grow")`.
+        model: a causal LM, extended or not; `set_policy(model, "grow")` suits an extended model best.
         tokenizer: the model's.
         system: a message before the first turn.
         generation: keyword arguments of `model.generate`.
@@ -56,7 +56,7 @@ class Conversation:
 
     @property
     def max_length(self) -> int:
-        """Tokens that it may have."""
+        """Tokens that the conversation may have."""
         return reach_of(self.model)
 
     @property
@@ -83,7 +83,7 @@ class Conversation:
             )
         try:
             answer = self._answer(ids, min(room, max_new_tokens), streamer)
-        except BaseException:  # interrupted, too: the cache may be half a step ahead of what we know of it
+        except BaseException:  # after an interruption, too: the cache may then be half a step ahead of our record
             self._empty_cache()
             raise
         self.messages = [*messages, {"role": "assistant", "content": answer}]
@@ -114,7 +114,7 @@ class Conversation:
         return str(self.tokenizer.decode(new, skip_special_tokens=True))
 
     def _keep_common(self, ids: list[int]) -> None:
-        """Take from the cache what the new text does not begin with (a template may rewrite earlier turns)."""
+        """Cut the cache to the tokens that the new text begins with (a template may rewrite earlier turns)."""
         held = int(self._cache.get_seq_length())
         same = 0
         while same < min(held, len(ids) - 1) and self._tokens[same] == ids[same]:
@@ -140,7 +140,7 @@ class Conversation:
                     f"Correct it in chat_template.jinja or tokenizer_config.json of {self.tokenizer.name_or_path}."
                 ) from None
             return list(found["input_ids"])
-        # What the model said is kept to the token: its text may tokenise in another way.
+        # The answer is kept as tokens: its text may tokenise in another way.
         start = self._tokens or opening(self.tokenizer)
         if not self._tokens:
             text = "".join(f"{message['content']}\n" for message in messages)

@@ -1,4 +1,4 @@
-"""The dial: which length factor t every sequence runs at. It is decided here and read here, nowhere else."""
+"""The dial decides the length factor t of every sequence. All parts of an extension read t here and nowhere else."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Setting:
     Arguments:
         schedule: n tokens -> t.
         beyond: what a sequence over max_factor·L tokens does: `error`, or `clamp` to run at max_factor.
-        factor: t of all sequences, or of each row [batch]; None takes it from their lengths.
+        factor: t of all sequences, or of each row [batch]; with None the lengths decide t.
         grows: lengths count as L, 2L, 4L, ...
         constant_scaling: a factor on cos and sin beside the trajectory's own, see `longwave.extensions.frozen`.
         call: the `generate` that runs in this thread.
-        generating: that call has checked the lengths, and neither t nor a parameter will change before it says so.
-        solved: what the followers have worked out for this setting.
+        generating: `call` has checked the lengths; until `call` turns this off, neither t nor a parameter changes.
+        solved: results that the followers have computed for this setting.
     """
 
     schedule: Schedule
@@ -51,7 +51,7 @@ class Setting:
 
     @cached_property
     def row_factors(self) -> tuple[float, ...]:
-        """t of all rows, or of each, as numbers."""
+        """t of all rows, or t of each row, as numbers."""
         return tuple(torch.as_tensor(self.factor, dtype=torch.float64).reshape(-1).tolist())
 
 
@@ -65,8 +65,8 @@ class Follower(Protocol):
 class Dial:
     """Policy and schedule -> t of every row or packed sequence.
 
-    A model has one dial. `set` turns it for all threads; within `held` a thread turns it for itself alone, so that a
-    forward in another thread never runs at the t of this thread's `generate`.
+    A model has one dial. `set` turns it for all threads. Within `held` a thread turns it for itself alone. A
+    forward in another thread therefore never runs at the t of this thread's `generate`.
 
     Arguments:
         original_length: L, in tokens.
@@ -111,7 +111,8 @@ class Dial:
         """Choose a policy, see `longwave.set_policy`, and let the followers settle.
 
         Raises:
-            ValueError: unknown policy; `fixed` without factor or another with one; factor outside [1, max_factor].
+            ValueError: unknown policy; `fixed` without factor; another policy with one; factor outside
+                [1, max_factor].
         """
         if policy not in POLICIES:
             raise ValueError(f"unknown policy {policy!r}. Available: {', '.join(POLICIES)}.")
@@ -132,7 +133,7 @@ class Dial:
 
     @contextmanager
     def held(self) -> Iterator[Dial]:
-        """Within, this thread has a setting of its own; afterwards the one from before is in force again."""
+        """Within the block this thread has a setting of its own; afterwards the earlier setting is in force again."""
         held = _held()
         outer, held[self] = held.get(self), self.now
         try:
@@ -195,7 +196,7 @@ class Dial:
 
         Arguments:
             lengths: tokens that t has to suit, one for each row or for all of them.
-            new: tokens that may follow where t grows; checked now, so that no step has to.
+            new: tokens that may follow where t grows. They are checked now, so that no step has to check them.
         """
         self.check(max(lengths) + (new if self.now.grows else 0), "Shorten the prompt or lower max_new_tokens")
         if self.now.factor is None:
@@ -205,7 +206,7 @@ class Dial:
             self.settle()
 
     def grow_to(self, lengths: Sequence[int]) -> bool:
-        """Take the t of longer texts, if the policy is `grow`; whether that changed t."""
+        """Take the t of longer texts, if the policy is `grow`. Returns whether t changed."""
         setting = self.now
         if not setting.grows:
             return False
@@ -229,7 +230,7 @@ class _Thread(threading.local):
         self.settings: WeakKeyDictionary[Dial, Setting] = WeakKeyDictionary()
 
 
-# Not on the dial: a model that holds a lock or something of a thread cannot be copied.
+# Locks and thread-local settings are not attributes of the dial: a model that holds them cannot be copied.
 _THREAD = _Thread()
 _LOCKS: WeakKeyDictionary[Dial, threading.RLock] = WeakKeyDictionary()
 

@@ -1,14 +1,14 @@
-"""Which t the stock `generate` runs at, and what may be done with a key/value cache.
+"""Choose the t of the stock `generate`, and guard key/value caches.
 
-Keys are cached after their rotation, so a generation is only exact if all of it runs at one t: keys and
-values of deeper layers came from hidden states under the old t, and rotating them again does not bring back
-what the new t would have given. Two policies follow from that, both exact with every cache of transformers:
+A cache holds keys after their rotation. A generation is therefore exact only if all of it runs at one t: keys and
+values of deeper layers came from hidden states under the old t, and a new rotation does not change these hidden
+states. Two policies follow from this, both exact with every cache of transformers:
 
-- `fit` fixes t once per call, for each row from the longest that it can get;
-- `grow` lets t double as the text grows, and at each doubling computes the cache again from the first token.
+- `fit` fixes t once per call, for each row from the greatest length that the row can reach;
+- `grow` lets t double as the text grows. At each doubling it computes the cache again from the first token.
 
-A cache remembers the t it was filled at (`longwave.extensions.caches`). One that does not fit is filled again where
-the whole text is given, and refused where it is not.
+A cache remembers the t that filled it (`longwave.extensions.caches`). If a call needs another t, the cache is filled
+again. This needs the whole text; without the whole text the call is refused.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from longwave.extensions.lengths import prompt_columns, prompt_lengths
 
 @dataclass
 class _Call:
-    """One call of `generate`: what is known of it before the first token.
+    """One call of `generate`, as known before the first token.
 
     Arguments:
-        width: columns of `input_ids` at its start, padding included.
+        width: columns of `input_ids` at the start of the call, padding included.
         new: how many tokens may follow.
-        lengths: tokens of each row at its start, padding left out; [1] if all are alike.
+        lengths: tokens of each row at the start of the call, without padding; [1] if all rows have the same length.
         chunk: tokens of a prefill chunk, None for the whole prompt at once.
     """
 
@@ -130,7 +130,7 @@ def next_inputs(model: Any, input_ids: Tensor, *args: Any, inputs_embeds: Tensor
 def _refill(
     model: Any, prepare: Callable[..., Any], input_ids: Tensor, chunk: int | None, kwargs: dict[str, Any]
 ) -> Any:
-    """Inputs that fill an empty cache with the whole text: all of it, or its last chunk after the others ran."""
+    """Inputs that fill an empty cache with the whole text; with chunks, run all but the last and return the last."""
     width = input_ids.shape[1]
     mask, positions = kwargs.pop("attention_mask", None), kwargs.pop("position_ids", None)
     cuts = [*range(0, width, chunk or width), width]
@@ -149,7 +149,7 @@ def _refill(
 
 
 def _refuse_unsteerable(generation_config: Any, mode: GenerationMode, model_kwargs: dict[str, Any]) -> None:
-    """What `grow` cannot read again from `input_ids`, or does not know of."""
+    """Refuse inputs that `grow` cannot read again from `input_ids`, or does not know."""
     images = [name for name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL if model_kwargs.get(name) is not None]
     reason = None
     if model_kwargs.get("inputs_embeds") is not None:

@@ -1,4 +1,4 @@
-"""What is on a model: one handle that holds the parts of its extension, the dial, and where they sit."""
+"""The handle of an extended model: it holds the parts of the extension, the dial, and their places in the model."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Seat:
     """A place of the model that refers to a rotary module.
 
     Arguments:
-        parent, name: `getattr(parent, name)` is that module.
-        scaled: the checkpoint's own module, with the RoPE scaling of its config, where the extension starts from
-            another one; None where it starts from the model's own.
+        parent, name: `getattr(parent, name)` is the rotary module.
+        scaled: the checkpoint's own module, with the RoPE scaling of its config, if the extension starts from
+            another module; None if the extension starts from the model's own module.
     """
 
     parent: nn.Module
@@ -38,11 +38,11 @@ class Seat:
 
 @dataclass(frozen=True, eq=False)
 class Mount:
-    """A scaled rotary module in its place, and what `restore` puts there.
+    """A scaled rotary module in its place, and the module that `restore` puts there.
 
     Arguments:
-        parent, name: of the seat, or of a place inside a wrapper (PEFT) that has taken the seat.
-        rotary: the module.
+        parent, name: of the seat; or, if a wrapper (PEFT) has taken the seat, of a place inside the wrapper.
+        rotary: the scaled module.
         own: the module that was there before `extend`.
     """
 
@@ -95,7 +95,7 @@ class Extension:
     def trajectories(self) -> list[Trajectory]:
         """The distinct trajectories, mostly one, in the order of the model.
 
-        Of a rotary module that PEFT trains (`modules_to_save`), its copy counts and not the original.
+        PEFT may train a copy of a rotary module (`modules_to_save`). The copy counts then, and not the original.
         """
         in_use = [mount.rotary for mount in self.mounts if mount.name != "original_module"]
         return list(dict.fromkeys(rotary.trajectory for rotary in in_use))
@@ -119,7 +119,7 @@ class Extension:
 
     @property
     def rope(self) -> Rope:
-        """What the model was pre-trained with, z(1)."""
+        """The rope that the model was pre-trained with, z(1)."""
         return self.trajectory.rope
 
     @property
@@ -149,7 +149,7 @@ class Extension:
 
     @property
     def is_trained(self) -> bool:
-        """Whether the extension can be evaluated: closed forms always, learned ones once they left their start.
+        """Whether the extension can be evaluated: a closed form always, a learned one once it has left its start.
 
         A learned trajectory starts as its closed-form prior. It counts as trained when its frequencies at
         max_factor are no longer those of a newly built one.
@@ -172,7 +172,7 @@ def find_extension(model: nn.Module) -> Extension | None:
 
 
 def extension(model: nn.Module) -> Extension:
-    """The extension of a model: its parts, its dial, and what it reaches.
+    """The extension of a model: its parts, its dial, and its reach.
 
     Raises:
         ValueError: if the model is not extended.

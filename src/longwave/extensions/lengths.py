@@ -1,7 +1,7 @@
-"""Rows, padding and packing: how many tokens every sequence of a batch has, and where its tokens stand.
+"""Rows, padding and packing: the number of tokens of every sequence of a batch, and the places of the tokens.
 
-This is the only place that knows. Position ids come as [batch, n], or as [axes, batch, n] for models that count
-images in several directions, where the largest position of a row counts.
+No other module knows the rules for this. Position ids come as [batch, n], or as [axes, batch, n] for models that count
+images in several directions. There the largest position of a row counts.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch.nn import functional
 
 
 def sequence_lengths(position_ids: Tensor) -> Tensor:
-    """For each token the length of the sequence that it belongs to: int64 [batch, n].
+    """The length of each token's sequence: int64 [batch, n].
 
-    Positions rise within a sequence (they may skip), and fall or stay where the next one begins. Of several axes
-    the row counts as one sequence: positions fall within an image, too.
+    Positions rise within a sequence (they may skip), and fall or stay where the next sequence begins. With
+    several axes the whole row counts as one sequence, because positions fall within an image, too.
     """
     if position_ids.ndim == 3:
         return (position_ids.amax((0, -1), keepdim=True)[0] + 1).expand(position_ids.shape[1:])
@@ -43,12 +43,12 @@ def _one_axis(position_ids: Tensor) -> Tensor:
 
 
 def padded_positions(mask: Any, columns: int) -> Tensor | None:
-    """Position ids of the last `columns` columns, padding left out: int64 [batch, columns]; None without padding.
+    """Position ids of the last `columns` columns, without padding: int64 [batch, columns]; None if there is no padding.
 
-    Padding behind a row stays at the row's last position, in front of it at 0: neither makes a row longer.
+    Padding behind a row has the row's last position; left padding has position 0. Neither makes a row longer.
 
     Arguments:
-        mask: attention mask [batch, width]; any other is taken for none.
+        mask: attention mask [batch, width]; a mask of another shape counts as no mask.
     """
     if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask.all()):
         return None
@@ -56,13 +56,13 @@ def padded_positions(mask: Any, columns: int) -> Tensor | None:
 
 
 def prompt_columns(inputs: Mapping[str, Any], width: int) -> int:
-    """Columns of the whole text, with what is in the cache and padding; `width` where `inputs` do not tell."""
+    """Columns of the whole text, with cached tokens and padding; `width` if `inputs` do not tell."""
     given = (inputs.get(name) for name in ("position_ids", "attention_mask"))
     return next((int(tensor.shape[-1]) for tensor in given if tensor is not None), width)
 
 
 def prompt_lengths(inputs: Mapping[str, Any], width: int) -> tuple[int, ...]:
-    """Tokens of each row of a prompt, padding left out; one number if all rows are alike."""
+    """Tokens of each row of a prompt, without padding; one number if all rows have the same length."""
     positions, mask = inputs.get("position_ids"), inputs.get("attention_mask")
     if positions is None and mask is None:
         return (width,)

@@ -22,7 +22,7 @@ def enable_log_n(model: PreTrainedModel, original_length: int, exponent: float) 
 
     Raises:
         ValueError: if the model's attention does not go through the interface of transformers or is not told
-            the positions of its queries, or the exponent is not a number > 0.
+            the positions of its queries, or if the exponent is not a number > 0.
     """
     if not (math.isfinite(exponent) and exponent > 0):
         raise ValueError(f"log_n must be True, False or an exponent >= 0, got {exponent}.")
@@ -43,7 +43,7 @@ def disable_log_n(model: PreTrainedModel) -> Scaled | None:
 
 
 def put_log_n_back(model: PreTrainedModel, setting: Scaled | None) -> None:
-    """The very log-n that `disable_log_n` took off; nothing if that was None."""
+    """Put back the very log-n that `disable_log_n` took off; do nothing for None."""
     if setting is None:
         return
     text = _text_model(model)
@@ -85,9 +85,9 @@ def _unprefixed(asked: Any) -> Any:
 def count_keys(model: PreTrainedModel, on: bool) -> None:
     """For training on rows whose positions skip: let n be the number of keys that a query sees, not p + 1.
 
-    Entropy grows with the number of keys. A row of L tokens has L of them however far apart they are
-    said to stand; sharpened by its positions, it teaches the weights to expect sharper attention than
-    a real window of p + 1 keys will give them. Rows must be single sequences without padding.
+    Entropy grows with the number of keys. A row of L tokens has L keys, however far apart their positions are. If log-n
+    counted positions, the weights would learn to expect sharper attention than a real window of p + 1 keys gives.
+    Rows must be single sequences without padding.
     """
     if (setting := scaled_of(model)) is not None:
         setting.temperature.by_keys = on
@@ -100,7 +100,7 @@ def log_n_of(model: PreTrainedModel) -> float:
 
 
 def attention_of(model: PreTrainedModel) -> str:
-    """The name of the text model's attention implementation, which is another one under log-n."""
+    """The name of the text model's attention implementation. Under log-n it begins with `longwave-`."""
     return _text_model(model).config._attn_implementation or ""
 
 
@@ -112,7 +112,7 @@ def _text_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def scaled_of(model: PreTrainedModel) -> Scaled | None:
-    """What lies on the text model's attention layers, if its attention is ours."""
+    """The `Scaled` on the text model's attention layers, if longwave steers its attention."""
     text = _text_model(model)
     if not attention_of(text).startswith(PREFIX):
         return None
@@ -121,9 +121,9 @@ def scaled_of(model: PreTrainedModel) -> Scaled | None:
 
 
 def _set_attention(text: PreTrainedModel, name: str) -> None:
-    """Set it for the text model alone: a vision tower keeps its own.
+    """Set the attention of the text model alone: a vision tower keeps its own attention.
 
-    In the config: `set_attn_implementation` would look for a flash kernel that has our name.
+    The config is written directly: `set_attn_implementation` would look for a flash kernel with longwave's name.
     """
     text.config._attn_implementation = {"": name}
 
@@ -149,7 +149,7 @@ def _require_positions(model: PreTrainedModel) -> None:
 def _asks_for(model: PreTrainedModel, implementation: str) -> bool:
     """Whether the model's code branches on the implementation's name, which scaling changes.
 
-    Sparse attention does (deepseek_v32, glm_moe_dsa): under a name that it does not know it would drop its mask.
+    Sparse attention branches on it (deepseek_v32, glm_moe_dsa): under an unknown name it would drop its mask.
     """
     question = re.compile(rf'_attn_implementation (==|!=|in|not in) [^:\n]*"{re.escape(implementation)}"')
     files = {type(module).__module__ for module in model.modules()}

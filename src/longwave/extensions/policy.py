@@ -22,18 +22,18 @@ def set_policy(model: Model, policy: str = "fit", t: float | Tensor | None = Non
 
     - `fit` (the state after `extend`): a forward takes t from the length of each sequence, and `generate` from
       prompt + new tokens, once per call. Decoding with a cache then equals the forward over the whole text.
-    - `grow`, for text without a known end: lengths count as L, 2L, 4L, ..., so that t changes rarely; where it
-      does, `generate` computes the cache again from the first token, which doubling keeps at O(1) per token.
-      Greedy decoding with and without a cache agree under it, too.
-    - `fixed`: t is the same in every call; a tensor [batch] gives each row its own. A compiled forward without
-      gradient keeps the frequencies from this moment: call it again (or `model.eval()`) after changing a field's
-      weights.
+    - `grow`, for text without a known end: lengths count as L, 2L, 4L, ..., so that t changes rarely. Where t
+      changes, `generate` computes the cache again from the first token. Because lengths double, this costs O(1)
+      per token. Greedy decoding with and without a cache agree under `grow`, too.
+    - `fixed`: t is the same in every call; a tensor [batch] gives each row its own t. A compiled forward without
+      gradient keeps the frequencies from this moment. After a change of a field's weights, call `set_policy` again
+      (or `model.eval()`).
 
-    In a batch every row has its own t, and so has every sequence packed into a row. While `generate` runs in another
-    thread, the call waits for it.
+    In a batch every row has its own t, and so has every sequence packed into a row. If `generate` runs in another
+    thread, `set_policy` waits for it.
 
     Raises:
-        ValueError: unknown policy; `fixed` without t or another with one; t outside [1, max_factor].
+        ValueError: unknown policy; `fixed` without t; another policy with t; t outside [1, max_factor].
     """
     dial = extension(model).dial
     with lock_of(dial):
@@ -49,9 +49,9 @@ def set_length(model: Model, policy: str = "fit", factor: float | Tensor | None 
 
 @contextmanager
 def frozen(model: Model, factor: float) -> Iterator[Model]:
-    """For the length of a `with` block, the model as an export of it at t = `factor` runs.
+    """For the length of a `with` block, the model runs as its export at t = `factor` does.
 
-    t is fixed, and per-query log-n gives way to the constant that it is for the query at t·L, as in
+    t is fixed. A constant takes the place of per-query log-n: its value for the query at t·L, as in
     `Snapshot.with_log_n`.
     """
     handle = extension(model)

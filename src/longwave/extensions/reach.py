@@ -12,16 +12,16 @@ from longwave.extensions.handle import find_extension
 
 
 def original_length_of(model: nn.Module) -> int:
-    """L: what the model was pre-trained at, the unit of lengths such as `2x`.
+    """L: the length of pre-training in tokens, the unit of lengths such as `2x`.
 
     Raises:
-        ValueError: if the model has no rotary module or does not tell.
+        ValueError: if the model has no rotary module, or its config does not tell L.
     """
     return rope_of(model).original_length
 
 
 def max_length_of(model: nn.Module) -> int | None:
-    """The longest sequence that an extended model accepts, None if it sets no limit; see `reach_of`."""
+    """The longest sequence that an extended model accepts; None if the model sets no limit. See `reach_of`."""
     handle = find_extension(model)
     return None if handle is None or handle.dial.now.beyond != "error" else handle.max_length
 
@@ -46,10 +46,10 @@ def check_lengths(model: nn.Module, lengths: Iterable[int]) -> None:
 
 @contextmanager
 def fixed_length(model: nn.Module, length: int) -> Iterator[float | None]:
-    """Within, the model runs at the t its schedule gives `length` tokens. Yields t, None if not extended.
+    """Within the block the model runs at its schedule's t for `length` tokens. Yields t, None if not extended.
 
-    t belongs to the whole window, so it is fixed from its length and not left to whatever a forward sees:
-    the official evaluation fed 4,096-token chunks into a cache, each at a t of its own.
+    t belongs to the whole window. It is therefore fixed from the window's length, and not from the tokens of one
+    forward. The official evaluation fed 4,096-token chunks into a cache, each chunk at a t of its own.
     """
     handle = find_extension(model)
     if handle is None:

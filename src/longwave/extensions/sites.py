@@ -1,4 +1,4 @@
-"""Where a model's rotary modules are, and what a model without one has instead."""
+"""Find the rotary modules of a model; say how a model without a rotary module encodes positions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from longwave.schedule import tokens_at
 # Layers that attend within a window never see a longer distance: their rotation stays as it is.
 LOCAL = ("sliding", "chunked", "local")
 
-# Models with several sets of frequencies for layers that are not local by name: the one to scale.
+# The set of frequencies to scale, for models with several sets whose layers are not local by name.
 # DeepSeek-V4: `main` is rotated in the sliding-window layers only.
 GLOBAL_LAYER_TYPE = {"deepseek_v4": "compress"}
 
-# What stands in for a rotary module, by the last part of a module's, parameter's or buffer's name.
+# What a model has instead of a rotary module, by the last part of a module's, parameter's or buffer's name.
 OTHER_POSITIONS = {
     "wpe": "learned absolute positions (wpe)",
     "positions_embed": "learned absolute positions (positions_embed)",
@@ -90,7 +90,7 @@ def find_sites(model: nn.Module) -> list[Site]:
 
 
 def rope_at(site: Site, config: PreTrainedConfig, original_length: int | None = None) -> Rope:
-    """What the module was pre-trained with; frequencies are read from it, never recomputed from a base."""
+    """The rope of the module's pre-training; frequencies are read from the module, never recomputed from a base."""
     own = _pretrained_frequencies(site.module, site.layer_type).detach()
     if own.dtype in (torch.bfloat16, torch.float16):
         warnings.warn(
@@ -106,7 +106,7 @@ def rope_at(site: Site, config: PreTrainedConfig, original_length: int | None = 
 
 
 def reset_frequencies(module: nn.Module, layer_type: str | None) -> None:
-    """Undo what a long forward has written into a `dynamic` or `longrope` module: back to z(1)."""
+    """Put a `dynamic` or `longrope` module back to z(1): a long forward has written other frequencies into it."""
     pretrained = _pretrained_frequencies(module, layer_type)
     name = frequency_name(layer_type)
     if pretrained is not getattr(module, name):
@@ -117,7 +117,7 @@ def reset_frequencies(module: nn.Module, layer_type: str | None) -> None:
 
 
 def _pretrained_frequencies(module: nn.Module, layer_type: str | None) -> Tensor:
-    """Those in use, except where transformers overwrites them in forward and keeps the original ones."""
+    """The frequencies in use; if transformers overwrites these in a forward, the original ones that it keeps."""
     used: Tensor = getattr(module, frequency_name(layer_type))
     rope_type = getattr(module, "rope_type", "")
     if isinstance(rope_type, dict):
@@ -161,7 +161,7 @@ def _owners(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[tuple[nn.Module
 
 
 def _is_rotary(module: nn.Module) -> bool:
-    """Has frequencies, and a forward that turns position ids by them."""
+    """Whether the module has frequencies, and a forward that turns position ids by them."""
     if not any(name.endswith("inv_freq") for name, _ in module.named_buffers(recurse=False)):
         return False
     return "position_ids" in inspect.signature(undecorated_forward(module)).parameters
@@ -198,8 +198,8 @@ def _rope_parameters(config: PreTrainedConfig, layer_type: str | None) -> dict:
 def _trained_length(config: PreTrainedConfig, parameters: dict) -> int:
     """L in tokens of the frequencies that the module holds.
 
-    A longrope model's own frequencies are its short ones, good for its original length; those of a static scaling
-    are good for all that the config reaches, which max_position_embeddings need not say (Qwen's YaRN).
+    A longrope model's own frequencies are its short ones, good for its original length. The frequencies of a static
+    scaling are good for the whole reach of the config, which may exceed max_position_embeddings (Qwen's YaRN).
     """
     kind, original = parameters.get("rope_type"), parameters.get("original_max_position_embeddings")
     if kind == "longrope" and original:

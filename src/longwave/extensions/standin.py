@@ -10,10 +10,10 @@ from torch import nn
 
 
 class StandIn:
-    """What the module's forward sees as `self`: our frequencies, and everything else from the module.
+    """The `self` that the module's forward sees: longwave's frequencies, and everything else from the module.
 
-    The names that the forward uses are copied, because torch.compile traces plain attributes but no proxies. Names
-    that the forward composes at run time fall through to the module.
+    Names that the forward uses are copied, because torch.compile traces plain attributes but no proxies. Names that
+    the forward composes at run time are looked up on the module.
 
     Arguments:
         base: the model's own rotary module.

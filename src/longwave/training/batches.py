@@ -1,4 +1,4 @@
-"""What the Trainer loads: rows of token ids, and micro-batches of them whose draw is made before anything is read."""
+"""The data of the Trainer: rows of token ids, and micro-batches. t and positions are drawn before the rows are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longwave.training.draw import Draw, LengthSampler, counter_generator
 
 
 def pack(stream: Tensor, length: int) -> Tensor:
-    """Cut a token stream [tokens] into rows [rows, length]; what is left at the end is dropped.
+    """Cut a token stream [tokens] into rows [rows, length]; the rest at the end is dropped.
 
     Raises:
         ValueError: if the stream is shorter than one row.
@@ -30,8 +30,8 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
     """The rows of a whole run, epoch after epoch, each in a new order.
 
     Item k is row π_e(k mod rows) of epoch e = ⌊k/rows⌋, with π_e a permutation drawn from (seed, e).
-    The Trainer reads it in sequence as one long epoch: optimizer steps never straddle a boundary, and
-    a resumed run finds its place by counting.
+    The Trainer reads the items in sequence as one long epoch. Optimizer steps never straddle a boundary, and a
+    resumed run finds its place by counting.
 
     Arguments:
         rows: token ids [rows, length].
@@ -61,17 +61,17 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 class MicroBatches(torch.utils.data.Dataset[int]):
-    """The micro-batches of a run. Items are numbers; `collate` draws for a micro-batch of them and then reads the text.
+    """The micro-batches of a run. Items are numbers. `collate` first draws t and positions, and then reads the rows.
 
-    Micro-batch g of the run goes to process g mod `processes`, as its micro-batch ⌊g / processes⌋. So its draw is a
-    function of g, whatever was loaded before and by which worker.
+    Micro-batch g of the run goes to process g mod `processes`, as its micro-batch ⌊g / processes⌋. Its draw
+    therefore depends on g alone, and not on earlier loads or on the worker.
 
     Arguments:
         rows: the rows of the run; item k stands for row k.
         sampler: draws t and positions.
         size: rows of a micro-batch.
         accumulation: micro-batches of an optimizer step, in each process.
-        processes: of the run.
+        processes: number of processes of the run.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class MicroBatches(torch.utils.data.Dataset[int]):
         return item
 
     def collate(self, items: Sequence[int]) -> dict[str, Any]:
-        """What `collate` makes of rows or of longer windows, with `position_ids` and the `draw`."""
+        """The batch that `collate` makes of rows or of longer windows, with `position_ids` and the `draw`."""
         own, rank = divmod(items[0] // self.size, self.processes)
         step, micro_batch = divmod(own, self.accumulation)
         length = self.rows.rows.shape[1]
@@ -104,7 +104,7 @@ def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Stack rows to input ids, labels and an attention mask, each [batch, length].
 
     The mask of ones is not redundant. Without one, transformers takes a jump in the position ids for
-    the start of another packed sequence and hides what stands before it.
+    the start of another packed sequence, and hides the tokens before the jump.
     """
     input_ids = torch.stack([item["input_ids"] for item in items])
     return {"input_ids": input_ids, "labels": input_ids, "attention_mask": torch.ones_like(input_ids)}

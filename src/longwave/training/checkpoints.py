@@ -1,4 +1,4 @@
-"""Checkpoints that are complete if they have their name, for a process that may be killed at any time."""
+"""Checkpoints for a process that may be killed at any time: a checkpoint that has its name is complete."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def checkpoints(root: Path) -> list[Path]:
 
 
 def checkpoint_step(path: Path) -> int:
-    """The optimizer step that a checkpoint was written after."""
+    """The optimizer step after which a checkpoint was written."""
     return int(path.name.rpartition("-")[2])
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder, and what an earlier call that was killed left of it: half of one never has its name."""
+    """Delete a folder, and the rest that a killed call may have left. A half-deleted folder never has the name."""
     doomed = folder.with_name(f".{folder.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     if folder.exists():
@@ -34,7 +34,7 @@ def discard(folder: Path) -> None:
 
 def publish(root: Path, name: str, *, keep: int) -> None:
     """Give a checkpoint written under the staging folder its name, then delete all but the last `keep`."""
-    discard(root / name)  # of an attempt that went on from an older checkpoint
+    discard(root / name)  # a checkpoint of an attempt that started from an older checkpoint
     (root / STAGING / name).rename(root / name)
     shutil.rmtree(root / STAGING)
     for old in checkpoints(root)[:-keep]:

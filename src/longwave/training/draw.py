@@ -1,9 +1,9 @@
 """What is drawn for a micro-batch: its kind, its length factor, and where its tokens are said to stand.
 
 A window of n tokens is spread over positions 0 ... ⌊tL⌋ - 1, so that a model trained on n tokens at
-a time meets every distance up to t times its pre-trained length L. One factor t holds for all rows
-of a micro-batch (each row has its own positions), and both come from one generator, seeded by
-counters: draw k of a run is the same whether or not the run was interrupted before it.
+a time meets every distance up to t times its pre-trained length L. All rows of a
+micro-batch have one t, and each row has its own positions. Both come from one generator, seeded by
+counters: draw k of a run is the same whether or not the run was interrupted before.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from longwave.schedule import tokens_at
 def chunks(rows: int, length: int, limit: int, generator: Generator, count: int = 2) -> Tensor:
     """`count` contiguous chunks, each moved right by a gap: 0 <= gap_1 <= ... <= limit - length.
 
-    Chunk borders and gaps are uniform draws, sorted. PoSE draws every gap from the one before; that
-    is the same for two chunks, while with more of them the later gaps would shrink geometrically.
-    Neighbouring tokens stay neighbours, which is what language modelling needs.
+    Chunk borders and gaps are uniform draws, sorted. PoSE draws every gap from the gap before. For
+    two chunks this is the same. With more chunks PoSE's later gaps would shrink geometrically.
+    Neighbouring tokens stay neighbours, as language modelling needs.
 
     Source: PoSE (arXiv 2309.10400).
     """
@@ -73,7 +73,7 @@ def log_uniform(maximum: float, generator: Generator) -> float:
 
 
 def integer(maximum: float, generator: Generator) -> float:
-    """t uniform in {1, ..., ⌊maximum⌋}, as CLEX was published."""
+    """t uniform in {1, ..., ⌊maximum⌋}, as in the published CLEX."""
     return float(torch.randint(1, math.floor(maximum) + 1, (), generator=generator).item())
 
 
@@ -112,8 +112,8 @@ class Draw:
 class LengthSampler:
     """Draws (t, position ids) for a micro-batch.
 
-    A drawn t too small for the window is raised to n/L (to the next whole number by `integer`), so
-    that positions always fit: 0 <= p < max(n, ⌊tL⌋), whether or not n is a multiple of L.
+    A drawn t may be too small for the window. It is then raised to n/L (by `integer` to the next whole
+    number), so that positions always fit: 0 <= p < max(n, ⌊tL⌋), whether or not n is a multiple of L.
 
     Arguments:
         original_length: L in tokens.
@@ -121,10 +121,10 @@ class LengthSampler:
         positions: a key of POSITIONS.
         factors: a key of FACTORS.
         chunks: number of chunks, for `positions="chunks"`.
-        short_share: share of micro-batches left as pre-training had them: t = 1, no gaps.
-        long_share: share of micro-batches that are real windows: m times as long without gaps, in as many fewer
-            rows, for each m that divides the rows. They alone show the weights and the field how dense a long
-            context is.
+        short_share: share of micro-batches as in pre-training: t = 1, no gaps.
+        long_share: share of micro-batches that are real windows without gaps. A real window is m times as long, in m
+            times fewer rows, for an m that divides the rows. Only real windows show the weights and the field how
+            dense a long context is.
         seed: of every draw.
     """
 
@@ -138,9 +138,9 @@ class LengthSampler:
     seed: int = 0
 
     def multiples(self, rows: int, length: int) -> list[int]:
-        """How many times as long a real window can be: what max_factor allows and divides the batch.
+        """The multiples m that a real window can have: max_factor allows m, and m divides the batch.
 
-        A batch then has as many tokens either way, and no row is left over.
+        A batch of real windows then has as many tokens as any batch, and no row is left over.
         """
         most = min(rows, tokens_at(self.max_factor, self.original_length) // length)
         return [multiple for multiple in range(2, most + 1) if rows % multiple == 0]
@@ -150,10 +150,10 @@ class LengthSampler:
     ) -> tuple[float, Tensor]:
         """t and int64 position ids of one micro-batch of `length`-token rows: [rows, length].
 
-        For a real long window they are [rows/m, m·length]: the caller takes that many longer rows instead.
+        For real long windows the shape is [rows/m, m·length]: the caller takes rows/m longer rows instead.
 
         Raises:
-            ValueError: if the window does not fit into max_factor times L, or no longer one does.
+            ValueError: if the window does not fit into max_factor times L, or if no longer window fits.
         """
         least = max(1.0, length / self.original_length)
         self._check(rows, length, least)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longwave.checkpoints.folder import MODEL, SETTINGS, WEIGHTS
-from longwave.checkpoints.folder import TRAINING as RECORD
-from longwave.files import check_output, command, read_json, versions, write_json
+from longwave.files import check_output, read_json, write_json
+from longwave.layout import CHECKPOINTS, METRICS, MODEL, SETTINGS, WEIGHTS
+from longwave.layout import TRAINING as RECORD
+from longwave.provenance import command, versions
 from longwave.training.checkpoints import checkpoint_step, checkpoints, discard
 from longwave.training.config import TrainConfig
 from longwave.training.metrics import MetricsLog, summary
 
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 # Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
 RESULTS = (SETTINGS, WEIGHTS, METRICS, CHECKPOINTS, MODEL, RECORD)
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one row per optimizer step, whatever happened to the process in between."""
+"""metrics.jsonl: one row per optimizer step, also if the process was killed and resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MetricsLog:
 
     Arguments:
         path: the file.
-        step: the checkpoint that training goes on from; rows beyond it are dropped, 0 drops all.
+        step: the step of the checkpoint that training resumes from. Later rows are dropped; 0 drops all rows.
     """
 
     def __init__(self, path: Path | str, step: int = 0) -> None:

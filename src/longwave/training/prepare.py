@@ -26,7 +26,7 @@ from longwave.trajectory import Trajectory
 def load_with_tokenizer(
     model: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Weights in float32: bf16 training is autocast, small steps would vanish in bf16 weights."""
+    """Load model and tokenizer, weights in float32. bf16 training is autocast: bf16 weights would lose small steps."""
     if isinstance(model, str | Path):
         found = resolve(model)
         return load(found, dtype=torch.float32), tokenizer or load_tokenizer(found)
@@ -38,9 +38,9 @@ def load_with_tokenizer(
 def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     """Attach the method and make its sampler.
 
-    A model that is extended already keeps its original length and what it does beyond max_factor; one that follows
-    the method keeps what it learned, its options and its schedule, too. RoPE scaling of a checkpoint's config is a
-    method to go on with; to any other it is part of the plain model.
+    A model that is already extended keeps its original length and its `beyond`. If the model follows the same method,
+    it also keeps its learned weights, its options and its schedule. RoPE scaling of a checkpoint's config counts as
+    such a method. For any other method the scaling is part of the plain model.
     """
     method, schedule = parse_method(config.method)
     handle = find_extension(model)
@@ -95,7 +95,7 @@ def require_long_windows(rows: torch.Tensor, sampler: LengthSampler, config: Tra
 
 
 def _original_length(model: PreTrainedModel, config: TrainConfig) -> int:
-    """L as given, or else as the model was extended with, or else as its config says it."""
+    """L as given; else L of the model's extension; else L of its config."""
     handle = find_extension(model)
     if config.original_length is None and handle is not None:
         return handle.original_length
@@ -105,7 +105,7 @@ def _original_length(model: PreTrainedModel, config: TrainConfig) -> int:
 def _carried_over(
     model: PreTrainedModel, method: str, options: dict[str, Any]
 ) -> tuple[dict[str, Any], Trajectory | None]:
-    """Of an extended model: the options that stay in force unless they are given, and what it learned."""
+    """The options of an extended model, which stay in force unless new ones are given, and its learned weights."""
     handle = extension(model)
     current = handle.trajectories
     if current[0].name != method:
@@ -135,7 +135,7 @@ def _freeze_weights(model: PreTrainedModel, method: str) -> None:
 
 
 def settle(trainer: Trainer, config: TrainConfig, *, use_cache: bool) -> None:
-    """Take off the model what training put on it."""
+    """Take everything off the model that training put on it."""
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     extension(model).dial.set(factor=None)
     count_keys(host_of(model), False)
@@ -148,7 +148,7 @@ def settle(trainer: Trainer, config: TrainConfig, *, use_cache: bool) -> None:
 
 
 def switch_checkpointing(model: PreTrainedModel, *, on: bool) -> None:
-    """By whichever name this version of transformers has for it."""
+    """Switch gradient checkpointing, by the name that this version of transformers has for it."""
     what = "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
     if on:
         getattr(model, f"{what}_enable")({"use_reentrant": False})

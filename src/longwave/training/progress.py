@@ -1,4 +1,4 @@
-"""A progress bar with what one wants to know of a run: loss, length factor, tokens per second, time left."""
+"""A progress bar of a run: loss, length factor, tokens per second, time left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-LINES = 20  # printed per run where there is no terminal to draw a bar on
+LINES = 20  # lines printed per run if there is no terminal for a bar
 
 
 class ProgressCallback(TrainerCallback):

@@ -45,17 +45,17 @@ def train(
     """Extend `model` and train it on `data`; write a folder that `longwave.load` reads.
 
     Arguments:
-        model: a Hugging Face folder or hub id, a folder that an earlier run wrote (its frequencies are
-            taken further if the method is the same), or a model, which is then extended in place.
+        model: a Hugging Face folder or hub id; a folder that an earlier run wrote (with the same method its
+            frequencies are trained further); or a model, which is then extended in place.
         data: text, jsonl, json, csv, parquet or arrow files, or folders of them; see docs/data.md.
         output: longwave.json and longwave.safetensors (the method), model/ (the weights), the tokenizer's
             files, training.json (settings, data hashes, versions, command) and metrics.jsonl (a row per
             step). While training, checkpoints/ holds the last two states.
         tokenizer: needed with a model that is not a path.
-        resume: go on from the last checkpoint in `output`, or start if there is none. What follows is
-            bitwise what the uninterrupted run would have done.
+        resume: go on from the last checkpoint in `output`, or start if there is none. The resumed run is
+            bitwise equal to an uninterrupted run.
         overwrite: write into a folder that is not empty; an earlier run's result there is deleted. Nothing
-            that this run reads may be part of it.
+            that this run reads may be part of the folder.
         progress: show a progress bar on stderr.
         callbacks: transformers callbacks; `on_log` receives the rows of metrics.jsonl.
         **settings: the fields of `TrainConfig`. `train_length` and `max_factor` have no defaults.

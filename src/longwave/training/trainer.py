@@ -26,8 +26,8 @@ class LengthTrainer(Trainer):
     """Trains an extended model at a drawn length factor and drawn positions per micro-batch.
 
     Everything else (optimizers, precision, accumulation, distribution) is the Trainer's own. The draw
-    of a micro-batch depends on (seed, optimizer step, micro-batch, rank) and nothing else, and is made before
-    its text is read (`MicroBatches`).
+    of a micro-batch depends only on (seed, optimizer step, micro-batch, rank). It is made before the text of the
+    micro-batch is read (`MicroBatches`).
 
     Arguments:
         model: an extended model.
@@ -35,14 +35,14 @@ class LengthTrainer(Trainer):
         sampler: draws t and the position ids.
         train_dataset: the rows of the whole run.
         field_lr: learning rate of the trajectory's parameters (rad/token in the log), without weight decay.
-        metrics: where a row per optimizer step goes; None writes none.
+        metrics: the log of one row per optimizer step; None writes no rows.
         keep: number of checkpoints to keep while training.
         **others: as for the Trainer.
 
     Raises:
-        ValueError: for reentrant gradient checkpointing and for several GPUs in one process, which both lose
-            the gradient of the frequencies; and, while training, as soon as these have none, or the loss or
-            the gradient is not finite, before the weights see it.
+        ValueError: for reentrant gradient checkpointing and for several GPUs in one process: both lose the
+            gradient of the frequencies. Also while training, if the frequencies have no gradient, or if the loss
+            or the gradient is not finite. The weights are not changed then.
     """
 
     def __init__(
@@ -79,17 +79,17 @@ class LengthTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # prints a dict per step where there is no tqdm
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's. Draws may be beyond the largest factor in use, whatever the model does beyond it later."""
+        """As the Trainer's `train`. Drawn t may exceed the model's max_factor, whatever `beyond` says."""
         dial, before = extension(self._network).dial, extension(self._network).dial.now
         if self.sampler.max_factor > dial.max_factor:
-            dial.set(beyond="clamp")  # the sampler keeps to its own range
+            dial.set(beyond="clamp")  # the sampler has a range of its own
         try:
             return super().train(*args, **kwargs)
         finally:
             dial.set(factor=before.factor, beyond=before.beyond)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
-        """In sequence: `PackedRows` has the order, and a micro-batch knows itself by its first item."""
+        """Items in sequence: `PackedRows` has the order, and its first item tells which micro-batch it is."""
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         return torch.utils.data.SequentialSampler(rows)
 
@@ -108,7 +108,7 @@ class LengthTrainer(Trainer):
         return loss
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        """Three groups: the field at its own rate, the model's matrices with weight decay, the rest without."""
+        """Three groups: the field at its own rate, the model's matrices with weight decay, the rest without decay."""
         if self.optimizer is None:
             model = model or self._network
             decayed = set(self.get_decay_parameter_names(model))
@@ -118,7 +118,7 @@ class LengthTrainer(Trainer):
         return self.optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As saved, except for the rates of this run: the way on after a divergence is a smaller one."""
+        """As saved, but with the learning rates of this run: after a divergence one resumes with a smaller rate."""
         assert self.optimizer is not None and self.lr_scheduler is not None
         wanted = [group["initial_lr"] for group in self.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -133,14 +133,14 @@ class LengthTrainer(Trainer):
         if not field or self._clips_as_a_whole():
             return super()._clip_grad_norm(model)
         clip = self.accelerator.clip_grad_norm_
-        if self.accelerator.scaler is not None:  # of fp16, whose gradients may be unscaled only once
+        if self.accelerator.scaler is not None:  # of fp16: its gradients may be unscaled only once
             self.accelerator.unscale_gradients()
             clip = nn.utils.clip_grad_norm_
         norm, self._step.field_norm = clip_separately(model, field, clip, self.args.max_grad_norm)
         return norm
 
     def _clips_as_a_whole(self) -> bool:
-        """DeepSpeed clips inside its engine and FSDP 1 flattens parameters: neither knows parts of a model."""
+        """Whether the model is clipped as a whole: DeepSpeed clips in its engine, and FSDP 1 flattens parameters."""
         whole = self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
         if whole and not self._warned:
             warnings.warn(
@@ -177,7 +177,7 @@ class LengthTrainer(Trainer):
                 self.metrics.append(row)
             logs = row
         super().log(logs, start_time)
-        self.state.log_history.clear()  # metrics.jsonl has it; every checkpoint would repeat it
+        self.state.log_history.clear()  # metrics.jsonl has the rows; every checkpoint would repeat them
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Of a checkpoint."""
@@ -197,7 +197,7 @@ class LengthTrainer(Trainer):
             publish(self._root, f"checkpoint-{self.state.global_step}", keep=self.keep)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Weights and field as one safetensors file; an extended model's `save_pretrained` is not for this."""
+        """Save weights and field as one safetensors file; an extended model's `save_pretrained` refuses this."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self._root)

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from longwave.exporters.gguf_layout import Layout
+from longwave.exporters.base import Unsupported
+from longwave.exporters.gguf.layout import Layout
 from longwave.exporters.source import Source
 
 BLOCK = 1 << 18  # numbers in memory at a time
@@ -93,9 +94,9 @@ def find_tensors(source: Source, layout: Layout) -> list[Tensor]:
                 continue
             name = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
             if name is None:
-                raise ValueError(f"{path} has {origin}, which llama.cpp's {layout.arch} has no place for. Use --to hf.")
+                raise Unsupported(f"{path} has {origin}, which llama.cpp's {layout.arch} has no place for.")
             if dtype not in DTYPES:
-                raise ValueError(f"{path}: {origin} is {dtype}, and GGUF export reads {', '.join(DTYPES)} only.")
+                raise Unsupported(f"{path}: {origin} is {dtype}, and GGUF export reads {', '.join(DTYPES)} only.")
             turned = heads.get(origin.split(".")[-2], 0) if layout.interleaved else 0
             found[origin] = Tensor(name, origin, path, offset, dtype, shape, turned)
     return list(found.values())
@@ -113,9 +114,9 @@ def _parameter(source: Source, origin: str, parameters: set[str], held: set[str]
     prefixed = f"{source.skeleton.base_model_prefix}.{origin}"  # a file of the model without its head has no prefix
     name = origin if origin in parameters else prefixed
     if name not in parameters:
-        raise ValueError(
+        raise Unsupported(
             f"{source.model} names a tensor {origin}, and its model has no parameter of that name. Load the model with "
-            "transformers, save it again, and export that. Or use --to hf."
+            "transformers, save it again, and export that."
         )
     embedding = (source.skeleton.all_tied_weights_keys or {}).get(name)
     if embedding is None or name in source.contents.untied:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from longwave.checkpoints.tokenizer import load_tokenizer
+from longwave.exporters.base import Unsupported
+from longwave.exporters.gguf.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # gguf.TokenType
-
-# llama.cpp looks for these in the lower-case `general.name`, and changes the tokenizer of a file that has one. Of
-# phi-3, every special token then swallows the spaces after it, but for PLAIN, and a file without STRIPPED and PLAIN
-# does not load. Source: llama.cpp, src/llama-vocab.cpp, `set attributes by model/tokenizer/architecture name`.
-SPECIAL_NAMES = re.compile(r"(phi)-?(3)|(modern)-(bert)", re.IGNORECASE)
+# A file with phi-3 in its name does not load without these tokens; all others but PLAIN swallow spaces.
 STRIPPED, PLAIN = {"</s>"}, {"<unk>", "<s>", "<|endoftext|>"}
 END_OF_TEXT = {"gpt2": 11, "llama": 2}  # what llama.cpp takes for it where a file names none
-NO_MERGES = [
-    "<none> <none>"
-]  # llama.cpp loads no file without merges; no text has this pair, symbols start as one letter
 
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False}
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -40,61 +33,6 @@ PRE_TOKENIZERS: tuple[tuple[str, list[dict[str, Any]], bool], ...] = (
     ("smaug-bpe", _split(_WORDS + r"\p{N}{1,3}|" + _TAIL), False),
     ("qwen2", _split(_WORDS + r"\p{N}|" + _TAIL), False),
 )
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What GGUF says of a tokenizer.
-
-    Arguments:
-        model: `gpt2` for byte-level BPE, `llama` for SentencePiece BPE.
-        pre: llama.cpp's name of the pre-tokenizer; of `llama`, `default`.
-        tokens, types: one for each row of the embedding.
-        merges: of `gpt2`. scores: of `llama`.
-        ids: `bos`, `eos`, `unk` and `pad`, those that there are.
-        adds: `bos` and `eos`: whether a text gets one.
-        space: `llama` only: a text gets a leading space.
-        templates: name and text of each chat template; the one that is not named is `default`.
-        swallows: its special tokens swallow spaces as llama.cpp has it of phi-3.
-        notes: what llama.cpp does differently.
-    """
-
-    model: str
-    pre: str
-    tokens: list[str]
-    types: list[int]
-    merges: list[str] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    ids: dict[str, int] = field(default_factory=dict)
-    adds: dict[str, bool] = field(default_factory=dict)
-    space: bool = False
-    templates: tuple[tuple[str, str], ...] = ()
-    swallows: bool = False
-    notes: tuple[str, ...] = ()
-
-    def add_to(self, writer: Any) -> None:
-        """Write it with a `gguf.GGUFWriter`."""
-        writer.add_tokenizer_model(self.model)
-        writer.add_tokenizer_pre(self.pre)
-        writer.add_token_list(self.tokens)
-        writer.add_token_types(self.types)
-        if self.model == "gpt2":
-            writer.add_token_merges(self.merges or NO_MERGES)
-        else:
-            writer.add_token_scores(self.scores)
-            writer.add_add_space_prefix(self.space)
-        for name, value in self.ids.items():
-            getattr(writer, f"add_{name}_token_id")(value)
-        for name, added in self.adds.items():
-            getattr(writer, f"add_add_{name}_token")(added)
-        if self.templates:
-            writer.add_chat_template([{"name": name, "template": template} for name, template in self.templates])
-
-    def file_name(self, name: str) -> str:
-        """`general.name` of a model, by which llama.cpp does with special tokens what the tokenizer does."""
-        if self.swallows:
-            return name if re.search("phi-?3", name, re.IGNORECASE) else f"{name} (phi-3)"
-        return SPECIAL_NAMES.sub(lambda found: " ".join(part for part in found.groups() if part), name)
 
 
 def read_vocabulary(folder: Path, rows: int, eos: int | None = None) -> Vocabulary:
@@ -178,8 +116,8 @@ def _swallows_as_phi3(spec: dict[str, Any]) -> bool:
     return all(not token["lstrip"] and token["rstrip"] == (name not in PLAIN) for name, token in added.items())
 
 
-def _refused(folder: Path, what: str) -> ValueError:
-    return ValueError(f"the tokenizer of {folder} {what}. Use --to hf.")
+def _refused(folder: Path, what: str) -> Unsupported:
+    return Unsupported(f"the tokenizer of {folder} {what}.")
 
 
 def _tokens(spec: dict[str, Any], rows: int, folder: Path) -> tuple[list[str], list[int]]:

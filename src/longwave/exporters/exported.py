@@ -1,0 +1,60 @@
+"""What an export has written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from longwave.exporters.verify import Agreement
+from longwave.files import write_json
+from longwave.layout import EXPORT_RECORD
+from longwave.trajectory import Snapshot
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """A finished folder.
+
+    Arguments:
+        folder: where.
+        target: the format.
+        snapshot: the frequencies it runs at.
+        notes: what its user should know.
+        agreement: of the verification, if asked for.
+    """
+
+    folder: Path
+    target: str
+    snapshot: Snapshot = field(repr=False)
+    notes: list[str] = field(default_factory=list)
+    agreement: Agreement | None = None
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Bytes of each file, in subfolders too, but for longwave-export.json."""
+        return {
+            path.relative_to(self.folder).as_posix(): path.stat().st_size
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and path.name != EXPORT_RECORD
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json` and longwave-export.json."""
+        return {
+            "folder": str(self.folder),
+            "target": self.target,
+            "files": self.files,
+            "factor": self.snapshot.factor,
+            "length": self.snapshot.max_length,
+            "original_length": self.snapshot.original_length,
+            "factors": self.snapshot.factors.tolist(),
+            "attention_scaling": self.snapshot.attention_scaling,
+            "notes": self.notes,
+            "agreement": None if self.agreement is None else self.agreement.to_json(),
+        }
+
+    def write_record(self, folder: Path) -> None:
+        """longwave-export.json of the files in `folder`, which are to be moved to their place."""
+        record = replace(self, folder=folder).to_json()
+        write_json(folder / EXPORT_RECORD, {key: value for key, value in record.items() if key != "folder"})

@@ -1,0 +1,101 @@
+"""What a Hugging Face folder will hold; its config was tried on a model without weights."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longwave.checkpoints.plain import skeleton
+from longwave.checkpoints.weights import copy_weights
+from longwave.exporters.base import Plan, Unsupported
+from longwave.exporters.companions import code_notes, copy_beside
+from longwave.exporters.hf.config import hf_config, unknown_key
+from longwave.exporters.notes import ROUNDING, partial_heads, stored_type, weight_notes
+from longwave.exporters.source import Source
+from longwave.extensions.sites import find_sites
+from longwave.extensions.standin import frequency_name
+from longwave.files import write_json
+from longwave.trajectory import Snapshot
+
+
+@dataclass(frozen=True, eq=False)
+class FolderPlan(Plan):
+    """The files of the source, and a config in the place of its own."""
+
+    source: Source
+    snapshot: Snapshot
+    config: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        copy_weights(self.source.model, folder, self.source.dropped)
+        copy_beside(self.source, self.snapshot, folder)
+        write_json(folder / "config.json", self.config)
+
+
+def plan_folder(source: Source, snapshot: Snapshot) -> FolderPlan:
+    """Some families read no `longrope`, or read it otherwise: a plain model built from the config shows it.
+
+    Raises:
+        Unsupported: if the model does not get these frequencies from a config.
+    """
+    reason = unknown_key(source)
+    config = {} if reason else hf_config(source, snapshot)
+    reason = reason or _misread(config, source, snapshot)
+    if reason:
+        raise Unsupported(f"{source.model_type} cannot express these frequencies in a transformers config: {reason}")
+    return FolderPlan(
+        notes=_notes(source, snapshot),
+        size=sum(path.stat().st_size for path in source.shards),
+        # for another build or other numbers of threads, that is: here the difference is 0
+        tolerance=ROUNDING.get(stored_type(source), 1.0) / 100,
+        source=source,
+        snapshot=snapshot,
+        config=config,
+    )
+
+
+def _notes(source: Source, snapshot: Snapshot) -> list[str]:
+    notes = [*weight_notes(source, kept=True), *code_notes(source), *partial_heads(source, snapshot)]
+    if source.layer_type is not None:
+        notes.append(
+            f"{source.model_type} has one rope for each layer type: transformers reads that, vLLM and SGLang may not."
+        )
+    if is_interleaved(source):
+        notes.append(
+            f"{source.model_type} rotates neighbouring dimensions (interleaved): vLLM and SGLang refuse longrope "
+            "for such models, transformers runs it."
+        )
+    return notes
+
+
+def is_interleaved(source: Source) -> bool:
+    """Whether pairs are dimensions (2i, 2i+1), as its `rotate_half` says, instead of (i, i + d/2)."""
+    module = sys.modules[type(source.rotary_module).__module__]
+    rotate = getattr(module, "rotate_half", None)
+    return rotate is None or bool(re.search(r"\[\.\.\., *(0|1)?::2\]", inspect.getsource(rotate)))
+
+
+def _misread(config: dict[str, Any], source: Source, snapshot: Snapshot) -> str | None:
+    """What a plain model built from the config has that it should not; None if all is as meant."""
+    with tempfile.TemporaryDirectory() as scratch:
+        write_json(Path(scratch) / "config.json", config)
+        try:
+            model = skeleton(Path(scratch))
+            sites = find_sites(model)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    wanted, scaling = 1.0 / (snapshot.factors * source.rope.powers), snapshot.attention_scaling
+    for site in sites:
+        found = getattr(site.module, frequency_name(site.layer_type))
+        if not torch.equal(found, wanted):
+            return "its rotary module computes others from the factors."
+        if getattr(site.module, frequency_name(site.layer_type, "attention_scaling"), 1.0) != scaling:
+            return f"its rotary module takes no attention scaling of {scaling:.4f}."
+    return None

@@ -1,0 +1,96 @@
+"""From the name of a model to a `Source`: its files are found and checked, its extension is put on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from longwave.checkpoints.folder import Kind, missing_part, resolve, tokenizer_folder
+from longwave.checkpoints.outline import Outline, read_outline
+from longwave.checkpoints.scaled import follow_config, recognise
+from longwave.checkpoints.tokenizer import damaged_tokenizer
+from longwave.exporters.source import Source
+from longwave.extensions.attach import extend, restore, rope_of
+from longwave.extensions.handle import extension, find_extension
+from longwave.files import read_json
+from longwave.layout import TRAINING
+from longwave.methods import parse_method
+from longwave.schedule import Static, factor_of
+
+FACTOR = 8.0  # of a method without a reach of its own
+
+
+def open_source(
+    path: Path | str, *, method: str | None = None, factor: float | None = None, length: int | None = None
+) -> Source:
+    """Find the files of a model and put its extension, or `method` on a plain one, onto a model without weights.
+
+    Arguments:
+        path: a folder of `longwave.save`, an official CLEX checkpoint, a Hugging Face folder or hub name.
+        method: `METHOD[@SCHEDULE]` for a plain model, of which RoPE scaling in its config is then a part.
+        factor, length: how far it is to reach, as a multiple or in tokens; default 8 times the trained length.
+
+    Raises:
+        ValueError: naming the file that is missing or damaged, or the option that does not fit.
+    """
+    found = resolve(path).check().fetch()
+    if found.kind is Kind.LONGWAVE and (missing := missing_part(found.path)):
+        raise ValueError(f"{missing} is missing: the folder is incomplete. Save the model again.")
+    tokenizer = _tokenizer(found.path, found.model)
+    outline = read_outline(found)
+    contents = outline.check()
+    if method is None:
+        model = _own_extension(outline)
+    elif found.kind in (Kind.LONGWAVE, Kind.OFFICIAL):
+        raise ValueError(f"{path} has its own extension. --method is for plain models: leave it out.")
+    else:
+        model = _extended(outline.plain, method, factor, length)
+    if not extension(model).is_trained:
+        raise ValueError(f"{path} has not been trained: its frequencies are those of the prior. Export that method.")
+    record = found.path / TRAINING
+    training = read_json(record) if record.is_file() else {}
+    return Source(str(path), found.model, tokenizer, outline.config, model.eval(), training, outline.dropped, contents)
+
+
+def _tokenizer(*folders: Path) -> Path:
+    """The folder of the tokenizer, which can be read."""
+    found = tokenizer_folder(*folders)
+    if found is None:
+        raise ValueError(f"{folders[0]} holds no tokenizer, and an export needs one. Copy the model's files there.")
+    if damage := damaged_tokenizer(found):
+        raise ValueError(damage)
+    return found
+
+
+def _own_extension(outline: Outline) -> PreTrainedModel:
+    """The model under the extension of its folder, or the RoPE scaling of its config."""
+    own = outline.folder.kind in (Kind.LONGWAVE, Kind.OFFICIAL)
+    if not own and (reason := recognise(outline.plain)):
+        raise ValueError(reason)  # and no advice to put a method on top
+    model = outline.extended()
+    if find_extension(model) is None:
+        raise ValueError(
+            f"{outline.folder.name} is a plain model. Say what to export it with, e.g. --method yarn, or export a "
+            "trained folder."
+        )
+    return model
+
+
+def _extended(model: PreTrainedModel, method: str, factor: float | None, length: int | None) -> PreTrainedModel:
+    """A plain model under a method that needs no training."""
+    restore(follow_config(model))
+    spec, schedule = parse_method(method)
+    if spec.trained:
+        raise ValueError(
+            f"{spec.name} needs trained weights. Run `longwave train` first, or take a closed form: see "
+            "`longwave methods`."
+        )
+    if length is not None and factor is None:
+        factor = factor_of(length, rope_of(model).original_length)
+    reach = FACTOR if factor is None else factor
+    if isinstance(schedule, Static) and schedule.factor > reach:
+        raise ValueError(
+            f"{method} runs at t = {schedule.factor:g}, and t = {reach:g} is asked for. Leave out @static."
+        )
+    return extend(model, method, max_factor=reach)

@@ -1,0 +1,74 @@
+"""The settings of an export: the options of `longwave export`, and the keywords of `longwave.export`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from longwave.exporters import EXPORTERS
+from longwave.settings import Settings, setting
+
+RENAMED = {"length": "to", "verified": "verify"}
+
+
+def _summaries() -> str:
+    return "; ".join(f"{name}: {exporter.summary}" for name, exporter in EXPORTERS.items())
+
+
+def _types() -> str:
+    """The quantizations of every target, for the help."""
+    return "; ".join(
+        f"{name}: " + ", ".join([f"{exporter.quantizations[0]} (default)", *exporter.quantizations[1:]])
+        for name, exporter in EXPORTERS.items()
+        if exporter.quantizations
+    )
+
+
+@dataclass(frozen=True)
+class ExportSettings(Settings):
+    """What is exported, and how."""
+
+    target: str = setting(next(iter(EXPORTERS)), f"The format to write. {_summaries()}.", choices=EXPORTERS)
+    factor: float | None = setting(None, "Length factor t; default the model's largest, 8 with --method.", metavar="T")
+    to: int | None = setting(None, "The same as a number of tokens.", metavar="TOKENS")
+    method: str | None = setting(None, "For a plain model: what to export it with, e.g. yarn.", metavar="METHOD")
+    quantize: str | None = setting(None, f"Type of the weights. {_types()}.", metavar="TYPE")
+    log_n: str = setting(
+        "constant",
+        "Per-query log-n: its value for the last query as a constant, or none.",
+        choices=("constant", "drop"),
+    )
+    verify: bool = setting(False, "Run it in the engine and compare; keep nothing that does not agree.")
+    verify_tokens: int = setting(4096, "The longest prompt of the verification.", least=1)
+
+
+def renamed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under their names of today. The names of yesterday still work, with a `DeprecationWarning`.
+
+    Raises:
+        ValueError: for a setting that is given by both names.
+    """
+    found = dict(given)
+    if isinstance(found.get("to"), str):
+        _warn(f"export(to={found['to']!r}) is now export(target={found['to']!r}); `to` is a number of tokens.")
+        _move(found, "to", "target")
+    for old, new in RENAMED.items():
+        if old in found:
+            _warn(f"export({old}=...) is now export({new}=...).")
+            _move(found, old, new)
+    return found
+
+
+def _move(found: dict[str, Any], old: str, new: str) -> None:
+    value = found.pop(old)
+    if value is None:
+        return
+    if found.get(new) is not None:
+        raise ValueError(f"{old} is the old name of {new}. Give {new} alone.")
+    found[new] = value
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, DeprecationWarning, stacklevel=4)  # where `export` was called

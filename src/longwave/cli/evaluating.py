@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from longwave.evaluation.candidates import Candidate
     from longwave.evaluation.comparison import Comparison
     from longwave.evaluation.suites import Step
-    from longwave.models import Opened as Loaded
 
 Lengths = Annotated[
     str | None,
@@ -85,13 +84,6 @@ class Asked:
             candidates, steps, folder, lambda path: open_model(path, self.dtype, self.device), data or [],
             self.lengths, setup, self.tokens_per_batch,
         )  # fmt: skip
-
-
-def load(path: str, dtype: str, device: str | None, *, scaling: str = "trajectory") -> Loaded:
-    """`longwave.models.open_model`."""
-    from longwave.models import open_model
-
-    return open_model(path, dtype, device, scaling=scaling)
 
 
 def results_folder(output: Path | None, command: str, model: str) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from longwave.cli.evaluating import Loaded
+    from longwave.models import Opened
 
 Method = Annotated[
     str | None,
@@ -21,11 +21,11 @@ To = Annotated[
 ]
 
 
-def load(path: str, *, method: str | None, to: int | None, dtype: str, device: str | None) -> Loaded:
+def load(path: str, *, method: str | None, to: int | None, dtype: str, device: str | None) -> Opened:
     """A folder's own extension, or `method` put on a plain model, of which RoPE scaling in its config is a part."""
-    from longwave.cli import evaluating
     from longwave.extensions.on_the_spot import extend_plain
+    from longwave.models import open_model
 
-    loaded = evaluating.load(path, dtype, device)
+    loaded = open_model(path, dtype, device)
     extend_plain(loaded.model, method, to, name=path)
     return loaded

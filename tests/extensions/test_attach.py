@@ -324,3 +324,63 @@ def test_no_warnings(llama: LlamaForCausalLM) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         longwave.restore(longwave.extend(llama, "clex", max_factor=4))
+
+
+def wrapped(model: LlamaForCausalLM) -> nn.Module:
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["rotary_emb"])
+    return peft.get_peft_model(model, settings).eval()
+
+
+def test_peft_s_copy_of_the_rotary_module_follows_the_dial(llama: LlamaForCausalLM) -> None:
+    """PEFT copies a module together with its dial; nothing here may look at the modules in between."""
+    longwave.extend(llama, "yarn", max_factor=4)
+    text = ids(1, 100)
+    alone = llama.generate(text, max_new_tokens=20, do_sample=False, pad_token_id=0, eos_token_id=None)
+    model = wrapped(llama)
+    fit = logits(model, text)
+    longwave.set_policy(model, "fixed", 4.0)
+    assert not torch.equal(logits(model, text), fit)
+    longwave.set_policy(model, "fit")
+    assert torch.equal(logits(model, text), fit)
+    together = model.generate(input_ids=text, max_new_tokens=20, do_sample=False, pad_token_id=0, eos_token_id=None)
+    assert torch.equal(together, alone)
+    longwave.extension(model).dial.set(factor=4.0)  # as training does
+    assert not torch.equal(logits(model, text), fit)
+
+
+def test_restore_after_peft_has_unwrapped(llama: LlamaForCausalLM) -> None:
+    model = longwave.extend(wrapped(llama), "yarn", max_factor=4)
+    merged = longwave.restore(model.merge_and_unload())
+    assert type(merged.model.rotary_emb).__name__ == "LlamaRotaryEmbedding"
+
+
+def test_the_base_of_an_extended_model_and_what_contains_one(llama: LlamaForCausalLM) -> None:
+    longwave.extend(llama, "yarn", max_factor=4)
+    longwave.set_policy(llama.model, "fixed", 2.0)
+    assert longwave.extension(llama).dial.now.factor == 2.0
+    longwave.restore(llama.model)
+    assert type(llama.model.rotary_emb).__name__ == "LlamaRotaryEmbedding" and "generate" not in vars(llama)
+    longwave.extend(llama.model, "yarn", max_factor=4)
+    assert longwave.extension(llama).host is llama.model
+    longwave.restore(llama)
+    assert type(llama.model.rotary_emb).__name__ == "LlamaRotaryEmbedding"
+
+
+def test_an_extend_that_fails_leaves_nothing(llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(METHODS["yarn"].build, "to", full)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        longwave.extend(llama, "yarn", max_factor=4, log_n=1.0)
+    assert llama.config._attn_implementation == "sdpa"
+    assert type(llama.model.rotary_emb).__name__ == "LlamaRotaryEmbedding"
+
+
+def test_two_models_of_one_config_scale_once(llama: LlamaForCausalLM) -> None:
+    twin = LlamaForCausalLM(llama.config).eval()
+    twin.load_state_dict(llama.state_dict())
+    longwave.extend(llama, "none", max_factor=4, log_n=1.0)
+    longwave.extend(twin, "none", max_factor=4, log_n=1.0)
+    assert torch.equal(logits(twin, ids(1, 200)), logits(llama, ids(1, 200)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -26,9 +25,9 @@ def dial(**options: Any) -> Dial:
 
 
 def test_a_batch_has_a_t_for_each_row_and_each_packed_sequence() -> None:
-    rows = torch.stack([torch.arange(128).clamp(max=90), torch.arange(128)])
-    rows[0, 91:] = 90  # right padding stays at the last position
     assert dial().read(torch.arange(128)[None]) == 2.0
+    rows = torch.stack([torch.arange(128) - 32, torch.arange(128)]).clamp(min=0)  # 32 columns of padding in front
+    assert [set(row) for row in dial().read(rows)[:, 32:].tolist()] == [{96 / L}, {2.0}]
     packed = torch.cat([torch.arange(64), torch.arange(128)])[None]
     assert dial().read(packed).tolist() == [[1.0] * 64 + [2.0] * 128]
 
@@ -47,12 +46,10 @@ def test_a_hold_ends_with_the_setting_from_before() -> None:
 
 
 def test_a_hold_is_of_one_thread() -> None:
-    own, inside, seen = dial(), threading.Event(), threading.Event()
+    own = dial()
     with ThreadPoolExecutor(1) as pool, own.held():
         own.turn("fixed", 4.0)
-        inside.set()
         assert pool.submit(lambda: own.now.factor).result() is None
-        seen.set()
     assert own.now.factor is None
 
 
@@ -174,3 +171,37 @@ def test_the_longest_sequence_at_l_1000(llama: LlamaForCausalLM) -> None:
     longwave.extend(llama, "yarn", max_factor=8.2, original_length=1000)
     assert longwave.extension(llama).max_length == 8200
     assert longwave.snapshot(llama, 8.2).max_length == 8200
+
+
+def test_compiled_code_of_one_t_is_not_run_at_another(llama: LlamaForCausalLM) -> None:
+    """With gradients a compiled forward asks the dial: a hold must be seen, too."""
+    longwave.extend(llama, "yarn", max_factor=4)
+    ids, own = torch.randint(1, 256, (1, 80)), longwave.extension(llama).dial
+    compiled = torch.compile(llama, backend="eager")
+    try:
+        own.set(factor=2.0)
+        compiled(ids, use_cache=False)
+        with own.held():
+            own.set(factor=4.0)
+            torch.testing.assert_close(compiled(ids, use_cache=False).logits, llama(ids, use_cache=False).logits)
+        torch.testing.assert_close(compiled(ids, use_cache=False).logits, llama(ids, use_cache=False).logits)
+    finally:
+        torch._dynamo.reset()
+
+
+def test_a_frozen_model_is_frozen_for_every_thread(llama: LlamaForCausalLM) -> None:
+    longwave.extend(llama, "yarn", max_factor=4, log_n=1.0)
+    ids = torch.randint(1, 256, (1, 100))
+
+    def logits() -> torch.Tensor:
+        with torch.no_grad():
+            return llama(ids, use_cache=False).logits
+
+    before = logits()
+    with ThreadPoolExecutor(1) as pool, longwave.frozen(llama, 4.0):
+        frozen = logits()
+        assert not torch.equal(frozen, before) and torch.equal(pool.submit(logits).result(), frozen)
+        assert torch.equal(copy.deepcopy(llama)(ids, use_cache=False).logits, frozen)
+        with pytest.raises(ValueError, match="frozen already"), longwave.frozen(llama, 2.0):
+            pass
+    assert torch.equal(logits(), before)

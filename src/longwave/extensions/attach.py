@@ -12,7 +12,7 @@ from torch import nn
 from longwave.attention.hook import Scaled
 from longwave.extensions.build import build_trajectories, refuse_other_settings
 from longwave.extensions.dial import Dial
-from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go
+from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go, scaled_inside
 from longwave.extensions.hooks import install_hooks, remove_hooks
 from longwave.extensions.log_n import disable_log_n, enable_log_n, put_log_n_back, scaled_of
 from longwave.extensions.rotary import ScaledRotary
@@ -84,15 +84,16 @@ def extend(
             build_trajectories(spec, ropes, max_factor, options) if trajectory is None else [trajectory] * len(sites)
         )
         dial = Dial(trajectories[0].rope.original_length, trajectories[0].max_factor, chosen, beyond)
+        rotaries = [_scaled(site, own, dial) for site, own in zip(sites, trajectories, strict=True)]
         exponent = spec.log_n if log_n is None else float(log_n)
         if exponent:
             enable_log_n(host, dial.original_length, exponent)
-        seats = tuple(
-            Seat(parent, name)
-            for site, own in zip(sites, trajectories, strict=True)
-            for parent, name in _place(site, own, dial)
-        )
-        _hold(Extension(host, seats, dial))
+        # From here on nothing fails: the model is as it was, or extended.
+        for site, rotary in zip(sites, rotaries, strict=True):
+            reset_frequencies(site.module, site.layer_type)
+            for parent, name in site.owners:
+                setattr(parent, name, rotary)
+        _hold(Extension(host, tuple(Seat(*owner) for site in sites for owner in site.owners), dial))
     return model
 
 
@@ -139,6 +140,8 @@ def restore(model: Model) -> Model:
     if handle is not None:
         for mount in handle.mounts:
             setattr(mount.parent, mount.name, mount.own)
+        for parent, name, rotary in list(scaled_inside(handle.host)):  # where PEFT has put one when it unwrapped
+            setattr(parent, name, rotary.base)
         _take_off(handle)
     return model
 
@@ -215,8 +218,7 @@ def _put_back(before: _Before | None) -> None:
 
 
 def _hold(handle: Extension) -> None:
-    hold(handle)
-    handle.dial.followers = handle.rotaries
+    hold(handle.reconcile())
     install_hooks(handle.host)
 
 
@@ -227,11 +229,7 @@ def _take_off(handle: Extension) -> None:
     let_go(handle.host)
 
 
-def _place(site: Site, trajectory: Trajectory, dial: Dial) -> tuple[tuple[nn.Module, str], ...]:
-    """Put a scaled module in the places of a site's own."""
-    rotary = ScaledRotary(site.module, trajectory, dial, layer_type=site.layer_type).train(site.module.training)
-    reset_frequencies(site.module, site.layer_type)
-    rotary.trajectory.to(getattr(site.module, frequency_name(site.layer_type)).device)
-    for parent, name in site.owners:
-        setattr(parent, name, rotary)
-    return site.owners
+def _scaled(site: Site, trajectory: Trajectory, dial: Dial) -> ScaledRotary:
+    """The module for the places of a site, on the device of the site's own."""
+    trajectory.to(getattr(site.module, frequency_name(site.layer_type)).device)
+    return ScaledRotary(site.module, trajectory, dial, layer_type=site.layer_type).train(site.module.training)

@@ -33,7 +33,7 @@ class Setting:
         beyond: what a sequence over max_factor·L tokens does: `error`, or `clamp` to run at max_factor.
         factor: t of all sequences, or of each row [batch]; with None the lengths decide t.
         grows: lengths count as L, 2L, 4L, ...
-        constant_scaling: a factor on cos and sin beside the trajectory's own, see `longwave.extensions.frozen`.
+        constant_scaling: a factor on cos and sin beside the trajectory's own, see `longwave.frozen`.
         call: the `generate` that runs in this thread.
         generating: `call` has checked the lengths; until `call` turns this off, neither t nor a parameter changes.
         solved: results that the followers have computed for this setting.
@@ -68,8 +68,9 @@ class Follower(Protocol):
 class Dial:
     """Policy and schedule -> t of every row or packed sequence.
 
-    A model has one dial. `set` turns it for all threads. Within `held` a thread turns it for itself alone. A
-    forward in another thread therefore never runs at the t of this thread's `generate`.
+    A model has one dial. `set` turns it for all threads. Within `held` a thread turns it for itself alone. A forward in
+    another thread therefore never runs at the t of this thread's `generate`. Compiled forwards know no threads: run
+    them in one thread at a time.
 
     Arguments:
         original_length: L, in tokens.
@@ -84,12 +85,15 @@ class Dial:
     def __init__(self, original_length: int, max_factor: float, schedule: Schedule, beyond: str = "error") -> None:
         self.original_length, self.max_factor = original_length, max_factor
         self.followers: Sequence[Follower] = ()
-        self._setting = Setting(schedule, beyond)
+        self._setting = self._seen = Setting(schedule, beyond)
 
     @property
     def now(self) -> Setting:
-        """The setting in force in this thread."""
-        return _held().get(self, self._setting)
+        """The setting in force in this thread; in compiled code the one that was set last, in whatever thread.
+
+        torch.compile guards attributes and traces no thread: code that was compiled for one t is not run at another.
+        """
+        return self._seen if torch.compiler.is_compiling() else _held().get(self, self._setting)
 
     @property
     def max_length(self) -> int:
@@ -100,11 +104,11 @@ class Dial:
     def policy(self) -> str:
         """`fit`, `grow` or `fixed`."""
         setting = self.now
-        return "fixed" if setting.factor is not None else "grow" if setting.grows else "fit"
+        return "grow" if setting.grows else "fit" if setting.factor is None else "fixed"
 
     def set(self, **changes: Any) -> None:
         """Change fields of the setting in force."""
-        setting = replace(self.now, **changes)
+        setting = self._seen = replace(self.now, **changes)
         if self in _held():
             _held()[self] = setting
         else:
@@ -146,6 +150,7 @@ class Dial:
                 del held[self]
             else:
                 held[self] = outer
+            self._seen = self.now
             self.settle()
 
     def factor_for(self, length: int) -> float:

@@ -29,9 +29,10 @@ class Solutions:
         """θ(t), by `solve` where it is not known."""
         if not self.are_of(parameters) or len(self.found) >= KEPT:
             self.found, self.parameters = {}, [parameter.clone() for parameter in parameters]
-        if t not in self.found:
-            self.found[t] = solve(t)
-        return self.found[t]
+        found = self.found  # another thread may put a new one in its place meanwhile
+        if (known := found.get(t)) is None:
+            known = found[t] = solve(t)
+        return known
 
     def are_of(self, parameters: Sequence[Tensor]) -> bool:
         """Whether the solutions are those of the parameters as they are now."""

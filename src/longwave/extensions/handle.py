@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from longwave.extensions.dial import Dial
 from longwave.extensions.log_n import log_n_of
 from longwave.extensions.rotary import ScaledRotary
-from longwave.extensions.sites import host_of, reset_frequencies
+from longwave.extensions.sites import reset_frequencies
 from longwave.methods import get_method
 from longwave.rope import Rope
 from longwave.schedule import Schedule
@@ -78,13 +78,20 @@ class Extension:
         found = []
         for seat in self.seats:
             held = getattr(seat.parent, seat.name)
-            inside = [(seat.parent, seat.name, held)] if isinstance(held, ScaledRotary) else _inside(held)
+            inside = [(seat.parent, seat.name, held)] if isinstance(held, ScaledRotary) else scaled_inside(held)
             for parent, name, rotary in inside:
-                if rotary.dial is not self.dial:  # a copy, with a copy of the dial
-                    rotary.dial = self.dial
                 found.append(Mount(parent, name, rotary, rotary.base if seat.scaled is None else seat.scaled))
-        self.dial.followers = list(dict.fromkeys(mount.rotary for mount in found))
         return found
+
+    def reconcile(self) -> Extension:
+        """Let every scaled rotary module follow the one dial: PEFT copies a module together with its dial."""
+        rotaries = self.rotaries
+        for rotary in rotaries:
+            if rotary.dial is not self.dial:
+                rotary.dial = self.dial
+        if list(self.dial.followers) != rotaries:
+            self.dial.followers = rotaries
+        return self
 
     @property
     def rotaries(self) -> list[ScaledRotary]:
@@ -163,12 +170,15 @@ class Extension:
 
 
 def find_extension(model: nn.Module) -> Extension | None:
-    """The extension of a model, None for a plain one; the model may be wrapped (PEFT, torch.compile, DDP)."""
+    """The extension of a model, None for a plain one.
+
+    The model may be wrapped (PEFT, torch.compile, DDP), be the base of the extended model, or contain it.
+    """
     found: Extension | None = vars(model).get(HANDLE)
-    if found is None and not isinstance(model, PreTrainedModel):
-        host = next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
-        found = None if host is None else vars(host).get(HANDLE)
-    return found
+    if found is None:
+        handles = (vars(module).get(HANDLE) for module in model.modules() if isinstance(module, PreTrainedModel))
+        found = next((handle for handle in handles if handle is not None), None)
+    return None if found is None else found.reconcile()
 
 
 def extension(model: nn.Module) -> Extension:
@@ -193,12 +203,16 @@ def rotaries(model: nn.Module) -> list[ScaledRotary]:
 
 
 def hold(handle: Extension) -> None:
-    """Let the model know its extension."""
-    vars(handle.host)[HANDLE] = handle  # not through nn.Module, which would look for parameters in it
+    """Let the model know its extension, and the models that it is made of (`model.model`)."""
+    for module in handle.host.modules():
+        if isinstance(module, PreTrainedModel):
+            vars(module)[HANDLE] = handle  # not through nn.Module, which would look for parameters in it
 
 
 def let_go(host: PreTrainedModel) -> None:
-    vars(host).pop(HANDLE, None)
+    """The model is a plain one again."""
+    for module in host.modules():
+        vars(module).pop(HANDLE, None)
 
 
 def is_trained(model: nn.Module) -> bool:
@@ -214,11 +228,9 @@ def _has_left_its_start(trajectory: Trajectory) -> bool:
     return not torch.equal(trajectory.at(end).inv_freq, start.at(end).inv_freq)
 
 
-def _inside(wrapper: nn.Module) -> Iterator[tuple[nn.Module, str, ScaledRotary]]:
-    for parent in wrapper.modules():
+def scaled_inside(model: nn.Module) -> Iterator[tuple[nn.Module, str, ScaledRotary]]:
+    """Every scaled rotary module inside: its parent, its name there, and the module."""
+    for parent in model.modules():
         for name, child in parent._modules.items():
             if isinstance(child, ScaledRotary):
                 yield parent, name, child
-
-
-__all__ = ["Extension", "Mount", "Seat", "extension", "find_extension", "host_of", "rotaries"]

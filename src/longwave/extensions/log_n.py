@@ -26,7 +26,7 @@ def enable_log_n(model: PreTrainedModel, original_length: int, exponent: float) 
     """
     if not (math.isfinite(exponent) and exponent > 0):
         raise ValueError(f"log_n must be True, False or an exponent >= 0, got {exponent}.")
-    base = attention_of(model)
+    base = _unprefixed(attention_of(model))  # a model that shares its config with an extended one has our name
     _require_interface(model, base)
     _require_positions(model)
     put_log_n_back(model, Scaled(base, LogN(original_length, exponent)))

@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from longwave.extensions.dial import lock_of
-from longwave.extensions.handle import extension
+from longwave.extensions.handle import extension, find_extension
 from longwave.extensions.log_n import disable_log_n, put_log_n_back
 from longwave.trajectory import Snapshot
 
@@ -52,18 +52,27 @@ def frozen(model: Model, factor: float) -> Iterator[Model]:
     """For the length of a `with` block, the model runs as its export at t = `factor` does.
 
     t is fixed. A constant takes the place of per-query log-n: its value for the query at t·L, as in
-    `Snapshot.with_log_n`.
+    `Snapshot.with_log_n`. All threads see the frozen model. A `generate` that runs in another thread ends first.
+
+    Raises:
+        ValueError: if the model is frozen already.
     """
     handle = extension(model)
-    constant = handle.trajectories[0].at(factor).constant_log_n(handle.log_n)
-    log_n = disable_log_n(handle.host)
+    dial, before = handle.dial, handle.dial.now
+    if before.constant_scaling != 1:
+        raise ValueError("the model is frozen already. Leave that block first.")
+    with lock_of(dial):
+        constant, log_n = handle.trajectories[0].at(factor).constant_log_n(handle.log_n), disable_log_n(handle.host)
+        dial.set(constant_scaling=constant)
     try:
-        with handle.dial.held() as dial:
-            dial.set(constant_scaling=constant)
-            dial.turn("fixed", factor)
-            yield model
+        dial.turn("fixed", factor)
+        yield model
     finally:
-        put_log_n_back(handle.host, log_n)
+        with lock_of(dial):
+            dial.set(factor=before.factor, grows=before.grows, constant_scaling=1.0)
+            dial.settle()
+            if find_extension(handle.host) is handle:  # it may have been restored
+                put_log_n_back(handle.host, log_n)
 
 
 def snapshot(model: nn.Module, t: float) -> Snapshot:

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from longwave.data.documents import read_documents
+from longwave.data.formats import texts
 from longwave.data.hashes import data_hashes
+from longwave.data.kinds import Source
 from longwave.data.sources import data_files
 from longwave.data.tokens import stream_and_starts, token_stream
 
@@ -55,6 +57,25 @@ def test_an_edited_file_is_read_again(tmp_path: Path) -> None:
     for text in ("before", "after!"):  # as long, and within the resolution of a time stamp
         file.write_text(text, "utf-8")
         assert read_documents([file])["text"][0] == text
+
+
+def test_a_file_edited_after_it_was_hashed_is_refused(library: Path) -> None:
+    hashes = data_hashes([library])
+    assert len(read_documents([library], hashes)) == 5
+    (library / "a.txt").write_text("edited", "utf-8")
+    with pytest.raises(ValueError, match=r"a\.txt has changed since it was hashed"):
+        read_documents([library], hashes)
+    (library / "a.txt").unlink()
+    with pytest.raises(ValueError, match=r"a\.txt has changed since it was hashed"):
+        read_documents([library], hashes)
+
+
+def test_a_line_of_json_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.json").write_text('\n{"text": "one"}\n\n{"text": "two"}\n', "utf-8")
+    lines, real = [], json.loads
+    monkeypatch.setattr(json, "loads", lambda text, **options: lines.append(text) or real(text, **options))
+    assert list(texts(Source.of(tmp_path / "a.json"))) == ["one", "two"]
+    assert len(lines) == 2
 
 
 def test_stream_has_an_end_of_text_after_every_document(library: Path, tokenizer) -> None:

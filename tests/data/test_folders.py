@@ -18,6 +18,7 @@ from longwave.data.hashes import data_hashes, data_identity
 from longwave.data.sources import data_files, find
 
 LINE = '{"text": "of a line"}\n'
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 
 
 def put(folder: Path, **contents: str | bytes) -> Path:
@@ -51,11 +52,11 @@ def test_a_clone_of_the_hub_is_its_data(hub: Path, caplog: pytest.LogCaptureFixt
     (message,) = caplog.messages
     assert "\n" not in message
     for name in (
+        "infos.json (line 1",
         ".git (hidden)",
-        ".gitattributes (hidden)",
+        "loader.py (about",
         "LICENSE (about",
         "README.md (about",
-        "infos.json (line 1",
     ):
         assert name in message
     assert "and 1 more" in message
@@ -100,6 +101,17 @@ def test_tables_and_settings_in_a_folder_of_text(tmp_path: Path) -> None:
         ("c.jsonl", b'{"body": "x"}\n'),
         ("c.json", b'{"text": null}\n'),
         ("c.json", b'[{"text": "\\ud800"}]'),
+        ("c.json", b'{"text": "cut\n{"text": "ok"}\n'),
+        ("c.json", b'{"id": 1, "text": "cut'),
+        ("c.json", b'\xef\xbb\xbf[{"text": "hello wor'),
+        ("c.json", b'["hello wor'),
+        ("c.json.gz", gzip.compress(b'[{"text": "hello wor')),
+        ("c.json", POINTER),
+        ("c.csv", POINTER),
+        ("c.parquet", POINTER),
+        ("c.csv", b'"id"x,text\n1,a\n'),
+        ("c.csv", "gr\xf6\xdfe,text\n1,a\n".encode("latin-1")),
+        ("c.csv", "id,text\n1,a\n".encode("utf-16")),
         ("c.csv", b"text\na,b\n"),
         ("c.csv", b"text\n\xff\n"),
         ("c.parquet", b"PAR1"),
@@ -111,6 +123,41 @@ def test_damaged_data_in_a_folder_are_not_passed_over(tmp_path: Path, name: str,
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"^data .*/{name}\b"):
         read_documents([tmp_path])
+
+
+def test_a_link_to_data_that_do_not_exist_stops(tmp_path: Path) -> None:
+    put(tmp_path, a__txt="a")
+    (tmp_path / "broken.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    with pytest.raises(ValueError, match=r"broken\.jsonl is a link to a file that does not exist"):
+        find([tmp_path])
+
+
+@pytest.mark.parametrize("header", [b'"id"x,value\n1,2\n', "gr\xf6\xdfe,alter\n1,2\n".encode("latin-1")])
+def test_a_csv_header_without_texts_is_passed_over_however_it_is_written(tmp_path: Path, header: bytes) -> None:
+    put(tmp_path, a__txt="a", b__csv=header)
+    found = find([tmp_path])
+    assert names(tmp_path, [source.file for source in found.sources]) == ["a.txt"]
+    assert "has no column `text`" in found.passed[tmp_path / "b.csv"]
+
+
+def test_a_file_that_could_be_data_is_named_before_hidden_files(tmp_path: Path) -> None:
+    hidden = {f"__hidden{i}": "x" for i in range(9)}
+    put(tmp_path, a__jsonl=LINE, README__md="x", train__json="{", **hidden)
+    assert find([tmp_path]).passed_over().startswith(f"{tmp_path}/train.json (")
+
+
+def test_a_name_is_a_card_only_as_a_whole_word(tmp_path: Path) -> None:
+    put(
+        tmp_path, a__jsonl=LINE, LICENSES__txt="x", README_zh__md="x", readme2="x",
+        **{"LICENSE-MIT": "x", "Licensed to Kill__txt": "a book", "Readmember__txt": "a book"},
+    )  # fmt: skip
+    assert names(tmp_path, data_files([tmp_path])) == ["Licensed to Kill.txt", "Readmember.txt", "a.jsonl"]
+
+
+def test_a_file_given_besides_its_folder_is_not_passed_over(hub: Path) -> None:
+    found = find([hub, hub / "README.md"])
+    assert hub / "README.md" in [source.file for source in found.sources]
+    assert hub / "README.md" not in found.passed
 
 
 def test_packed_and_upper_case_files_do_not_vanish(tmp_path: Path) -> None:
@@ -145,6 +192,18 @@ def test_a_saved_data_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
         read_documents([tmp_path / "saved"])
 
 
+def test_a_saved_data_set_whose_files_lie_elsewhere(tmp_path: Path) -> None:
+    put(tmp_path, a__txt="a", saved___b__txt="b", saved___state__json='{"_data_files": [{"filename": "../a.txt"}]}')
+    with pytest.raises(ValueError, match=r"saved is a saved data set with its file .*/a\.txt elsewhere"):
+        find([tmp_path / "saved"])
+
+
+@pytest.mark.parametrize("entry", ["null", "{}", '{"filename": 1}', '"a"'])
+def test_the_state_of_another_program_is_no_saved_data_set(tmp_path: Path, entry: str) -> None:
+    put(tmp_path, a__txt="a", state__json=f'{{"_data_files": [{entry}]}}')
+    assert names(tmp_path, data_files([tmp_path])) == ["a.txt"]
+
+
 def test_saved_splits(tmp_path: Path) -> None:
     splits = {name: datasets.Dataset.from_dict({"text": [name]}) for name in ("train", "test")}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
@@ -155,7 +214,13 @@ def test_empty_documents_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFi
     put(tmp_path, a__jsonl=LINE + '{"text": " "}\n', b__csv='text\n""\nx\n')
     pq.write_table(pa.table({"text": ["y", None]}), tmp_path / "c.parquet")
     assert list(read_documents([tmp_path])["text"]) == ["of a line", "x", "y"]
-    assert "left out 3 empty documents of 6" in caplog.messages[0]
+    assert f"left out 3 empty documents of 6 ({tmp_path}/a.jsonl, ...)" in caplog.messages[0]
+
+
+def test_an_empty_document_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path, a__txt="a", b__txt="\n")
+    assert list(read_documents([tmp_path])["text"]) == ["a"]
+    assert caplog.messages == [f"left out 1 empty document of 2 ({tmp_path}/b.txt)."]
 
 
 def test_nothing_left_names_what_was_passed_over(tmp_path: Path) -> None:
@@ -184,7 +249,7 @@ def test_the_command_says_what_it_passed_over_and_why_it_stops(plain: Path, hub:
     asked = ("perplexity", plain, "--lengths", "1x", "--windows", 2, "--targets", 16, "--methods", "none")
     done = command(*asked, "--data", hub, "-o", tmp_path / "out")
     assert done.returncode == 0
-    assert f"passed over in the data: {hub}/.git (hidden)" in done.stderr
+    assert f"passed over in the data: {hub}/dataset_infos.json (line 1" in done.stderr
     put(hub, data___bad__jsonl='{"text": null}')
     done = command(*asked, "--data", hub, "-o", tmp_path / "other")
     assert done.returncode == 1

@@ -158,6 +158,15 @@ def test_an_array_is_read_in_blocks(block: int) -> None:
     values = [{"text": 'a "b" \\ ]'}, "c,", [1, [2]], {}, "é\n"]
     for text in (json.dumps(values), json.dumps(values, indent=2), " [ ] ", json.dumps(values, ensure_ascii=False)):
         assert list(JsonArray(io.StringIO(text), block)) == json.loads(text)
+    numbers = "[1234, 1.5e10, -Infinity, -7, 12.25E-3, [1.5], 0]"
+    assert list(JsonArray(io.StringIO(numbers), block)) == json.loads(numbers)
     for bad in ("[1 2]", "[1,]", "[1] 2", "[", "['a']", "{}", ""):
         with pytest.raises(NotJson):
             list(JsonArray(io.StringIO(bad), block))
+
+
+def test_an_array_that_is_no_json_is_not_read_to_its_end() -> None:
+    handle = io.StringIO('[{"a": 1}, {"a" 1}, ' + "0, " * 100_000 + "0]")
+    with pytest.raises(NotJson, match="':' delimiter"):
+        list(JsonArray(handle, 100))
+    assert handle.tell() < 1000

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 
 from longwave.data.json_texts import shortened
-from longwave.data.kinds import Source
+from longwave.data.kinds import DataError, Source
 
 LONGEST = 2**31 - 1  # characters of a field; the default of `csv` is 131,072, and a document may be a book
 
@@ -26,7 +27,13 @@ def _rows(source: Source, delimiter: str) -> Iterator[str]:
     with source.opened_text() as lines:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         rows = _checked(source, reader)
-        columns = next(rows, (0, []))[1]
+        try:
+            columns = next(rows, (0, []))[1]
+        except (DataError, UnicodeDecodeError):
+            if _may_name_text(source):
+                raise
+            reason = "has no column `text` in its first line, and cannot be read as UTF-8 csv"
+            raise source.no_documents(reason, "Correct or remove it.") from None
         if "text" not in columns:
             raise source.no_documents(
                 f"has no column `text`; it has {shortened(columns)}", "Name the column of the texts so."
@@ -39,6 +46,12 @@ def _rows(source: Source, delimiter: str) -> Iterator[str]:
             if "\0" in row[place]:
                 raise source.error("the text holds a NUL byte", "Remove the byte.", f"line {line}")
             yield row[place]
+
+
+def _may_name_text(source: Source) -> bool:
+    """Whether the first line, which may be damaged or in another encoding, holds the word `text`."""
+    first = source.head().replace(b"\0", b"").lstrip().partition(b"\n")[0]  # UTF-16 has a NUL in every letter
+    return re.search(rb"\btext\b", first) is not None
 
 
 def _checked(source: Source, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:

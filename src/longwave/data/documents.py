@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -21,33 +21,53 @@ FEATURES = datasets.Features({"text": datasets.Value("string")})
 READING = 1  # part of the cache key: raise it when files are read in another way than before
 
 
-def read_documents(paths: Iterable[Path | str]) -> datasets.Dataset:
+def read_documents(paths: Iterable[Path | str], hashes: Mapping[str, str] | None = None) -> datasets.Dataset:
     """Documents as a `datasets.Dataset` with one column, `text`.
 
     docs/data.md says which files are read, and what a document is in each kind of file. Empty documents are left out.
     The logger `longwave` tells the number of empty documents, and which files of a folder were passed over. The result
     is memory-mapped from the cache of `datasets`. The key is made of the files' contents: an edited file is read again.
 
+    Arguments:
+        paths: files and folders.
+        hashes: what `data_hashes` of `paths` returned before; files that have changed since then are refused.
+
     Raises:
-        ValueError: if a path is missing, a file cannot be read, or no document is left.
+        ValueError: if a path is missing, a file cannot be read or has changed, or no document is left.
     """
     found = find(paths)
     if found.passed:
         logger.warning("passed over in the data: %s. To read such a file, pass its own path.", found.passed_over())
-    read = _read(found.sources)
+    contents = {str(source.file): sha256(source.file) for source in found.sources}
+    if hashes is not None:
+        _require_unchanged(hashes, contents)
+    read = _read(found.sources, list(contents.values()))
     if read is not None and len(kept := _without_empty(read)):
         if empty := len(read) - len(kept):
-            logger.warning("left out %d empty documents of %d (%s, ...).", empty, len(read), found.sources[0].file)
+            where = f"{_first_empty(found.sources)}{', ...' if empty > 1 else ''}"
+            logger.warning("left out %d empty document%s of %d (%s).", empty, "s" * (empty > 1), len(read), where)
         return kept
     files = [source.file for source in found.sources]
     raise ValueError(f"the data holds no text: {len(files)} files, all empty ({files[0]}, ...).")
 
 
-def _read(sources: Sequence[Source]) -> datasets.Dataset | None:
+def _require_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """A record names data by hashes that were taken earlier: the documents have to be the same."""
+    changed = [file for file in {**before, **now} if before.get(file) != now.get(file)]
+    if changed:
+        raise ValueError(f"data {changed[0]} has changed since it was hashed. Start again, and leave the data as it is.")
+
+
+def _first_empty(sources: Iterable[Source]) -> Path:
+    """The first file with an empty document."""
+    return next(source.file for source in sources for text in texts(source) if not text or text.isspace())
+
+
+def _read(sources: Sequence[Source], hashes: Sequence[str]) -> datasets.Dataset | None:
     """All documents; None if there are none, which `datasets` cannot store."""
     if next(_rows(sources), None) is None:
         return None
-    arguments = {"sources": sources, "hashes": [sha256(source.file) for source in sources], "reading": READING}
+    arguments = {"sources": sources, "hashes": hashes, "reading": READING}
     with progress_bars(False):
         try:
             return datasets.Dataset.from_generator(_rows, features=FEATURES, gen_kwargs=arguments)

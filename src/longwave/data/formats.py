@@ -42,7 +42,8 @@ def texts(source: Source) -> Iterator[str]:
         DataError: at the place where the file cannot be read.
     """
     if source.head().startswith(POINTER):
-        raise source.no_documents("is a pointer of Git LFS, not the data", "Run `git lfs pull` in its folder.")
+        refused = source.no_documents if source.kind == TEXT else source.error  # a picture may stay a pointer
+        raise refused("is a pointer of Git LFS, not the data", "Run `git lfs pull` in its folder.")
     yield from READERS[source.kind](source)
 
 

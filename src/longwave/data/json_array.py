@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 BLOCK = 1 << 20  # number of characters read at a time
+CUT = 16  # characters: longer than any `-Infinity`, escape or end of a number that a block may cut
 NOT_BLANK = re.compile(r"[^ \t\n\r]")
 
 
@@ -59,13 +60,23 @@ class JsonArray:
     def _value(self) -> Any:
         while True:
             try:
-                value, self.at = self.decode(self.text, self.at)
-                return value
-            except ValueError as error:  # not JSON, or not yet read to its end
-                if not self._more():
+                value, end = self.decode(self.text, start := self.at)
+            except ValueError as error:
+                if not self._may_be_cut(error) or not self._more():
                     raise NotJson(getattr(error, "msg", error)) from None
+                continue
             except RecursionError:
                 raise NotJson("too many brackets within brackets") from None
+            # The number 12 at the end of a block may be the start of 12.5e9.
+            if not isinstance(value, int | float) or end < len(self.text) - CUT or not self._more():
+                self.at += end - start
+                return value
+
+    def _may_be_cut(self, error: ValueError) -> bool:
+        """Whether the text read so far may only lack its end."""
+        if not isinstance(error, json.JSONDecodeError):  # a number with more digits than Python reads
+            return False
+        return error.pos >= len(self.text) - CUT or error.msg.startswith("Unterminated string")
 
     def _more(self) -> bool:
         """Read on, twice as much as before, so that a long value is not tried often."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ from longwave.data.json_array import JsonArray, NotJson
 from longwave.data.kinds import DataError, Source
 
 CORRECT = "Correct or remove it."
+# The start of a .json file that holds documents, however damaged the rest is: strings, or objects with a `text`.
+LIKE_DOCUMENTS = re.compile(r"""\s*(\[\s*"|\[?\s*\{.*"text"\s*(:|$))""", re.DOTALL)
 
 
 class NoText(ValueError):
@@ -26,22 +29,42 @@ REFUSALS = (NotJson, NoText, BadText)
 def json_lines(source: Source) -> Iterator[str]:
     """One document per line: the field `text` of the line's object. Blank lines are no documents."""
     with source.opened_text() as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    text = text_of(parsed(line))
-                except REFUSALS as error:
-                    raise _refused(source, error, f"line {number}") from None
-                yield text
+        yield from _lines(source, enumerate(lines, start=1))
 
 
 def json_file(source: Source) -> Iterator[str]:
     """Documents of a file named .json: an array of objects or strings, an object per line, or a single object."""
-    if source.head().decode("utf-8-sig", errors="ignore").lstrip().startswith("["):
-        return _array(source)
-    with source.opened_text() as lines:
-        first = next((line for line in lines if line.strip()), None)
-    return json_lines(source) if first is None or _is_json(first) else _single(source)
+    if _start(source).lstrip().startswith("["):
+        yield from _array(source)
+        return
+    with source.opened_text() as handle:
+        lines = enumerate(handle, start=1)
+        number, first = next(((number, line) for number, line in lines if line.strip()), (0, "null"))
+        try:
+            value = parsed(first)
+        except NotJson:
+            yield _single(source)
+            return
+        if number:
+            yield _document(source, value, f"line {number}")
+            yield from _lines(source, lines)
+
+
+def _lines(source: Source, lines: Iterable[tuple[int, str]]) -> Iterator[str]:
+    for number, line in lines:
+        if line.strip():
+            try:
+                value = parsed(line)
+            except NotJson as error:
+                raise _refused(source, error, f"line {number}") from None
+            yield _document(source, value, f"line {number}")
+
+
+def _document(source: Source, value: Any, at: str) -> str:
+    try:
+        return text_of(value)
+    except REFUSALS as error:
+        raise _refused(source, error, at) from None
 
 
 def _array(source: Source) -> Iterator[str]:
@@ -55,18 +78,23 @@ def _array(source: Source) -> Iterator[str]:
             raise _refused(source, error, f"item {read + 1}") from None
 
 
-def _single(source: Source) -> Iterator[str]:
+def _single(source: Source) -> str:
     with source.opened_text() as handle:
         whole = handle.read()
     try:
-        text = text_of(parsed(whole))
+        return text_of(parsed(whole))
     except REFUSALS as error:
         raise _refused(source, error, "as a whole") from None
-    yield text
 
 
 def _refused(source: Source, error: ValueError, at: str) -> DataError:
-    return (source.error if isinstance(error, BadText) else source.no_documents)(str(error), CORRECT, at)
+    """The error to raise: documents that are damaged, or a file that holds none."""
+    damaged = isinstance(error, NotJson) and LIKE_DOCUMENTS.match(_start(source))
+    return (source.error if damaged or isinstance(error, BadText) else source.no_documents)(str(error), CORRECT, at)
+
+
+def _start(source: Source) -> str:
+    return source.head().decode("utf-8-sig", errors="ignore")
 
 
 def parsed(text: str) -> Any:
@@ -110,11 +138,3 @@ def shortened(names: Iterable[object]) -> str:
     """Names for a message: the first eight, each cut at 40 characters."""
     found = [name if len(name) <= 40 else name[:37] + "..." for name in map(str, names)]
     return ", ".join(found[:8] + (["..."] if len(found) > 8 else [])) or "nothing"
-
-
-def _is_json(text: str) -> bool:
-    try:
-        parsed(text)
-    except NotJson:
-        return False
-    return True

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from longwave.data.formats import OFTEN_OTHER, check
-from longwave.data.kinds import TEXT, NotDocuments, Source
-from longwave.data.paths import check_data
+from longwave.data.kinds import TEXT, DataError, NotDocuments, Source
+from longwave.data.paths import check_data, data_suffix
 from longwave.data.saved import RECORDS, saved_files
 
 # Beside data files, files with these names are about the data: cards, licences, scripts, settings.
-CARDS = ("readme", "license", "licence")  # also LICENSE-MIT, README_zh.md
+CARDS = re.compile(r"(readme|licen[cs]es?)(?![a-z])")  # also LICENSE-MIT, README_zh.md; not "Licensed to Kill"
 ABOUT = {"copying", "notice", "citation", "changelog", "contributing", "requirements"}
 ABOUT_SUFFIXES = {".py", ".sh", ".ipynb", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".bib", ".cff"}
+HIDDEN, ABOUT_DATA = "hidden", "about the data beside it"
+EXPECTED = (ABOUT_DATA, HIDDEN)  # reasons that a message names last: no user misses such files
 NAMED = 5  # number of passed-over files that a message names
 
 
@@ -27,8 +30,9 @@ class Found:
     passed: dict[Path, str] = field(default_factory=dict)
 
     def passed_over(self) -> str:
-        """The first paths passed over, each with its reason, and the number of further paths."""
-        named = [f"{path} ({reason})" for path, reason in list(self.passed.items())[:NAMED]]
+        """Some paths passed over, each with its reason, and the number of further paths."""
+        ordered = sorted(self.passed.items(), key=lambda each: EXPECTED.index(each[1]) if each[1] in EXPECTED else -1)
+        named = [f"{path} ({reason})" for path, reason in ordered[:NAMED]]
         more = len(self.passed) - NAMED
         return ", ".join(named) + (f" and {more} more" if more > 0 else "")
 
@@ -51,7 +55,9 @@ def find(paths: Iterable[Path | str]) -> Found:
         where = ", ".join(map(str, named)) or "nothing"
         passed = f" Passed over: {found.passed_over()}." if found.passed else ""
         raise ValueError(f"no text, jsonl or parquet file in the data given ({where}).{passed}")
-    found.sources = list({source.file: source for source in found.sources}.values())
+    sources = {source.file: source for source in found.sources}
+    found.sources = list(sources.values())
+    found.passed = {path: reason for path, reason in found.passed.items() if path not in sources}
     return found
 
 
@@ -64,6 +70,8 @@ def _search(folder: Path) -> Found:
     found = Found()
     for path in sorted(_walk(folder, found)):
         if not path.is_file():
+            if path.is_symlink() and data_suffix(path):
+                raise DataError(path, "is a link to a file that does not exist", "Correct or remove the link.")
             found.passed[path] = "not a file"
             continue
         source = Source.of(path)
@@ -85,7 +93,7 @@ def _walk(folder: Path, found: Found) -> Iterator[Path]:
         here = Path(name)
         for inner in [*folders, *files]:
             if inner.startswith(".") or inner == "__pycache__":
-                found.passed[here / inner] = "hidden"
+                found.passed[here / inner] = HIDDEN
         for inner in folders:
             if (here / inner).is_symlink():
                 found.passed.setdefault(here / inner, "a link to a folder")
@@ -108,10 +116,10 @@ def _pass_over_about(found: Found) -> None:
     about = [
         each.file for each in found.sources if each.kind == TEXT and each.file.parent in data and _is_about(each.file)
     ]
-    found.passed |= dict.fromkeys(about, "about the data beside it")
+    found.passed |= dict.fromkeys(about, ABOUT_DATA)
     found.sources = [source for source in found.sources if source.file not in found.passed]
 
 
 def _is_about(file: Path) -> bool:
     name = file.name.lower()
-    return file.suffix.lower() in ABOUT_SUFFIXES or name.startswith(CARDS) or name.split(".")[0] in ABOUT
+    return file.suffix.lower() in ABOUT_SUFFIXES or CARDS.match(name) is not None or name.split(".")[0] in ABOUT

@@ -85,8 +85,8 @@ class Comparison:
 
     @cached_property
     def documents(self) -> Dataset:
-        """The data, read once."""
-        return read_documents(self.data)
+        """The data, read once: the same contents that `hashes` names."""
+        return read_documents(self.data, self.hashes)
 
     @cached_property
     def cells(self) -> list[Cell]:

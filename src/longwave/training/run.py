@@ -85,7 +85,7 @@ def train(
     set_seed(config.seed)
     network, vocabulary = load_with_tokenizer(model, tokenizer)
     shown = progress and sys.stderr.isatty()
-    rows = pack(token_stream(read_documents(data), vocabulary, progress=shown), config.train_length)
+    rows = pack(token_stream(read_documents(data, folder.files), vocabulary, progress=shown), config.train_length)
     check_ids(rows, network, vocabulary)
     sampler = attach_method(network, config)
     require_long_windows(rows, sampler, config)

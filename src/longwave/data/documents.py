@@ -55,7 +55,9 @@ def _require_unchanged(before: Mapping[str, str], now: Mapping[str, str]) -> Non
     """A record names data by hashes that were taken earlier: the documents have to be the same."""
     changed = [file for file in {**before, **now} if before.get(file) != now.get(file)]
     if changed:
-        raise ValueError(f"data {changed[0]} has changed since it was hashed. Start again, and leave the data as it is.")
+        raise ValueError(
+            f"data {changed[0]} has changed since it was hashed. Start again, and leave the data as it is."
+        )
 
 
 def _first_empty(sources: Iterable[Source]) -> Path:

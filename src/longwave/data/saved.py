@@ -32,7 +32,9 @@ def saved_files(folder: Path) -> list[Path] | None:
     files = [Path(os.path.normpath(folder / each["filename"])) for each in state["_data_files"]]
     for file in files:
         if not file.is_relative_to(os.path.normpath(folder)):
-            raise ValueError(f"data {folder} is a saved data set with its file {file} elsewhere. Save or copy it again.")
+            raise ValueError(
+                f"data {folder} is a saved data set with its file {file} elsewhere. Save or copy it again."
+            )
         if not file.is_file():
             raise ValueError(f"data {folder} is a saved data set without its file {file.name}. Save or copy it again.")
     return files

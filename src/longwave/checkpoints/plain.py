@@ -49,7 +49,7 @@ def from_pretrained(found: ModelFolder, arguments: dict[str, Any]) -> PreTrained
                 try:
                     build(file, config)  # it fails, too, where a value of config.json is at fault: a type of rope, say
                 except ValueError as fault:
-                    error = fault
+                    raise ValueError(f"cannot load a model from {place}: {fault}") from None
             raise ValueError(f"cannot load a model from {place}: {first_line(error)}") from None
     model, report = loaded
     lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})

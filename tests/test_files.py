@@ -52,3 +52,9 @@ def test_output_folder_is_never_taken_over_silently(tmp_path):
 
 def test_versions_record_what_numbers_depend_on():
     assert {"python", "torch", "transformers", "torchdiffeq"} <= set(provenance.versions())
+
+
+def test_json_that_is_nested_too_deeply_is_named(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"deep\.json is nested too deeply"):
+        io.read_json(tmp_path / "deep.json")

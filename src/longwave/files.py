@@ -44,6 +44,8 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}). Restore or delete the file.") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be read. Restore or delete the file.") from None
 
 
 def sha256(path: Path | str) -> str:

@@ -16,4 +16,7 @@ EXPORT_RECORD = "longwave-export.json"  # in a folder of `longwave export`, besi
 # A Hugging Face model, or a PEFT adapter.
 CONFIG, ADAPTER, GENERATION = "config.json", "adapter_config.json", "generation_config.json"
 TOKENIZER_CONFIG, TOKENIZER_JSON = "tokenizer_config.json", "tokenizer.json"
-TOKENIZERS = (TOKENIZER_JSON, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")  # any of
+TOKENIZERS = (  # any of them makes a tokenizer
+    TOKENIZER_JSON, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+    "tekken.json", "*.tiktoken",
+)  # fmt: skip

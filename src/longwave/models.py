@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from longwave.checkpoints.folder import resolve
+from longwave.checkpoints.folder import ModelFolder, resolve
 from longwave.checkpoints.load import load
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.files import read_json
@@ -72,7 +72,9 @@ def place(dtype: str, device: str | None) -> Place:
     return Place(device, dtype)
 
 
-def open_model(path: str, dtype: str = "auto", device: str | None = None, *, scaling: str = "trajectory") -> Opened:
+def open_model(
+    path: str | ModelFolder, dtype: str = "auto", device: str | None = None, *, scaling: str = "trajectory"
+) -> Opened:
     """Read a model of any kind and its tokenizer, and put it on its device.
 
     Arguments:
@@ -89,12 +91,14 @@ def open_model(path: str, dtype: str = "auto", device: str | None = None, *, sca
     model = load(found, dtype="auto" if where.wanted == "stored" else getattr(torch, where.wanted), scaling=scaling)
     tokenizer = load_tokenizer(found)
     about = {
-        "path": path,
+        "path": found.name,
         "type": model.config.model_type,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": where.device,
     }
+    if found.commit is not None:
+        about["commit"] = found.commit
     record = found.path / TRAINING
     if record.is_file():
         about["training_seed"] = read_json(record).get("seed")

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from tiny import model_types
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, T5Config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import longwave
 from longwave.checkpoints.config import ConfigFile
 from longwave.checkpoints.load import extension_of
 from longwave.checkpoints.plain import skeleton
+from longwave.cli.errors import explain
 from longwave.cli.main import main
 from longwave.methods.longrope import LongRoPE
 from longwave.rope import Rope
@@ -62,7 +63,16 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_position_embeddings": -1}, "max_position_embeddings is -1, it must be a whole number"),
     ({"torch_dtype": "bf16"}, "torch_dtype is 'bf16', it must be a type of torch"),
     ({"hidden_size": 66, "head_dim": None}, "hidden size .66. is not a multiple"),
-    ({"hidden_size": -64}, "hidden_size is -64"),
+    *(
+        ({key: value}, f"{key} is {value}, it must be a whole number above 0")
+        for key, value in {
+            "hidden_size": -64,
+            "vocab_size": 0,
+            "num_attention_heads": 0,
+            "num_hidden_layers": -1,
+        }.items()
+    ),
+    ({"rope_theta": 10**400}, "rope_theta is 1000.*, it must be a number above 0"),
 ]
 
 
@@ -76,12 +86,16 @@ def test_a_wrong_value_is_one_line(changes: dict[str, Any], message: str, folder
 
 
 def test_every_default_config_passes() -> None:
+    without, checked = [], 0
     for name in model_types():
         try:
             values = json.loads(CONFIG_MAPPING[name]().to_json_string(use_diff=False))
         except Exception:
+            without.append(name)
             continue
         ConfigFile(name, values).check()
+        checked += 1
+    assert checked > 100 and len(without) < 10, without
 
 
 def test_rope_scaling_beside_rope_parameters_is_the_one_that_runs(folder: Path) -> None:
@@ -126,3 +140,49 @@ def test_longrope_stays_on_the_cpu() -> None:
         assert LongRoPE(rope, 4.0, [2.0] * 8).at(4.0).stretch.tolist() == pytest.approx([2.0] * 8)
     finally:
         torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("arguments", [{"foo": 1}, {"dtype": "flaot32"}])
+def test_an_argument_that_cannot_be_is_no_fault_of_the_file(arguments: dict[str, Any], folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"^cannot load a model from .*(foo|flaot32)") as caught:
+        longwave.load(folder, **arguments)
+    assert "config.json" not in str(caught.value) and "Correct" not in str(caught.value)
+
+
+def test_a_model_that_is_no_causal_language_model(tmp_path: Path) -> None:
+    T5Config().save_pretrained(tmp_path)
+    for opens in (longwave.load, skeleton):
+        with pytest.raises(ValueError, match="has model_type 't5', which is no causal language model"):
+            opens(tmp_path)
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", full)
+    with pytest.raises(RuntimeError, match=r"can't allocate memory|not enough memory") as caught:
+        longwave.load(folder)
+    assert explain(caught.value).startswith("the memory does not suffice")
+
+
+@pytest.mark.parametrize("changes", [{"auto_map": "own.Own"}, {"auto_map": ["own.Own"]}, {"auto_map": {}}])
+def test_foreign_code_in_any_form(changes: dict[str, Any], folder: Path) -> None:
+    for model_type in ("own", ["own"]):
+        edit(folder, model_type=model_type, **changes)
+        with pytest.raises(ValueError, match=r"config\.json (asks for the class .*own\.Own|has model_type .*own)"):
+            longwave.load(folder)
+
+
+def test_a_subfolder_is_named_and_checked(folder: Path) -> None:
+    (folder / "part").mkdir()
+    for path in list(folder.iterdir()):
+        if path.is_file():
+            path.rename(folder / "part" / path.name)
+    assert longwave.load(folder, subfolder="part").config.model_type == "llama"
+    edit(folder / "part", vocab_size=0)
+    with pytest.raises(ValueError, match=r"llama/part/config\.json: vocab_size is 0"):
+        longwave.load(folder, subfolder="part")
+    edit(folder / "part", vocab_size=32, model_type="own", auto_map={"AutoModelForCausalLM": "own.Own"})
+    with pytest.raises(ValueError, match=r"llama/part/config\.json asks for the class own\.Own"):
+        longwave.load(folder, subfolder="part")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_save_and_load import legacy_folder
 from transformers import LlamaForCausalLM
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
@@ -18,6 +19,7 @@ import longwave
 from longwave.checkpoints.folder import Kind, kind_of
 from longwave.checkpoints.load import extension_of
 from longwave.checkpoints.tokenizer import load_tokenizer
+from longwave.checkpoints.weights import _blocks
 from longwave.cli.main import main
 from longwave.exporters.opening import open_source
 
@@ -190,3 +192,38 @@ def test_damaged_weights_are_one_line(llama: LlamaForCausalLM, plain: Path) -> N
     save_file({"lm_head.weight": torch.zeros(2)}, weights, metadata={"format": "pt"})
     with pytest.raises(ValueError, match="lacks 21 weights"):
         longwave.load(plain)
+
+
+@pytest.mark.parametrize("key", ["schedule", "method", "options"])
+def test_a_setting_of_another_type_is_one_line(key: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edit(trained / "longwave.json", **{key: 3})
+    assert f"longwave.json: {key} is 3, it must be" in complaint(capsys, "generate", trained, "--prompt", "x")
+
+
+def test_tensors_of_another_precision_are_read(trained: Path) -> None:
+    tensors = load_file(trained / "longwave.safetensors")
+    save_file({name: tensor.float() for name, tensor in tensors.items()}, trained / "longwave.safetensors")
+    assert longwave.extension(longwave.load(trained)).method == "clex"
+
+
+def test_a_damaged_tokenizer_below_model_is_named(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in [*trained.glob("tokenizer*")]:
+        path.rename(trained / "model" / path.name)
+    (trained / "model" / "tokenizer.json").write_text("{")
+    assert "model/tokenizer.json is not valid JSON" in complaint(capsys, "generate", trained, "--prompt", "x")
+
+
+@pytest.mark.parametrize("name", ["sentencepiece.bpe.model", "qwen.tiktoken"])
+def test_a_tokenizer_of_another_name_is_one(name: str, plain: Path) -> None:
+    for path in plain.glob("tokenizer*"):
+        path.unlink()
+    (plain / name).write_bytes(b"no tokenizer")
+    with pytest.raises(ValueError) as caught:
+        load_tokenizer(plain)
+    assert "holds no tokenizer" not in str(caught.value)
+
+
+def test_a_file_that_shrinks_while_it_is_copied() -> None:
+    source = tempfile.TemporaryFile()  # noqa: SIM115
+    with source, pytest.raises(ValueError, match="ended too early"):
+        list(_blocks(source, 8))

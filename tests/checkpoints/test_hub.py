@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Callable
@@ -15,11 +16,15 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import longwave
-from longwave.checkpoints.folder import Kind, resolve
+from longwave.checkpoints.folder import Kind, ModelFolder, _reason, resolve
 from longwave.checkpoints.load import extension_of
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.cli.main import main
+from longwave.evaluation.candidates import Candidate
 from longwave.evaluation.cells import fingerprint
+from longwave.evaluation.comparison import Comparison
+from longwave.evaluation.suites import parse_suite
+from longwave.models import open_model
 from longwave.training.prepare import load_with_tokenizer
 
 OTHER = "f" * 40
@@ -213,3 +218,40 @@ def test_push_then_load_from_the_same_hub(plain: Path, trained: Path, tmp_path: 
     ids = torch.tensor([load_tokenizer(plain)("abc").input_ids])
     found = [float(line) for line in loaded.stdout.splitlines()]
     assert found == [*(pytest.approx(model(ids).logits.double().sum().item(), rel=1e-6) for model in local), 1]
+
+
+def test_a_format_is_checked_before_weights_are_fetched(trained: Path, cache: Path) -> None:
+    settings = json.loads((trained / "longwave.json").read_text())
+    (trained / "longwave.json").write_text(json.dumps(settings | {"format": 99}))
+    not_fetched = ModelFolder("me/absent", trained, Kind.LONGWAVE, {"revision": COMMIT, "local_files_only": True})
+    with pytest.raises(ValueError, match="has format 99"):
+        longwave.load(not_fetched)
+
+
+def test_a_comparison_stays_at_one_commit(plain: Path, cache: Path, tmp_path: Path) -> None:
+    """main moves between the key and the numbers; both are of the commit that was found first."""
+    lay_out(cache, "me/model", plain)
+    candidate = Candidate("me/model", "model", ("none",))
+    step = parse_suite("- passkey: {}\n", "test")
+    comparison = Comparison([candidate], step, tmp_path / "out", lambda found: open_model(found, "float32", "cpu"))
+    assert comparison.cells[0].depends["model"] == {"me/model": COMMIT}
+    torch.manual_seed(1)
+    other = LlamaForCausalLM(longwave.load(plain).config)
+    other.save_pretrained(tmp_path / "other")
+    lay_out(cache, "me/model", tmp_path / "other", commit=OTHER)
+    opened = comparison._get("me/model")
+    assert opened.about["commit"] == COMMIT and opened.about["path"] == "me/model"
+    assert torch.equal(logits(opened.model), logits(longwave.load(plain)))
+
+
+def test_a_tokenizer_that_the_cache_lacks(plain: Path, cache: Path) -> None:
+    snapshot = lay_out(cache, "me/model", plain)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (snapshot / name).unlink()
+    with pytest.raises(ValueError, match=r"the cache holds no tokenizer of me/model.* Load it once with a network"):
+        load_tokenizer("me/model")
+
+
+def test_a_full_disk_is_not_the_hubs(cache: Path) -> None:
+    with pytest.raises(OSError, match="No space left"):
+        _reason("me/model", None, OSError(errno.ENOSPC, "No space left on device"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import linecache
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load as load_safetensors
 
+import longwave
 from longwave.cli.errors import explain
 from longwave.cli.main import main
 from longwave.schedule import factor_of
@@ -30,6 +32,17 @@ def entry() -> None:
     raise EntryNotFoundError("404: no such file\n\nEntry not found for url")
 
 
+def ours(code: str) -> None:
+    """Run code as a line of a file of longwave."""
+    path = str(Path(longwave.__file__).parent / "absent.py")
+    linecache.cache[path] = (len(code), None, [code], path)
+    exec(compile(code, path, "exec"))
+
+
+def explain_missing(module: str) -> None:
+    raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+
 CASES: dict[str, tuple[Callable[[], object], str]] = {
     "memory of torch": (lambda: torch.empty(2**60), "the memory does not suffice ("),
     "memory of python": (lambda: bytearray(2**62), "the memory does not suffice ("),
@@ -37,7 +50,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "safetensors": (lambda: load_safetensors(b"no tensors"), "safetensors gave up (SafetensorError: "),
     "tokenizers": (lambda: tokenizers.Tokenizer.from_str("{}"), "a library gave up (Exception: "),
     "hub": (entry, "huggingface_hub gave up (EntryNotFoundError: 404: no such file)."),
-    "offline hub": (lambda: hf_hub_download("me/absent", "config.json"), ""),
+    "offline hub": (lambda: hf_hub_download("me/absent", "config.json"), "in the local cache"),
     "pyarrow": (
         lambda: pyarrow.array(["a"]).cast(pyarrow.list_(pyarrow.int8())),
         "pyarrow gave up (ArrowNotImplementedError: ",
@@ -48,6 +61,18 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
         lambda: importlib.import_module("absent_package.part"),
         "a package is missing or does not work: No module named 'absent_package'. Run: pip install absent_package.",
     ),
+    "package of another name": (
+        lambda: explain_missing("yaml"), "No module named 'yaml'. Run: pip install PyYAML.",
+    ),
+    "name in a package": (
+        lambda: exec("from transformers import Absent"), "Run: pip install --upgrade transformers.",
+    ),
+    "debian": (
+        lambda: exec(compile("{}['x']", "/usr/lib/python3/dist-packages/foo/bar.py", "exec")),
+        "foo gave up (KeyError: ",
+    ),
+    "ours, raised": (lambda: ours("raise RuntimeError('no rows')"), "this is a fault of longwave, not yours ("),
+    "ours, unpacked": (lambda: ours("a, b = [1]"), "this is a fault of longwave, not yours (ValueError: not enough"),
     "ours": (lambda: factor_of("long", None), "this is a fault of longwave, not yours (TypeError: "),
 }  # fmt: skip
 

@@ -33,7 +33,10 @@ from longwave.rules import is_number
 
 DTYPES = ("dtype", "torch_dtype")
 SOURCE = (*HUB, "subfolder", "trust_remote_code")  # arguments of `from_pretrained` that say where the file is
-SIZES = ("hidden_size", "vocab_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+SIZES = (
+    "hidden_size", "vocab_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class ConfigFile:
 
     @property
     def name(self) -> str:
-        return f"{self.path}/{CONFIG}" if isinstance(self.path, str) else str(self.path / CONFIG)
+        return "/".join(part for part in (str(self.path), self.where.get("subfolder"), CONFIG) if part)
 
     def check(self) -> None:
         """Every value that concerns RoPE, and the type of the weights.
@@ -116,7 +119,7 @@ def check_values(part: Mapping[str, Any]) -> None:
     for key in BESIDE:
         check_value(key, part.get(key))
     for key in SIZES:
-        if is_number(part.get(key)) and part[key] < 0:  # other types than numbers are refused by transformers
+        if is_number(part.get(key)) and part[key] <= 0:  # other types than numbers are refused by transformers
             raise ValueError(f"{key} is {part[key]}, it must be a whole number above 0")
     for key in DTYPES:
         if part.get(key) is not None and not _is_dtype(part[key]):

@@ -20,11 +20,13 @@ from longwave.files import read_json
 from longwave.layout import CONFIG, MODEL, SETTINGS, WEIGHTS
 
 FORMAT = 2  # 1 had the bounded field start from the prior's rate at t instead of its mean
+TYPES = {"method": str, "options": dict, "schedule": str}
 REQUIRED = ("format", "method", "options", "max_factor", "schedule", "beyond", "log_n", "original_length")
 
 
 def load_extended(found: ModelFolder, arguments: dict[str, Any]) -> PreTrainedModel:
-    read_settings(found.path / SETTINGS)  # before the weights are read, which may take long
+    read_settings(found.path / SETTINGS)  # before the weights come, which may take long
+    found.fetch()
     if missing := missing_part(found.path):
         raise ValueError(f"{missing} is missing: the folder is incomplete. Save the model again.")
     return extend_as_saved(from_pretrained(found, arguments), found.path)
@@ -63,6 +65,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     if settings["format"] != FORMAT:
         what = "Train again" if settings["format"] == 1 else "Update longwave"
         raise ValueError(f"{path} has format {settings['format']}, this version reads {FORMAT}. {what}.")
+    for key, kind in TYPES.items():
+        if not isinstance(settings[key], kind):
+            what = "a text" if kind is str else "an object"
+            raise ValueError(f"{path}: {key} is {settings[key]!r}, it must be {what}. Restore the file.")
     return settings
 
 
@@ -85,7 +91,8 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> Non
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
         raise ValueError(f"{path} holds other tensors than {SETTINGS} describes. Was it copied from another folder?")
     for index, trajectory in enumerate(own):
-        if not torch.allclose(tensors[f"{index}.rope"], trajectory.rope.inv_freq, rtol=1e-6, atol=0):
+        expects = trajectory.rope.inv_freq  # a file of another writer may hold float32
+        if not torch.allclose(tensors[f"{index}.rope"].to(expects), expects, rtol=1e-6, atol=0):
             raise ValueError(f"{path} was made for other rotary frequencies than those of {path.parent / MODEL}.")
         prefix = f"{index}."
         state = {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}

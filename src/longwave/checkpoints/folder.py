@@ -6,6 +6,8 @@ of huggingface_hub. Without a network the files in this cache are enough.
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -14,6 +16,8 @@ from typing import Any
 
 from longwave.files import read_json
 from longwave.layout import ADAPTER, CONFIG, EXPORT_RECORD, MODEL, SETTINGS, TOKENIZERS, TRAINING, WEIGHTS
+
+logger = logging.getLogger("longwave")
 
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")  # where to get a model, and which
 
@@ -24,6 +28,7 @@ FILES = [
 ]  # fmt: skip
 FOREIGN = (".gguf",)  # endings of files with the weights of a model for other programs
 TIMEOUT = 10.0  # seconds, until the hub counts as unreachable
+OF_THIS_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # disk full, or not ours to write
 NOT_THESE = ["consolidated*", "original/*"]  # the same weights again, in another format
 
 
@@ -173,7 +178,7 @@ def missing_part(folder: Path) -> Path | None:
 
 def tokenizer_folder(*folders: Path) -> Path | None:
     """The first of the folders that holds a tokenizer."""
-    return next((place for place in folders if any((place / name).is_file() for name in TOKENIZERS)), None)
+    return next((place for place in folders if any(any(place.glob(name)) for name in TOKENIZERS)), None)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -194,7 +199,7 @@ def _as_reached(name: str, where: Mapping[str, Any]) -> dict[str, Any]:
     Without it transformers would try for half a minute to reach the hub, for each file that a model may have.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import IncompleteSnapshotError, RevisionNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, IncompleteSnapshotError, RevisionNotFoundError
 
     if where.get("local_files_only"):
         return dict(where)
@@ -209,6 +214,8 @@ def _as_reached(name: str, where: Mapping[str, Any]) -> dict[str, Any]:
         except _hub_errors() as error:
             why = error if isinstance(error, IncompleteSnapshotError) else trouble
             raise ValueError(_reason(name, where.get("revision"), why)) from None
+        if isinstance(trouble, HfHubHTTPError):  # it answers: what it holds may be newer than the cache
+            logger.warning("%s Taken from the cache instead.", _reason(name, where.get("revision"), trouble))
         return found
     return dict(where)
 
@@ -232,9 +239,11 @@ def _hub_errors() -> tuple[type[Exception], ...]:
 
 
 def _reason(name: str, revision: str | None, error: Exception) -> str:
-    """Why the hub gave no file, and what to do."""
+    """Why the hub gave no file, and what to do; an error of this machine is raised as it is."""
     from huggingface_hub import errors
 
+    if isinstance(error, OSError) and error.errno in OF_THIS_MACHINE:
+        raise error  # it is not the hub's, and says what is wrong
     first = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, errors.HFValidationError):
         return f"there is no folder {name}, and it is no name on the hub, which has the form OWNER/NAME."
@@ -253,4 +262,4 @@ def _reason(name: str, revision: str | None, error: Exception) -> str:
             f"there is no folder {name}, the cache does not have {name}{at}, and the hub cannot be reached. "
             "Check the name, the network, and HF_HUB_OFFLINE."
         )
-    return f"the hub does not give us {name}: {first}"
+    return f"the hub does not give us {name}: {first.rstrip('.')}."

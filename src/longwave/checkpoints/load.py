@@ -41,7 +41,7 @@ def load(path: Path | str | ModelFolder, *, scaling: str = "trajectory", **argum
     if not arguments.keys() & ELSEWHERE:
         found.check()
     if found.kind is Kind.LONGWAVE:
-        return load_extended(found.fetch(), arguments)
+        return load_extended(found, arguments)
     if found.kind is Kind.OFFICIAL:
         checkpoint = read_legacy(found.fetch().path)
         return extend_legacy(from_pretrained(found, arguments | {"config": checkpoint.config}), checkpoint)

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
@@ -18,7 +17,9 @@ from transformers.utils import logging
 from longwave.checkpoints.complaints import UNREADABLE
 from longwave.checkpoints.config import ConfigFile, open_config
 from longwave.checkpoints.folder import Kind, ModelFolder, read_object
+from longwave.checkpoints.rope_section import shown
 from longwave.layout import CONFIG
+from longwave.memory import is_out_of_memory
 
 
 def from_pretrained(found: ModelFolder, arguments: dict[str, Any]) -> PreTrainedModel:
@@ -26,26 +27,29 @@ def from_pretrained(found: ModelFolder, arguments: dict[str, Any]) -> PreTrained
     place: Path | str = found.model
     if found.where and found.kind not in (Kind.LONGWAVE, Kind.OFFICIAL):
         place, arguments = found.name, {**arguments, **found.where}  # transformers knows which weights it needs
+    path = found.model / (arguments.get("subfolder") or "") / CONFIG
     if "config" not in arguments and not arguments.get("trust_remote_code"):
-        _refuse_foreign_code(found.model / CONFIG)
+        _refuse_foreign_code(path)
+    config = arguments.get("config")
     with quiet():
         file = ConfigFile(place, {}) if "gguf_file" in arguments else _open_config(place, arguments)
         if not {"config", "gguf_file"} & set(arguments):
-            file.build()  # an impossible value is told now: reading the weights may take long
+            config = _build_config(file)  # an impossible value is told now: reading the weights may take long
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 place, output_loading_info=True, ignore_mismatched_sizes=True,
                 **{"trust_remote_code": False} | arguments,
             )  # fmt: skip
-        except (torch.OutOfMemoryError, MemoryError):  # not a fault of the files
-            raise
         except ImportError as error:
-            raise ValueError(_missing_library(found.model / CONFIG, error)) from None
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(f"cannot load a model from {place}: {first_line(error)}") from None
-        except UNREADABLE as error:  # a type of rope, say
-            raise ValueError(f"cannot load a model from {place}: {file.complaint(error)}") from None
+            raise ValueError(_missing_library(path, error)) from None
         except Exception as error:  # transformers and the readers of its files raise all kinds
+            if is_out_of_memory(error):  # not a fault of the files
+                raise
+            if isinstance(error, UNREADABLE) and not isinstance(error, ValueError) and _is_own(file, config):
+                try:
+                    build(file, config)  # it fails, too, where a value of config.json is at fault: a type of rope, say
+                except ValueError as fault:
+                    raise ValueError(f"cannot load a model from {place}: {fault}") from None
             raise ValueError(f"cannot load a model from {place}: {first_line(error)}") from None
     model, report = loaded
     lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
@@ -80,7 +84,23 @@ def read_plain(folder: Path) -> tuple[ConfigFile, Any]:
     _refuse_foreign_code(folder / CONFIG)
     file = open_config(folder)
     with quiet():
-        return file, file.build()
+        return file, _build_config(file)
+
+
+def _build_config(file: ConfigFile) -> PreTrainedConfig:
+    """The config of a causal language model; a `ValueError` for any other."""
+    config = file.build()
+    if not file.where.get("trust_remote_code") and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{file.name} has model_type {config.model_type!r}, which is no causal language model. "
+            "Take a model that transformers' AutoModelForCausalLM loads."
+        )
+    return config
+
+
+def _is_own(file: ConfigFile, config: Any) -> bool:
+    """Whether transformers itself has the model, so that it can be built without the checkpoint's code."""
+    return config is not None and not file.where.get("trust_remote_code")
 
 
 def build(file: ConfigFile, config: Any) -> PreTrainedModel:
@@ -111,10 +131,11 @@ def _refuse_foreign_code(path: Path) -> None:
     """Refuse a model that transformers itself does not have: longwave runs no code of a checkpoint."""
     config = read_object(path) if path.is_file() else {}
     model_type, classes = config.get("model_type"), config.get("auto_map")
-    if model_type in CONFIG_MAPPING or not (model_type or classes):
+    if (isinstance(model_type, str) and model_type in CONFIG_MAPPING) or not (model_type or classes):
         return
     if classes:
-        name = classes.get("AutoModelForCausalLM") or next(iter(classes.values()))
+        named = isinstance(classes, dict)
+        name = (classes.get("AutoModelForCausalLM") or next(iter(classes.values()))) if named else shown(classes)
         raise ValueError(
             f"{path} asks for the class {name}, which is code of the checkpoint, and longwave does not run remote "
             "code. Take a checkpoint whose model_type transformers has."

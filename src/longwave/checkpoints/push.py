@@ -56,7 +56,8 @@ def push(folder: Path, repo: str, settings: PushSettings) -> dict[str, str]:
     except (http_error, ConnectionError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         told = " ".join(lines) or type(error).__name__
-        raise ValueError(f"the hub did not take {folder}: {told}. Without a network nothing can be sent.") from None
+        hint = "" if isinstance(error, HfHubHTTPError) else " Without a network nothing can be sent."
+        raise ValueError(f"the hub did not take {folder}: {told.rstrip('.')}.{hint}") from None
     if settings.revision is not None:
         url += f"/tree/{settings.revision}"
     return {"url": url, "repo": repo, "revision": settings.revision or "main", "commit": commit}

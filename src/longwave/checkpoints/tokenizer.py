@@ -35,7 +35,7 @@ def load_tokenizer(path: Path | str | ModelFolder, **where: Any) -> PreTrainedTo
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **where)
     except Exception as error:  # tokenizers raises the bare Exception, transformers any error of its readers
-        raise ValueError(_tokenizer_fault(found, error)) from None
+        raise ValueError(_tokenizer_fault(found, place, error)) from None
 
 
 def damaged_tokenizer(folder: Path) -> str | None:
@@ -49,9 +49,9 @@ def damaged_tokenizer(folder: Path) -> str | None:
     return None
 
 
-def _tokenizer_fault(found: ModelFolder, error: Exception) -> str:
+def _tokenizer_fault(found: ModelFolder, place: Path | str, error: Exception) -> str:
     """Why a tokenizer does not load. The library's message often names no file."""
-    folder = found.path
+    folder = place if isinstance(place, Path) else found.path  # where it was looked for
     if damage := damaged_tokenizer(folder):
         return damage
     settings = folder / TOKENIZER_CONFIG
@@ -61,7 +61,9 @@ def _tokenizer_fault(found: ModelFolder, error: Exception) -> str:
             f"{settings} asks for the class {content.get('tokenizer_class')}, which is code of the checkpoint, and "
             "longwave does not run remote code. Save the tokenizer as a tokenizer.json first."
         )
-    if tokenizer_folder(folder) is None:
+    if tokenizer_folder(folder) is None and found.where.get("local_files_only"):
+        return f"the cache holds no tokenizer of {found.name}, and the hub is not asked. Load it once with a network."
+    if tokenizer_folder(folder) is None and not found.where:
         return f"{found.name} holds no tokenizer. Copy the model's there, or pass tokenizer= to longwave.save."
     sentencepiece = next((folder / name for name in SENTENCEPIECE if (folder / name).is_file()), None)
     if sentencepiece is not None and not (folder / TOKENIZER_JSON).is_file():

@@ -178,6 +178,8 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except PermissionError as error:
+        raise PermissionError(f"{path} cannot be read ({error}). Allow this user to read it.") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}). Restore it or download it again.") from None
 
@@ -222,5 +224,7 @@ def _copy_without(path: Path, output: Path, dropped: tuple[str, ...]) -> None:
 def _blocks(source: Any, length: int) -> Iterator[bytes]:
     while length:
         block = source.read(min(BLOCK, length))
+        if not block:
+            raise ValueError(f"{source.name} ended too early: something else writes to it. Copy it again.")
         length -= len(block)
         yield block

@@ -149,12 +149,13 @@ def _report(comparison: Comparison, model: str | None) -> Path:
     from transformers.utils.logging import disable_progress_bar
 
     from longwave.files import write_text
+    from longwave.layout import METRICS
     from longwave.report.html import page
     from longwave.report.sources import read_source, read_training
     from longwave.report.trajectories import trajectories_of_model
 
     disable_progress_bar()  # of transformers, which may not have been needed so far
-    metrics = [] if model is None else [Path(model) / "metrics.jsonl"]
+    metrics = [] if model is None else [Path(model) / METRICS]
     text = page(
         [read_source(comparison.folder / f"{step.name}.json") for step in comparison.steps],
         trainings=[read_training(path) for path in metrics if path.is_file()],

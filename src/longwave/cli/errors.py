@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import traceback
+from importlib.util import find_spec
 from pathlib import Path
 
 import longwave
+from longwave.memory import is_out_of_memory
 
 PACKAGE = Path(longwave.__file__).parent
-MEMORY = "out of memory", "can't allocate memory", "not enough memory"  # how torch says it on its devices
+LIBRARIES = "site-packages", "dist-packages"  # folders of installed packages
+PACKAGES = {"yaml": "PyYAML", "PIL": "pillow", "sklearn": "scikit-learn"}  # module -> what pip calls it
 COMPILED = RuntimeError, NotImplementedError, Exception  # what compiled libraries raise, without a frame of their own
 SMALLER = "Take shorter texts, fewer --tokens-per-batch, --dtype bfloat16, or a larger device."
 
@@ -21,12 +24,11 @@ def explain(error: Exception) -> str:
     """
     said = _lines(error)
     first = (said or [type(error).__name__])[0].rstrip(".")
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return f"the memory does not suffice ({first.partition('. ')[0]}). {SMALLER}"
     if isinstance(error, ImportError) and not (error.name or "").startswith("longwave"):
-        install = "Install it" if error.name is None else f"Run: pip install {error.name.partition('.')[0]}"
-        return f"a package is missing or does not work: {first}. {install}."
-    if isinstance(error, ValueError | OSError):
+        return f"a package is missing or does not work: {first}. {_install(error)}."
+    if isinstance(error, ValueError | OSError) and "values to unpack" not in first:  # Python's, which is no message
         return "\n".join(said[:2]) or type(error).__name__
     where = _raised_in(error)
     kind = f"{type(error).__name__}: {first}" if said else type(error).__name__
@@ -42,10 +44,13 @@ def _lines(error: Exception) -> list[str]:
     return [line.strip() for line in str(error).splitlines() if line.strip()]
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in MEMORY)
+def _install(error: ImportError) -> str:
+    if error.name is None:
+        return "Install it"
+    module = error.name.partition(".")[0]
+    there = error.name != module or not isinstance(error, ModuleNotFoundError)  # but lacks what is asked of it
+    upgrade = "--upgrade " if there and find_spec(module) is not None else ""
+    return f"Run: pip install {upgrade}{PACKAGES.get(module, module)}"
 
 
 def _raised_in(error: Exception) -> str:
@@ -56,8 +61,9 @@ def _raised_in(error: Exception) -> str:
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         if path.is_relative_to(PACKAGE):
-            return "a library" if type(error) in COMPILED else "longwave"
-        if "site-packages" in path.parts:
-            parts = path.parts
-            return parts[len(parts) - parts[::-1].index("site-packages")].removesuffix(".py")
+            compiled = type(error) in COMPILED and not (frame.line or "").startswith("raise")
+            return "a library" if compiled else "longwave"
+        for parent, child in zip(reversed(path.parts[:-1]), reversed(path.parts), strict=False):
+            if parent in LIBRARIES:
+                return child.removesuffix(".py")
     return "a library" if type(error) in COMPILED else "longwave"

@@ -46,6 +46,7 @@ def train(
 
     import longwave
     from longwave.files import read_json
+    from longwave.layout import CHECKPOINTS, TRAINING
 
     disable_progress_bar()  # of transformers: the run has its own
     settings["options"] = parse_pairs(settings.get("options"))
@@ -54,13 +55,13 @@ def train(
             model, data, output, resume=resume, overwrite=overwrite, progress=not as_json, **settings
         )
     except KeyboardInterrupt:
-        kept = any((output / "checkpoints").glob("checkpoint-*"))
+        kept = any((output / CHECKPOINTS).glob("checkpoint-*"))
         what = "goes on from the last checkpoint" if kept else "starts again: there is no checkpoint yet"
         typer.echo(f"interrupted: the same command with --resume {what}", err=True)
         raise
     if int(os.environ.get("RANK", 0)) > 0:  # under torchrun one process speaks for all
         return
-    summary = {"output": str(folder), **read_json(folder / "training.json")["result"]}
+    summary = {"output": str(folder), **read_json(folder / TRAINING)["result"]}
     if as_json:
         print_json(summary)
         return

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from longwave.checkpoints.folder import ModelFolder, resolve
 from longwave.checkpoints.load import extension_of, unrecognised_scaling
 from longwave.evaluation.subjects import TRAINING_FREE
 
@@ -27,9 +28,14 @@ class Candidate:
     methods: tuple[str, ...] = ()
 
     @cached_property
+    def folder(self) -> ModelFolder:
+        """The model's files, found once: a name on a hub means one commit from then on."""
+        return resolve(self.path)
+
+    @cached_property
     def extension(self) -> tuple[str, float] | None:
         """Its own method and max_factor, if it is extended."""
-        return extension_of(self.path)
+        return extension_of(self.folder)
 
     @cached_property
     def specs(self) -> tuple[str, ...]:
@@ -43,7 +49,7 @@ class Candidate:
     @property
     def _plain_specs(self) -> tuple[str, ...]:
         """As `default_specs` of the loaded model: on scaling that is not recognised no other method is put."""
-        return ("none",) if unrecognised_scaling(self.path) else TRAINING_FREE
+        return ("none",) if unrecognised_scaling(self.folder) else TRAINING_FREE
 
 
 def label(candidates: Sequence[Candidate], candidate: Candidate, spec: str) -> str:

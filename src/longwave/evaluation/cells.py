@@ -14,7 +14,7 @@ import filelock
 
 from longwave import files as io
 from longwave import provenance
-from longwave.checkpoints.folder import resolve
+from longwave.checkpoints.folder import ModelFolder, resolve
 from longwave.evaluation.results import Record, read, write
 from longwave.layout import EXPORT_RECORD, METRICS, TRAINING
 
@@ -55,18 +55,19 @@ class Cell:
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def fingerprint(model: str) -> dict[str, str]:
-    """SHA-256 of every file that makes a model folder what it is; for a name on a hub, its revision.
+def fingerprint(model: str | ModelFolder) -> dict[str, str]:
+    """SHA-256 of every file that makes a model folder what it is; for a name on a hub, its commit.
 
     Raises:
         ValueError: if there is no such model.
     """
-    folder = Path(model)
-    if folder.is_dir():
-        files = sorted(file for pattern in PLACES for file in folder.glob(pattern) if file.is_file())
-        own = [file for file in files if not any(file.match(name) for name in (*RECORDS, ".*"))]
-        return {str(file.relative_to(folder)): io.sha256(file) for file in own}
-    return {model: str(resolve(model).commit)}
+    found = resolve(model)
+    if found.where:
+        return {found.name: str(found.commit)}
+    folder = found.path
+    files = sorted(file for pattern in PLACES for file in folder.glob(pattern) if file.is_file())
+    own = [file for file in files if not any(file.match(name) for name in (*RECORDS, ".*"))]
+    return {str(file.relative_to(folder)): io.sha256(file) for file in own}
 
 
 def versions() -> dict[str, str]:

@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoTokenizer
-
+from longwave.checkpoints.folder import ModelFolder
 from longwave.checkpoints.outline import outline
+from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes, data_identity
 from longwave.data.prompts import identity
@@ -48,7 +48,7 @@ class Comparison:
         candidates: the models.
         steps: the suite.
         folder: where finished cells are kept, and found again.
-        load: path -> model and tokenizer, ready to be measured.
+        load: a model's files -> model and tokenizer, ready to be measured.
         data: the user's text, for evaluations that read it.
         lengths: for steps that set none; None for doublings of L up to what all candidates reach, 16x at most.
         setup: what else numbers depend on: the dtype, the kind of device.
@@ -58,7 +58,7 @@ class Comparison:
     candidates: Sequence[Candidate]
     steps: Sequence[Step]
     folder: Path
-    load: Callable[[str], Opened]
+    load: Callable[[ModelFolder], Opened]
     data: Sequence[Path] = ()
     lengths: str | None = None
     setup: Mapping[str, Any] = field(default_factory=dict)
@@ -89,9 +89,14 @@ class Comparison:
         return read_documents(self.data, self.hashes)
 
     @cached_property
+    def folders(self) -> dict[str, ModelFolder]:
+        """The files of each model, by its path. Cell keys and numbers come from these same files."""
+        return {each.path: each.folder for each in self.candidates}
+
+    @cached_property
     def cells(self) -> list[Cell]:
         """All cells, model by model."""
-        found, identities = [], {path: fingerprint(path) for path in {each.path for each in self.candidates}}
+        found, identities = [], {path: fingerprint(folder) for path, folder in self.folders.items()}
         refuse_copies(self.candidates, identities)
         measured = {
             step.name: {"schema": step.evaluation.schema, "settings": step.settings.as_dict()}
@@ -231,10 +236,10 @@ class Comparison:
 
     def _sketch(self, path: str) -> Sketch:
         """The model without its weights; loaded where it cannot be had so, for `load` says best what is wrong."""
-        model = outline(path)
+        model = outline(self.folders[path])
         if model is not None:
             try:
-                return Outline(model, AutoTokenizer.from_pretrained(path))
+                return Outline(model, load_tokenizer(self.folders[path]))
             except (OSError, ValueError):
                 pass
         return self._get(path)
@@ -243,7 +248,7 @@ class Comparison:
         """One model at a time: the next one takes its place."""
         if self._loaded is None or self._loaded[0] != path:
             self._loaded = None
-            self._loaded = (path, self.load(path))
+            self._loaded = (path, self.load(self.folders[path]))
         return self._loaded[1]
 
     def _step(self, cell: Cell) -> Step:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from longwave.checkpoints.folder import ModelFolder, resolve
 from longwave.checkpoints.load import load
 from longwave.checkpoints.outline import outline
 from longwave.checkpoints.tokenizer import load_tokenizer
@@ -93,12 +94,18 @@ def _limit(model: PreTrainedModel) -> int | None:
 
 
 @lru_cache(maxsize=4)
+def folder_of(path: str) -> ModelFolder:
+    """The evaluator's files, found once: a name on a hub means one commit from then on."""
+    return resolve(path)
+
+
+@lru_cache(maxsize=4)
 def reader_of(path: str) -> Reader:
     """The evaluator without its weights; a `ValueError` for none, or one whose tokenizer has no offsets."""
     digest = digest_of(path)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(folder_of(path))
     check_fast(tokenizer)
-    model = outline(path)
+    model = outline(folder_of(path))
     return Reader(path, tokenizer, digest, None if model is None else _limit(model))
 
 
@@ -106,7 +113,7 @@ def reader_of(path: str) -> Reader:
 def evaluator_of(path: str, dtype: torch.dtype, device: torch.device) -> Evaluator:
     """The evaluator, read once and kept; a `ValueError` as in `reader_of`."""
     reader = reader_of(path)
-    model = load(path, dtype=dtype).to(device).eval()  # type: ignore[arg-type]
+    model = load(folder_of(path), dtype=dtype).to(device).eval()  # type: ignore[arg-type]
     model.config.use_cache = False  # the library does not ask for none
     return Evaluator(path, reader.tokenizer, reader.digest, _limit(model), model)
 
@@ -118,7 +125,7 @@ def digest_of(path: str) -> str:
             "LongPPL needs an evaluator, a model with a long context. Name it in the suite: "
             "`- longppl: {evaluator: PATH}`, or with --evaluator PATH."
         )
-    return hashlib.sha256(json.dumps(fingerprint(path), sort_keys=True).encode()).hexdigest()[:20]
+    return hashlib.sha256(json.dumps(fingerprint(folder_of(path)), sort_keys=True).encode()).hexdigest()[:20]
 
 
 def package() -> str:

@@ -11,6 +11,7 @@ from longwave.evaluation.cells import FOLDER as CELLS
 from longwave.evaluation.outside import Outside
 from longwave.evaluation.records import Record, is_ours, quantities, read
 from longwave.files import read_json
+from longwave.layout import METRICS, TRAINING
 from longwave.training.metrics import read_metrics
 
 NUMBERS = ("grad_norm", "field_grad_norm", "lr", "field_lr", "tokens")
@@ -95,7 +96,7 @@ def read_training(path: Path) -> Training:
         rows = read_metrics(path)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}). Leave it out, or train again.") from None
-    record = path.with_name("training.json")
+    record = path.with_name(TRAINING)
     return Training(path, check_metrics(rows, path), read_json(record) if record.is_file() else None)
 
 
@@ -117,12 +118,12 @@ def _files(path: Path) -> Iterator[Path]:
     if not path.exists():
         raise ValueError(f"{path} does not exist. Give records, metrics.jsonl, or folders that hold some.")
     if path.is_file():
-        if path.suffix != ".json" and path.name != "metrics.jsonl":
+        if path.suffix != ".json" and path.name != METRICS:
             raise ValueError(f"{path} is neither a record (.json) nor metrics.jsonl.")
         yield path
         return
     inside = [f for f in sorted(path.rglob("*.json*")) if f.is_file() and not _hidden(f.relative_to(path).parts)]
-    found = [f for f in inside if f.name == "metrics.jsonl" or (f.suffix == ".json" and is_ours(f))]
+    found = [f for f in inside if f.name == METRICS or (f.suffix == ".json" and is_ours(f))]
     if not found:
         raise ValueError(f"folder {path} holds no record and no metrics.jsonl. Run `longwave perplexity` first.")
     yield from found

@@ -13,8 +13,9 @@ import torch
 from longwave import files as io
 from longwave.data.prompts import check_ids, prompt_ids
 from longwave.evaluation.tasks.common import known, steering
-from longwave.evaluation.tasks.metrics import TASKS, Score, Task
+from longwave.evaluation.tasks.metrics import TASKS, Task
 from longwave.evaluation.tasks.samples import Sample, read_samples, sample_files
+from longwave.evaluation.tasks.scores import Score
 from longwave.evaluation.tasks.truncation import truncate_middle
 from longwave.extensions.decoding import Decoding, new_tokens
 from longwave.extensions.reach import max_length_of, reach_of

@@ -30,6 +30,7 @@ LAYERS = (
     ("report",),
     ("demo",),
     ("cli",),
+    ("__main__",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ROOM = {RANK["names"]}  # rows whose modules know one another

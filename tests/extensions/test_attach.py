@@ -177,6 +177,8 @@ def test_falcon_with_alibi_has_a_rotary_module_that_it_does_not_use() -> None:
     ("arguments", "message"),
     [
         ({"method": "yarm", "max_factor": 2}, "Did you mean 'yarn'"),
+        ({"method": None, "max_factor": 2}, "method must be a name such as 'yarn', got None"),
+        ({"method": "ntk", "max_factor": "8"}, "max_factor must be a number >= 1, got '8'"),
         ({"method": "ntk", "max_factor": 0.5}, "max_factor must be a number >= 1, got 0.5"),
         ({"method": "ntk", "max_factor": 2, "schedule": "sometimes"}, "unknown schedule 'sometimes'"),
         ({"method": "ntk@static=4", "max_factor": 2}, "static=4 is over max_factor 2"),
@@ -255,6 +257,12 @@ def test_set_policy_refuses(llama: LlamaForCausalLM, arguments: tuple, message: 
     longwave.extend(llama, "ntk", max_factor=4)
     with pytest.raises(ValueError, match=message):
         longwave.set_policy(llama, *arguments)
+
+
+def test_the_handle_is_shown_in_a_line(llama: LlamaForCausalLM) -> None:
+    longwave.extend(llama, "yarn", max_factor=4)
+    expected = "Extension(yarn@continuous, L=64, max_factor=4, log_n=0, policy=fit)"
+    assert repr(longwave.extension(llama)) == expected
 
 
 def test_snapshot(llama: LlamaForCausalLM) -> None:

@@ -24,12 +24,13 @@ def compare(
 ) -> None:
     """Measure several models and methods alike, in one table for each evaluation.
 
-    A model runs under its own method, a plain one under the training-free ones, or all under --methods, where
-    `own` stands for the former. Models of one NAME are runs of the same thing, trained with different seeds for
-    example: their row is the mean, its interval covers runs and texts. Every cell (a model under a method in an
-    evaluation) is kept under a hash of all it depends on: an interrupted comparison goes on where it was, more
-    rows cost only themselves, and several processes may share an output folder. Writes JSON and PNG for each
-    evaluation, and report.html.
+    A trained model runs under its own method, a plain model under the training-free methods. With --methods all
+    models run under the methods given there; `own` is a model's own method. Models of one NAME are runs of the same
+    thing, for example with different seeds. Their row is the mean, and its interval covers runs and texts.
+
+    Every cell (a model under a method in an evaluation) is kept under a hash of all it depends on. An interrupted
+    comparison goes on where it was. More rows cost only themselves. Several processes may share an output folder.
+    Writes JSON and PNG for each evaluation, and report.html.
 
     Examples:
 

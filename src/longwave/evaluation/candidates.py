@@ -43,7 +43,7 @@ class Candidate:
         own = () if self.extension is None else (self.extension[0],)
         found = [spec for given in self.methods for spec in (own if given == OWN else (given,))]
         if self.methods and not found:
-            raise ValueError(f"{self.path} has no method of its own. Write for example --methods none,ntk,own.")
+            raise ValueError(f"{self.path} has no method of its own. Write for example --methods none,ntk,yarn.")
         return tuple(dict.fromkeys(found)) or own or self._plain_specs
 
     @property

@@ -67,7 +67,7 @@ class PerplexityEvaluation(Evaluation[PerplexitySettings]):
     whole. chunked-cache: windows read in chunks through a cache, as the CLEX code does. Numbers of different
     protocols cannot be compared.
 
-    A method that is not the folder's own keeps its weights (and log-n) and replaces the frequencies only.
+    Under another method than its own, a trained model keeps its weights and its log-n; only the frequencies change.
     Writes perplexity.json, with the loss of every window, and perplexity.png.
     """
 

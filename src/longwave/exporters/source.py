@@ -116,6 +116,10 @@ class Source:
             raise ValueError("give the length factor or the length in tokens, not both: --factor 8 or --to 32768.")
         own = self.extension
         if length is not None:
+            if 1 <= length < own.original_length:
+                raise ValueError(
+                    f"length {length} is less than the {own.original_length} tokens that the model was trained for."
+                )
             if not 1 <= length <= own.max_length:
                 raise ValueError(
                     f"length {length} is not within 1 to {own.max_length} tokens, {own.max_factor:g} x "

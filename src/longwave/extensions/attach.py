@@ -68,6 +68,10 @@ def extend(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"extend takes a model, got {type(model).__name__}. Load it first: longwave.load(path).")
+    if not isinstance(method, str):
+        raise ValueError(f"method must be a name such as 'yarn', got {method!r}. longwave.METHODS lists them.")
+    if isinstance(max_factor, bool) or not isinstance(max_factor, int | float):
+        raise ValueError(f"max_factor must be a number >= 1, got {max_factor!r}. 8 means 8 times the length.")
     spec, chosen = parse_method(trajectory.name if trajectory is not None else method)
     if schedule is not None:
         chosen = parse_schedule(schedule) if isinstance(schedule, str) else schedule

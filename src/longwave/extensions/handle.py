@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -56,7 +56,7 @@ class Mount:
         setattr(self.parent, self.name, self.rotary)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Extension:
     """Everything that `extend` put on a model; `longwave.extension(model)` gives it.
 
@@ -69,8 +69,12 @@ class Extension:
 
     host: PreTrainedModel
     seats: tuple[Seat, ...]
-    dial: Dial = field(repr=False)
+    dial: Dial
     recognised: bool = False
+
+    def __repr__(self) -> str:
+        reach = f"L={self.original_length}, max_factor={self.max_factor:g}, log_n={self.log_n:g}"
+        return f"Extension({self.method}@{self.schedule.spec}, {reach}, policy={self.dial.policy})"
 
     @property
     def mounts(self) -> list[Mount]:

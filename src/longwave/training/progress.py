@@ -39,7 +39,7 @@ class ProgressCallback(TrainerCallback):
         self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
         speed = row["tokens"] / row["step"] / max(row["seconds"], 1e-9)
         factors = ", ".join(f"{t:.1f}" for t in row["factors"][:4])
-        report = f"loss {self._loss:.3f}  t {factors}  {speed:,.0f} tokens/s"
+        report = f"loss {loss:.3f} (running mean {self._loss:.3f})  t {factors}  {speed:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=row["step"], report=report)
         elif row["step"] % max(1, state.max_steps // LINES) == 0 or row["step"] == state.max_steps:

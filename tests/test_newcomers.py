@@ -218,6 +218,7 @@ def toy(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "400"})
 
 
+@pytest.mark.slow
 def test_an_export_target(trained: Path, tmp_path: Path) -> None:
     """A class and a line in EXPORTERS; help, command, verification, model card and kind of folder follow."""
     text = toy("export", "--help").stdout

@@ -277,6 +277,7 @@ def test_one_name_for_every_setting(llama: LlamaForCausalLM, ids: Tensor) -> Non
     assert not any("longwave" in name for layer in llama.model.layers for name in vars(layer.self_attn))
 
 
+@pytest.mark.slow
 def test_a_pickled_model_runs_in_another_process(llama: LlamaForCausalLM, ids: Tensor, tmp_path: Path) -> None:
     with_log_n(llama, "eager", log_n=0.5)
     torch.save(llama.model, tmp_path / "model.pt")

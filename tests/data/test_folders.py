@@ -244,6 +244,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_passed_over_and_why_it_stops(plain: Path, hub: Path, tmp_path: Path) -> None:
     put(hub, data___long__jsonl='{"text": "' + "A long line. " * 99 + '"}\n')
     asked = ("perplexity", plain, "--lengths", "1x", "--windows", 2, "--targets", 16, "--methods", "none")

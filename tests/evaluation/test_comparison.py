@@ -49,6 +49,7 @@ def cells(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (folder / "cells").glob("*.json")}
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_the_single_commands(
     plain: Path, trained: Path, book: Path, suite: Path, tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_nothing_finished_is_computed_again(
     assert len(cells(out)) == 15
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(plain: Path, book: Path, suite: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [plain, "--data", book, "--suite", suite, "--lengths", "1x,2x", "-o", out]
@@ -149,6 +151,7 @@ def test_two_processes_share_a_folder(plain: Path, book: Path, suite: Path, tmp_
     assert not list((out / "cells").glob("*.lock"))
 
 
+@pytest.mark.slow
 def test_a_log_gets_a_line_for_each_cell(
     plain: Path, book: Path, suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,6 +305,7 @@ def test_text_is_asked_for(plain: Path, tmp_path: Path, capfd: pytest.CaptureFix
     assert "perplexity needs text. Pass --data PATH." in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_damaged_cell_is_named(
     plain: Path, book: Path, suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

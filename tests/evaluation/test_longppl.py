@@ -158,6 +158,7 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_a_suite(folder: Path, data: Path, texts: Texts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = {"trunc_len": 100, "sliding_window": 37, "alpha": 0.5, "beta": -4}
     steps, out = suite(tmp_path / "suite.yaml", evaluator=str(folder), **asked), tmp_path / "out"

@@ -62,6 +62,7 @@ def test_real_tokenizers_give_the_same_text(shared: Path) -> None:
     assert abs(trial.place - 0.5) < 0.1
 
 
+@pytest.mark.slow
 def test_the_demo_model_finds_what_it_was_trained_on_within_its_length_only() -> None:
     folder = Path(longwave.__file__).parent / "demo" / "model"
     model, tokenizer = longwave.load(folder), AutoTokenizer.from_pretrained(folder)

@@ -233,6 +233,7 @@ def test_a_length_is_the_length_of_the_export(length: int, plain: Path, trained:
         assert read_json(folder / "config.json")["max_position_embeddings"] == length
 
 
+@pytest.mark.slow
 def test_what_an_engine_denies_is_not_kept(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(HF):
         """Forgets the factors."""

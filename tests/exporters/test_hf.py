@@ -31,6 +31,7 @@ NEEDS_CTRANSLATE2 = pytest.mark.skipif(find_spec("ctranslate2") is None, reason=
 FLOOR = 105  # of all types, see docs/exporting.md
 
 
+@pytest.mark.slow
 def test_transformers_alone_gives_the_same_logits_bit_for_bit(tmp_path: Path) -> None:
     found = examine_exports(FAMILIES, tmp_path)
     assert [export for export in found if export.difference != 0 or not export.greedy] == []

@@ -18,9 +18,9 @@ import torch
 from transformers import PreTrainedModel
 
 import longwave
-from longwave.cli import generating
 from longwave.evaluation.templates import SHORT
 from longwave.evaluation.trials import Prompts
+from longwave.extensions.continuation import GenerateSettings, continue_text
 from longwave.extensions.reach import original_length_of
 from longwave.files import write_json
 from longwave.models import Opened, open_model
@@ -34,12 +34,9 @@ def passkeys(loaded: Opened, length: int, trials: int) -> dict[str, float]:
     found, tokens = 0, []
     for trial in asked:
         prompt = tokenizer.decode(trial.ids[: -trial.answer], skip_special_tokens=True)
-        result = generating.continue_text(
-            model, tokenizer, prompt, max_new_tokens=trial.answer, policy="fit", stream=False, chunk=None,
-            options=generating.sampling(tokenizer, 0, 1, 0),
-        )  # fmt: skip
-        found += result["text"].strip().startswith(trial.key)
-        tokens.append(result["prompt_tokens"] + trial.answer)
+        result = continue_text(model, tokenizer, prompt, GenerateSettings(max_new_tokens=trial.answer))
+        found += result.text.strip().startswith(trial.key)
+        tokens.append(result.prompt_tokens + trial.answer)
     scored = longwave.passkey(model, tokenizer, [length], trials=trials, seed=0).lengths[0].rate.value
     return {"generated": found / trials, "scored": scored, "longest_text": max(tokens)}
 

@@ -56,6 +56,8 @@ def sha256(path: Path | str) -> str:
 
 def check_output(folder: Path | str, *, overwrite: bool = False) -> Path:
     """A folder that results may go into; one that holds anything is a `ValueError` unless `overwrite`."""
+    if not isinstance(folder, str | os.PathLike):
+        raise ValueError(f"the output must be a folder's path, got {type(folder).__name__}.")
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output {folder} is a file. Choose a folder.")

@@ -97,6 +97,11 @@ def test_an_interrupted_overwrite_does_not_load(llama: LlamaForCausalLM, folder:
 def test_save_needs_an_extended_model(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not extended"):
         longwave.save(llama, tmp_path / "out")
+    longwave.extend(llama, "ntk", max_factor=4)
+    with pytest.raises(ValueError, match="must be a folder's path, got NoneType"):
+        longwave.save(llama, None)
+    with pytest.raises(ValueError, match="tokenizer must be a tokenizer of transformers, got str"):
+        longwave.save(llama, tmp_path / "out", tokenizer="my-model")
     assert not (tmp_path / "out").exists()
 
 

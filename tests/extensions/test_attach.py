@@ -186,6 +186,14 @@ def test_falcon_with_alibi_has_a_rotary_module_that_it_does_not_use() -> None:
         ({"method": "ntk", "max_factor": 2, "slop": 1}, "slop"),
         ({"method": "clex", "max_factor": 2, "prior": "alibi"}, "unknown clex prior 'alibi'"),
         ({"method": "ntk", "max_factor": 2, "original_length": 1}, "original_length must be at least 2"),
+        ({"method": "ntk", "max_factor": 2, "original_length": 0}, "original_length must be at least 2 tokens.* got 0"),
+        ({"method": "ntk", "max_factor": 2, "original_length": 64.5}, "a whole number, got 64.5"),
+        ({"method": "ntk", "max_factor": 2, "original_length": "64"}, "got '64'"),
+        ({"method": "ntk", "max_factor": 2, "schedule": 3}, "schedule must be continuous, .*, got 3"),
+        ({"method": "ntk", "max_factor": 2, "log_n": "yes"}, "True, False or an exponent >= 0, got 'yes'"),
+        ({"method": "ntk", "max_factor": 2, "log_n": float("nan")}, "log_n must be .* got nan"),
+        ({"method": "ntk", "max_factor": 2, "trajectory": 3}, "trajectory must be a longwave.Trajectory, got 3"),
+        ({"method": "ntk", "max_factor": float("inf")}, "max_factor must be a number >= 1, got inf"),
     ],
 )
 def test_bad_arguments_leave_the_model_plain(llama: LlamaForCausalLM, arguments: dict, message: str) -> None:
@@ -240,6 +248,14 @@ def test_save_pretrained_is_refused_while_extended(llama: LlamaForCausalLM, tmp_
 def test_a_path_is_no_model() -> None:
     with pytest.raises(ValueError, match=r"extend takes a model, got str\. Load it first"):
         longwave.extend("my-model", "yarn", max_factor=4)
+    with pytest.raises(ValueError, match="restore takes a model, got NoneType"):
+        longwave.restore(None)
+    with pytest.raises(ValueError, match="a model, got str"), longwave.extended("my-model", "yarn", max_factor=4):
+        pass
+    with pytest.raises(ValueError, match="a model, got str"):
+        longwave.extension("my-model")
+    with pytest.raises(ValueError, match="a model, got str"):
+        longwave.set_policy("my-model", "fit")
 
 
 @pytest.mark.parametrize(

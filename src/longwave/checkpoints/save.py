@@ -42,6 +42,8 @@ def save(
     handle = extension(model)
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"save takes the transformers model, got {type(model).__name__}. Merge or unwrap it first.")
+    if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
+        raise ValueError(f"tokenizer must be a tokenizer of transformers, got {type(tokenizer).__name__}.")
     folder = prepare_output(folder, overwrite=overwrite)
     for name in (SETTINGS, WEIGHTS):  # a folder that is only half overwritten must not load
         (folder / name).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from longwave.attention.hook import Scaled
+from longwave.extensions.arguments import check_arguments, check_model
 from longwave.extensions.build import build_trajectories, refuse_other_settings
 from longwave.extensions.dial import Dial
 from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go, scaled_inside
@@ -66,12 +67,15 @@ def extend(
             method, schedule or option; max_factor < 1; settings that disagree with the trajectory; log-n on
             an attention that cannot have it.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"extend takes a model, got {type(model).__name__}. Load it first: longwave.load(path).")
-    if not isinstance(method, str):
-        raise ValueError(f"method must be a name such as 'yarn', got {method!r}. longwave.METHODS lists them.")
-    if isinstance(max_factor, bool) or not isinstance(max_factor, int | float):
-        raise ValueError(f"max_factor must be a number >= 1, got {max_factor!r}. 8 means 8 times the length.")
+    check_model(model, "extend")
+    check_arguments(
+        method=method,
+        max_factor=max_factor,
+        schedule=schedule,
+        log_n=log_n,
+        original_length=original_length,
+        trajectory=trajectory,
+    )
     spec, chosen = parse_method(trajectory.name if trajectory is not None else method)
     if schedule is not None:
         chosen = parse_schedule(schedule) if isinstance(schedule, str) else schedule
@@ -140,6 +144,7 @@ def restore(model: Model) -> Model:
 
     A model that came with RoPE scaling in its config has the scaling again.
     """
+    check_model(model, "restore")
     handle = find_extension(model)
     if handle is not None:
         for mount in handle.mounts:
@@ -153,7 +158,8 @@ def restore(model: Model) -> Model:
 @contextmanager
 def extended(model: Model, method: str = "clex", **arguments: Any) -> Iterator[Model]:
     """`extend` for the length of a `with` block: `with extended(model, "ntk", max_factor=8): ...`."""
-    before = _remember(model) if isinstance(model, nn.Module) else None
+    check_model(model, "extended")
+    before = _remember(model)
     extend(model, method, **arguments)
     try:
         yield model
@@ -165,6 +171,7 @@ def extended(model: Model, method: str = "clex", **arguments: Any) -> Iterator[M
 @contextmanager
 def suspended(model: Model) -> Iterator[Model]:
     """For the length of a `with` block the plain model, at z(1); afterwards the very same extension again."""
+    check_model(model, "suspended")
     before = _remember(model)
     if before is not None:
         for mount in before.mounts:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from longwave.extensions.arguments import check_model
 from longwave.extensions.dial import Dial
 from longwave.extensions.log_n import log_n_of
 from longwave.extensions.rotary import ScaledRotary
@@ -191,6 +192,7 @@ def extension(model: nn.Module) -> Extension:
     Raises:
         ValueError: if the model is not extended.
     """
+    check_model(model, "longwave")
     found = find_extension(model)
     if found is None:
         raise ValueError("the model is not extended. Call longwave.extend(model, ...) or longwave.load(path).")

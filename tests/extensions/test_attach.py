@@ -15,6 +15,7 @@ import longwave
 from longwave.extensions.attach import rope_of, suspended
 from longwave.extensions.handle import extension
 from longwave.methods import METHODS
+from longwave.rope import Rope
 from longwave.schedule import Ceiling
 
 L = 64
@@ -216,6 +217,30 @@ def test_a_ready_trajectory_keeps_its_own_settings(llama: LlamaForCausalLM, othe
     assert extension(longwave.extend(llama, trajectory=trajectory, **same)).trajectories == [trajectory]
 
 
+def test_a_trajectory_of_another_model(llama: LlamaForCausalLM) -> None:
+    own = rope_of(llama)
+    half = METHODS["ntk"].build(Rope(own.inv_freq[: own.inv_freq.numel() // 2], L), 4)
+    with pytest.raises(ValueError, match=r"has 4 frequencies, the model 8\. Build it from this model's rope"):
+        longwave.extend(llama, trajectory=half, max_factor=4)
+
+
+def test_asking_whether_it_is_trained_draws_nothing(llama: LlamaForCausalLM) -> None:
+    longwave.extend(llama, "clex", max_factor=4)
+    torch.manual_seed(0)
+    first = torch.rand(1)
+    torch.manual_seed(0)
+    assert not longwave.extension(llama).is_trained
+    assert torch.equal(torch.rand(1), first)
+
+
+@pytest.mark.parametrize("factor", [torch.tensor(2.0), [2.0], 2])
+def test_other_ways_to_write_a_factor(llama: LlamaForCausalLM, factor: object) -> None:
+    longwave.extend(llama, "ntk", max_factor=4)
+    want = logits(longwave.set_policy(llama, "fixed", 2.0), ids(rows=1))
+    longwave.set_policy(llama, "fit")
+    assert torch.equal(logits(longwave.set_policy(llama, "fixed", factor), ids(rows=1)), want)
+
+
 def test_extending_twice_is_an_error(llama: LlamaForCausalLM) -> None:
     longwave.extend(llama, "ntk", max_factor=2)
     with pytest.raises(ValueError, match=r"already extended. Call longwave.restore"):
@@ -267,6 +292,9 @@ def test_a_path_is_no_model() -> None:
         (("fit", 2.0), "others take none"),
         (("fixed", 4.5), r"between 1 and max_factor 4, got 4.5"),
         (("fixed", torch.tensor([1.0, 0.5])), "between 1 and max_factor 4"),
+        (("fixed", float("nan")), "between 1 and max_factor 4, got nan"),
+        (("fixed", "4x"), "a number or a tensor .batch., got '4x'"),
+        (("fixed", torch.tensor([])), "a number or a tensor .batch."),
     ],
 )
 def test_set_policy_refuses(llama: LlamaForCausalLM, arguments: tuple, message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, TextStreamer
 
 import longwave
-from longwave.extensions.dial import Dial
+from longwave.extensions.dial import Dial, lock_of
 from longwave.schedule import Continuous, factor_of, tokens_at
 
 L = 64
@@ -205,3 +206,33 @@ def test_a_frozen_model_is_frozen_for_every_thread(llama: LlamaForCausalLM) -> N
         with pytest.raises(ValueError, match="frozen already"), longwave.frozen(llama, 2.0):
             pass
     assert torch.equal(logits(), before)
+
+
+@pytest.mark.parametrize(("log_n", "factor"), [(0.0, 4.0), (1.0, 1.0)])
+def test_a_constant_of_one_is_frozen_too(llama: LlamaForCausalLM, tmp_path: Path, log_n: float, factor: float) -> None:
+    longwave.extend(llama, "yarn", max_factor=4, log_n=log_n)
+    with longwave.frozen(llama, factor):
+        with pytest.raises(ValueError, match="frozen already"), longwave.frozen(llama, 2.0):
+            pass
+        with pytest.raises(ValueError, match=r"frozen, and its log-n is off\. Leave"):
+            longwave.save(llama, tmp_path / "out")
+    assert longwave.extension(llama).log_n == log_n
+    longwave.save(llama, tmp_path / "out")
+
+
+def test_a_t_out_of_range_freezes_nothing(llama: LlamaForCausalLM) -> None:
+    longwave.extend(llama, "yarn", max_factor=4, log_n=1.0)
+    for factor in (5.0, 0.5, float("nan"), "4x", torch.tensor([])):
+        with pytest.raises(ValueError, match="factor must be"), longwave.frozen(llama, factor):
+            pass
+    assert longwave.extension(llama).log_n == 1 and longwave.extension(llama).dial.policy == "fit"
+
+
+def test_generate_sees_a_model_frozen_or_not_frozen(llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    longwave.extend(llama, "yarn", max_factor=4, log_n=1.0)
+    dial, owned = longwave.extension(llama).dial, []
+    settle = dial.settle
+    monkeypatch.setattr(dial, "settle", lambda: (owned.append(lock_of(dial)._is_owned()), settle()))
+    with longwave.frozen(llama, 4.0):
+        assert owned == [True, True]  # t and the constant, under the lock that `generate` holds
+    assert owned == [True] * 3

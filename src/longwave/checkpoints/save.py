@@ -37,11 +37,13 @@ def save(
         tokenizer: written into the folder, so that the folder is complete.
 
     Raises:
-        ValueError: if the model is not extended or is wrapped, or the folder is not empty.
+        ValueError: if the model is not extended, is wrapped or is frozen, or the folder is not empty.
     """
     handle = extension(model)
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"save takes the transformers model, got {type(model).__name__}. Merge or unwrap it first.")
+    if handle.dial.now.constant_scaling is not None:
+        raise ValueError("the model is frozen, and its log-n is off. Leave the block of longwave.frozen, then save.")
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise ValueError(f"tokenizer must be a tokenizer of transformers, got {type(tokenizer).__name__}.")
     folder = prepare_output(folder, overwrite=overwrite)

@@ -11,7 +11,7 @@ from torch import nn
 
 from longwave.attention.hook import Scaled
 from longwave.extensions.arguments import check_arguments, check_model
-from longwave.extensions.build import build_trajectories, refuse_other_settings
+from longwave.extensions.build import build_trajectories, refuse_other_ropes, refuse_other_settings
 from longwave.extensions.dial import Dial
 from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go, scaled_inside
 from longwave.extensions.hooks import install_hooks, remove_hooks
@@ -88,6 +88,8 @@ def extend(
     with _without_recognised(model):
         host, sites = host_of(model), find_sites(model)
         ropes = [rope_at(site, host.config.get_text_config(decoder=True), original_length) for site in sites]
+        if trajectory is not None:
+            refuse_other_ropes(trajectory, ropes)
         trajectories = (
             build_trajectories(spec, ropes, max_factor, options) if trajectory is None else [trajectory] * len(sites)
         )

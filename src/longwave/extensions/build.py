@@ -31,7 +31,7 @@ def build_trajectories(
         if key not in built:
             try:
                 built[key] = method.build(rope, max_factor, **options)
-            except TypeError as error:  # an option that the method's constructor does not have
+            except TypeError as error:  # an option that the constructor does not have, or a value of a wrong type
                 raise ValueError(f"{method.name}: {error}.") from None
     return [built[tuple(rope.inv_freq.tolist())] for rope in ropes]
 
@@ -45,4 +45,15 @@ def refuse_other_settings(trajectory: Trajectory, **given: Any) -> None:
             raise ValueError(
                 f"{name} {value!r} is not the trajectory's, which has {own.get(name)!r}. "
                 "Leave it out or give the same, or extend without trajectory."
+            )
+
+
+def refuse_other_ropes(trajectory: Trajectory, ropes: list[Rope]) -> None:
+    """A `ValueError` if a rotary module of the model has another number of frequencies than the trajectory."""
+    own = trajectory.rope.inv_freq.numel()
+    for rope in ropes:
+        if rope.inv_freq.numel() != own:
+            raise ValueError(
+                f"the trajectory has {own} frequencies, the model {rope.inv_freq.numel()}. Build it from this model's "
+                "rope, or leave it out."
             )

@@ -33,9 +33,10 @@ class Setting:
         beyond: what a sequence over max_factor·L tokens does: `error`, or `clamp` to run at max_factor.
         factor: t of all sequences, or of each row [batch]; with None the lengths decide t.
         grows: lengths count as L, 2L, 4L, ...
-        constant_scaling: a factor on cos and sin beside the trajectory's own, see `longwave.frozen`.
+        constant_scaling: a factor on cos and sin beside the trajectory's own, see `longwave.frozen`; None where the
+            model is not frozen.
         call: the `generate` that runs in this thread.
-        generating: `call` has checked the lengths; until `call` turns this off, neither t nor a parameter changes.
+        generating: `call` has checked the lengths. Until `call` ends, neither t nor a parameter changes.
         solved: results that the followers have computed for this setting.
     """
 
@@ -43,7 +44,7 @@ class Setting:
     beyond: str = "error"
     factor: float | Tensor | None = None
     grows: bool = False
-    constant_scaling: float = 1.0
+    constant_scaling: float | None = None
     call: Any = None
     generating: bool = False
     solved: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
@@ -125,13 +126,24 @@ class Dial:
             raise ValueError(f"unknown policy {policy!r}. Available: {', '.join(POLICIES)}.")
         if (policy == "fixed") != (factor is not None):
             raise ValueError(f'policy "fixed" needs a factor, others take none, got {policy!r} with factor {factor}.')
-        if factor is not None:
-            values = torch.as_tensor(factor, dtype=torch.float64)
-            if not bool(((values >= 1) & (values <= self.max_factor)).all()):
-                raise ValueError(f"factor must be between 1 and max_factor {self.max_factor:g}, got {factor}.")
-            factor = factor if isinstance(factor, Tensor) else float(factor)
-        self.set(factor=factor, grows=policy == "grow", generating=False)
+        self.set(factor=None if factor is None else self.allowed(factor), grows=policy == "grow", generating=False)
         self.settle()
+
+    def allowed(self, factor: float | Tensor) -> float | Tensor:
+        """A t as given: a number, or a tensor [batch].
+
+        Raises:
+            ValueError: for anything else, and outside [1, max_factor].
+        """
+        try:
+            values = torch.as_tensor(factor, dtype=torch.float64)
+        except (TypeError, ValueError):
+            values = torch.empty(0)
+        if values.ndim > 1 or values.numel() == 0:
+            raise ValueError(f"factor must be a number or a tensor [batch], got {factor!r}.")
+        if not bool(((values >= 1) & (values <= self.max_factor)).all()):
+            raise ValueError(f"factor must be between 1 and max_factor {self.max_factor:g}, got {factor}.")
+        return values.item() if values.ndim == 0 else factor if isinstance(factor, Tensor) else values
 
     def settle(self) -> None:
         """Let the followers prepare for the setting in force."""
@@ -187,7 +199,8 @@ class Dial:
         """
         setting = self.now
         if setting.factor is not None:
-            if not (setting.generating or torch.compiler.is_compiling()):  # reading a position would break the graph
+            # To read a position would break a graph, and makes a GPU wait.
+            if setting.beyond == "error" and not (setting.generating or torch.compiler.is_compiling()):
                 self.check(int(position_ids.max()) + 1)
             return setting.factor
         if isinstance(setting.schedule, Static) and setting.beyond == "clamp":  # no position is read

@@ -230,7 +230,9 @@ def _has_left_its_start(trajectory: Trajectory) -> bool:
     method, end = get_method(trajectory.name), trajectory.max_factor
     if not method.trained:
         return True
-    start = method.build(trajectory.rope, end, **trajectory.options())
+    with torch.random.fork_rng(devices=[]):  # a learned method draws its weights; the caller's draws stay the same
+        start = method.build(trajectory.rope, end, **trajectory.options())
+    start.to(trajectory.log_freq_1.device)  # devices round differently
     return not torch.equal(trajectory.at(end).inv_freq, start.at(end).inv_freq)
 
 

@@ -55,21 +55,24 @@ def frozen(model: Model, factor: float) -> Iterator[Model]:
     `Snapshot.with_log_n`. All threads see the frozen model. A `generate` that runs in another thread ends first.
 
     Raises:
-        ValueError: if the model is frozen already.
+        ValueError: if the model is frozen already, or t is outside [1, max_factor].
     """
     handle = extension(model)
-    dial, before = handle.dial, handle.dial.now
-    if before.constant_scaling != 1:
-        raise ValueError("the model is frozen already. Leave that block first.")
+    dial = handle.dial
     with lock_of(dial):
-        constant, log_n = handle.trajectories[0].at(factor).constant_log_n(handle.log_n), disable_log_n(handle.host)
-        dial.set(constant_scaling=constant)
-    try:
+        before = dial.now
+        if before.constant_scaling is not None:
+            raise ValueError("the model is frozen already. Leave that block first.")
+        constant = handle.trajectories[0].at(float(dial.allowed(factor))).constant_log_n(handle.log_n)
         dial.turn("fixed", factor)
+        log_n = disable_log_n(handle.host)
+        dial.set(constant_scaling=constant)
+        dial.settle()
+    try:
         yield model
     finally:
         with lock_of(dial):
-            dial.set(factor=before.factor, grows=before.grows, constant_scaling=1.0)
+            dial.set(factor=before.factor, grows=before.grows, constant_scaling=None)
             dial.settle()
             if find_extension(handle.host) is handle:  # it may have been restored
                 put_log_n_back(handle.host, log_n)

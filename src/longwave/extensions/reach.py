@@ -34,10 +34,10 @@ def reach_of(model: nn.Module) -> int:
 
 def check_lengths(model: nn.Module, lengths: Iterable[int]) -> None:
     """Refuse lengths beyond the model's maximum before anything is computed."""
-    limit, longest = max_length_of(model), max(lengths)
-    if limit is not None and longest > limit:
-        handle = find_extension(model)
-        assert handle is not None
+    handle, longest = find_extension(model), max(lengths)
+    if handle is None or handle.dial.now.beyond != "error":
+        return
+    if longest > (limit := handle.max_length):
         raise ValueError(
             f"length {longest} is beyond the maximum of {limit} tokens "
             f"({handle.max_factor:g} x {handle.original_length}). Choose lengths up to {limit}."

@@ -103,8 +103,8 @@ class ScaledRotary(nn.Module):
 
     def turn(self, t: float) -> Turn:
         """Frequencies and attention scaling at one t."""
-        scaling = self.trajectory.attention_scaling(t) * self.dial.now.constant_scaling
-        return Turn(self.frequencies.at(t), scaling)
+        scaling, constant = self.trajectory.attention_scaling(t), self.dial.now.constant_scaling
+        return Turn(self.frequencies.at(t), scaling if constant is None else scaling * constant)
 
     def turns(self, factors: Sequence[float]) -> list[Turn]:
         """The rows of each distinct t, with its frequencies and attention scaling."""

@@ -48,6 +48,14 @@ def read_json(path: Path | str) -> Any:
         raise ValueError(f"{path} is nested too deeply to be read. Restore or delete the file.") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; a `ValueError` that names the file if it does not."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object, but a {type(found).__name__}. Restore the file.")
+    return found
+
+
 def sha256(path: Path | str) -> str:
     """Hex SHA-256 of a file, read in blocks."""
     with open(path, "rb") as handle:

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from longwave.checkpoints.folder import ModelFolder, resolve
 from longwave.checkpoints.load import load
 from longwave.checkpoints.tokenizer import load_tokenizer
-from longwave.files import read_json
+from longwave.files import read_object
 from longwave.layout import TRAINING
 
 
@@ -101,5 +101,5 @@ def open_model(
         about["commit"] = found.commit
     record = found.path / TRAINING
     if record.is_file():
-        about["training_seed"] = read_json(record).get("seed")
+        about["training_seed"] = read_object(record).get("seed")
     return Opened(model.to(where.device), tokenizer, about)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -84,6 +85,43 @@ def test_the_folder(llama: LlamaForCausalLM, tokenizer, tmp_path: Path) -> None:
         longwave.save(longwave.extend(llama, "ntk", max_factor=4), folder)
     longwave.save(llama, folder, overwrite=True)
     assert longwave.rotaries(longwave.load(folder))[0].trajectory.name == "ntk"
+
+
+def test_an_overwrite_leaves_nothing_of_the_tokenizer_before(
+    llama: LlamaForCausalLM, tokenizer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "out"
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{{ messages }}"
+    longwave.save(trained(llama), folder, tokenizer=chat)
+    (folder / "added_tokens.json").write_text("{}")
+    (folder / "notes.txt").write_text("mine")
+    assert AutoTokenizer.from_pretrained(folder).chat_template is not None
+    longwave.save(llama, folder, tokenizer=tokenizer, overwrite=True)
+    assert AutoTokenizer.from_pretrained(folder).chat_template is None
+    assert not (folder / "added_tokens.json").exists() and (folder / "notes.txt").exists()
+    longwave.save(llama, folder, tokenizer=chat, overwrite=True)
+    assert AutoTokenizer.from_pretrained(folder).chat_template == "{{ messages }}"
+    longwave.save(llama, folder, overwrite=True)  # without a tokenizer: the one that is there stays
+    assert AutoTokenizer.from_pretrained(folder).chat_template == "{{ messages }}"
+
+
+def test_an_overwrite_in_another_number_of_files(
+    llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = longwave.save(trained(llama), tmp_path / "out")
+    with torch.no_grad():
+        llama.lm_head.weight.mul_(2)
+    write = type(llama).save_pretrained
+    monkeypatch.setattr(type(llama), "save_pretrained", lambda self, path: write(self, path, max_shard_size="100KB"))
+    longwave.save(llama, folder, overwrite=True)
+    assert (folder / "model" / "model.safetensors.index.json").exists()
+    assert torch.equal(logits(longwave.load(folder), 100), logits(llama, 100))
+    monkeypatch.undo()
+    with torch.no_grad():
+        llama.lm_head.weight.mul_(2)
+    longwave.save(llama, folder, overwrite=True)
+    assert torch.equal(logits(longwave.load(folder), 100), logits(llama, 100))
 
 
 def test_an_interrupted_overwrite_does_not_load(llama: LlamaForCausalLM, folder: Path) -> None:

@@ -122,6 +122,8 @@ def test_share_of_short_micro_batches():
 
 
 def test_short_micro_batches_longer_than_the_original_are_merely_contiguous():
+    whole, _ = LengthSampler(64, 8.0, factors="integer", short_share=1.0)(1, 100, step=0)
+    assert whole == 2.0  # a model that runs at whole factors never meets another
     t, ids = LengthSampler(64, 8.0, short_share=1.0)(1, 100, step=0)
     assert t == 100 / 64
     assert torch.equal(ids[0], torch.arange(100))

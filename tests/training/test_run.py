@@ -17,6 +17,7 @@ from transformers.utils.logging import enable_progress_bar
 
 import longwave
 from longwave.cli.main import main
+from longwave.extensions.log_n import scaled_of
 from longwave.methods import METHODS
 from longwave.training.config import RESERVED, TrainConfig
 from longwave.training.metrics import read_metrics
@@ -164,6 +165,45 @@ def test_bad_input_is_one_line_and_touches_nothing(llama, train, tmp_path, setti
         train(llama, **settings)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_before_the_first_step_leaves_the_model_as_it_was(llama, train, book):
+    short = book.with_name("short.txt")
+    short.write_text(book.read_text()[:600])
+    with pytest.raises(ValueError, match="Pass more --data"):
+        train(llama, freeze_weights=True, long_share=0.5, log_n=True, log_n_count="keys", batch_size=64, data=[short])
+    assert all(parameter.requires_grad for parameter in llama.parameters())
+    assert not scaled_of(llama).temperature.by_keys
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([1], "holds no JSON object, but a list"),
+        ({}, "has no status of a run of longwave train. Write to another folder"),
+        ({"status": "finished", "config": 3, "model": "m", "data": {}}, "has no config of a run"),
+    ],
+)
+def test_a_record_that_is_damaged(base, train, tmp_path, record, message):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "training.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"training.json {message}"):
+        train(base, resume=True)
+
+
+def test_a_damaged_row_of_metrics_names_the_file(base, train, tmp_path):
+    folder = train(base)
+    record = json.loads((folder / "training.json").read_text())
+    (folder / "training.json").write_text(json.dumps(record | {"status": "running"}))
+    (folder / "metrics.jsonl").write_text("{\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged"):
+        train(base, resume=True)
+
+
+def test_a_tuple_among_the_options_is_the_same_run(base, train):
+    factors = tuple(1.0 + i for i in range(8))
+    for given in (factors, list(factors)):
+        train(base, method="longrope", options={"long_factor": given}, resume=True)
 
 
 def test_a_foreign_tokenizer_is_noticed(llama, train):

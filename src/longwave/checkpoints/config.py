@@ -27,7 +27,7 @@ from longwave.checkpoints.rope_section import (
     sections,
     shown,
 )
-from longwave.files import read_json
+from longwave.files import read_object
 from longwave.layout import CONFIG
 from longwave.rules import is_number
 
@@ -143,19 +143,11 @@ def open_config(path: Path | str, arguments: Mapping[str, Any] | None = None) ->
     """
     where = {name: value for name, value in (arguments or {}).items() if name in SOURCE}
     if "subfolder" not in where and (Path(path) / CONFIG).is_file():
-        return ConfigFile(Path(path), read_config(Path(path)), where)
+        return ConfigFile(Path(path), read_object(Path(path) / CONFIG), where)
     values, _ = PreTrainedConfig.get_config_dict(path, **where)
     if not values:  # which is how transformers says that there is none
         raise OSError(f"{path} holds no {CONFIG}. Restore it, or save the model again.")
     return ConfigFile(str(path), values, where)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The values of a folder's config.json, unchecked."""
-    values = read_json(folder / CONFIG)
-    if not isinstance(values, dict):
-        raise ValueError(f"{folder / CONFIG} holds no object of keys and values. Restore the file.")
-    return values
 
 
 def _is_dtype(value: Any) -> bool:
@@ -167,13 +159,3 @@ def _is_dtype(value: Any) -> bool:
 def head_dim(config: Any) -> int:
     """Dimensions of an attention head, from the text model's config."""
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def query_dim(config: Any) -> int | None:
-    """Dimensions of a query, those that are not rotated included; None where heads differ from layer to layer."""
-    try:
-        if nope := getattr(config, "qk_nope_head_dim", 0):
-            return int(nope + config.qk_rope_head_dim)
-        return head_dim(config)
-    except RuntimeError:  # how transformers refuses to say one number for all layers
-        return None

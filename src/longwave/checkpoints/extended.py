@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longwave.checkpoints.folder import ModelFolder, missing_part
+from longwave.checkpoints.folder import ModelFolder, require_parts
 from longwave.checkpoints.plain import from_pretrained
 from longwave.checkpoints.scaled import follow_config
 from longwave.extensions.attach import extend, extend_again
@@ -27,8 +27,7 @@ REQUIRED = ("format", "method", "options", "max_factor", "schedule", "beyond", "
 def load_extended(found: ModelFolder, arguments: dict[str, Any]) -> PreTrainedModel:
     read_settings(found.path / SETTINGS)  # before the weights come, which may take long
     found.fetch()
-    if missing := missing_part(found.path):
-        raise ValueError(f"{missing} is missing: the folder is incomplete. Save the model again.")
+    require_parts(found.path)
     return extend_as_saved(from_pretrained(found, arguments), found.path)
 
 

@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from longwave.files import read_json
+from longwave.files import read_object
 from longwave.layout import ADAPTER, CONFIG, EXPORT_RECORD, MODEL, SETTINGS, TOKENIZERS, TRAINING, WEIGHTS
 
 logger = logging.getLogger("longwave")
@@ -170,23 +170,16 @@ def is_export(folder: Path) -> bool:
     return (folder / EXPORT_RECORD).is_file()
 
 
-def missing_part(folder: Path) -> Path | None:
-    """The first file that an extended model needs and `folder` lacks."""
-    parts = [folder / SETTINGS, folder / WEIGHTS, folder / MODEL / CONFIG]
-    return next((path for path in parts if not path.is_file()), None)
+def require_parts(folder: Path) -> None:
+    """A `ValueError` for the first file that an extended model needs and `folder` lacks."""
+    for path in (folder / SETTINGS, folder / WEIGHTS, folder / MODEL / CONFIG):
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: the folder is incomplete. Save the model again.")
 
 
 def tokenizer_folder(*folders: Path) -> Path | None:
     """The first of the folders that holds a tokenizer."""
     return next((place for place in folders if any(any(place.glob(name)) for name in TOKENIZERS)), None)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; a `ValueError` that names the file if it does not."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object, but a {type(found).__name__}. Restore the file.")
-    return found
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from longwave.checkpoints.config import ConfigFile, read_config
+from longwave.checkpoints.config import ConfigFile
 from longwave.extensions.attach import extend
 from longwave.extensions.handle import extension
+from longwave.files import read_object
 from longwave.layout import CONFIG
 from longwave.methods.clex import CLEX
 from longwave.rules import is_positive
@@ -59,7 +60,7 @@ def read_legacy(folder: Path) -> LegacyCheckpoint:
 def read_fields(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of `extend`, and the fields of the plain model's config."""
     path = folder / CONFIG
-    fields = read_config(folder)
+    fields = read_object(path)
     scaling = fields.pop("rope_scaling")
     numbers = [scaling.get(name) for name in ("max_factor", "param_factor")]
     if "model_type" not in fields or not all(map(is_positive, numbers)):

@@ -16,8 +16,9 @@ from transformers.utils import logging
 
 from longwave.checkpoints.complaints import UNREADABLE
 from longwave.checkpoints.config import ConfigFile, open_config
-from longwave.checkpoints.folder import Kind, ModelFolder, read_object
+from longwave.checkpoints.folder import Kind, ModelFolder
 from longwave.checkpoints.rope_section import shown
+from longwave.files import read_object
 from longwave.layout import CONFIG
 from longwave.memory import is_out_of_memory
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longwave.checkpoints.folder import Kind, ModelFolder, kind_of, missing_part, read_object
+from longwave.checkpoints.folder import Kind, ModelFolder, kind_of, require_parts
+from longwave.files import read_object
 from longwave.layout import CONFIG, MODEL, SETTINGS
 from longwave.settings import Settings, setting
 
@@ -92,8 +93,7 @@ def require_whole(folder: Path) -> None:
         raise ValueError("give the folder by its name.")
     kind = kind_of(folder)
     if kind in (Kind.LONGWAVE, Kind.INCOMPLETE):
-        if missing := missing_part(folder):
-            raise ValueError(f"{missing} is missing: the folder is incomplete. Save the model again.")
+        require_parts(folder)
         for path in (folder / SETTINGS, folder / MODEL / CONFIG):
             read_object(path)
         return

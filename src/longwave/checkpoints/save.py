@@ -19,7 +19,7 @@ from longwave.checkpoints.extended import FORMAT
 from longwave.extensions.attach import suspended
 from longwave.extensions.handle import Extension, extension
 from longwave.files import prepare_output, write_json
-from longwave.layout import MODEL, SETTINGS, WEIGHTS
+from longwave.layout import INDEX, MODEL, SETTINGS, SINGLE, TOKENIZER_FILES, WEIGHTS
 
 
 def save(
@@ -49,10 +49,12 @@ def save(
     folder = prepare_output(folder, overwrite=overwrite)
     for name in (SETTINGS, WEIGHTS):  # a folder that is only half overwritten must not load
         (folder / name).unlink(missing_ok=True)
+    for name in (SINGLE, INDEX):  # of an earlier save in another number of files: both would be there
+        (folder / MODEL / name).unlink(missing_ok=True)
     with suspended(model):
         model.save_pretrained(folder / MODEL)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        _save_tokenizer(tokenizer, folder)
     tensors: dict[str, Tensor] = {}
     for index, trajectory in enumerate(handle.trajectories):
         tensors[f"{index}.rope"] = trajectory.rope.inv_freq
@@ -63,6 +65,18 @@ def save(
     os.replace(partial, folder / WEIGHTS)
     write_json(folder / SETTINGS, _settings(handle))  # last: a folder that has it is complete
     return folder
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the tokenizer, and delete what another one has left there: a chat template, say, would be read again.
+
+    Deleted afterwards: a tokenizer may copy files that it was loaded from.
+    """
+    written = {Path(name).resolve() for name in tokenizer.save_pretrained(folder)}
+    for pattern in TOKENIZER_FILES:
+        for path in folder.glob(pattern):
+            if path.resolve() not in written:
+                path.unlink()
 
 
 def _settings(handle: Extension) -> dict[str, Any]:

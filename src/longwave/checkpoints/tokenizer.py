@@ -8,8 +8,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
-from longwave.checkpoints.folder import Kind, ModelFolder, read_object, resolve, tokenizer_folder
+from longwave.checkpoints.folder import Kind, ModelFolder, resolve, tokenizer_folder
 from longwave.checkpoints.plain import first_line
+from longwave.files import read_object
 from longwave.layout import TOKENIZER_CONFIG, TOKENIZER_JSON
 
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")

@@ -7,24 +7,21 @@ from pathlib import Path
 
 from longwave.exporters.source import Source
 from longwave.files import read_json, write_json
+from longwave.layout import CONFIG, GENERATION, TOKENIZER_CONFIG, TOKENIZER_FILES
 from longwave.trajectory import Snapshot
 
 # Code that would need trust_remote_code is not among them.
 BESIDE = (
-    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-    "*.model", "tokenizer.model.*", "*.tiktoken", "tekken.json", "emoji.json", "chat_template.*",
-    "additional_chat_templates/*.jinja", "generation_config.json", "preprocessor_config.json",
-    "video_preprocessor_config.json", "audio_tokenizer_config.json", "processor_config.json", "LICENSE*", "NOTICE*",
-    "USE_POLICY*",
+    *TOKENIZER_FILES, "*.model", GENERATION, "preprocessor_config.json", "video_preprocessor_config.json",
+    "audio_tokenizer_config.json", "processor_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
-TOKENIZER_SETTINGS = "tokenizer_config.json"
 
 
 def code_notes(source: Source) -> list[str]:
     """Which files name Python code of their own: an export has none, and transformers' own classes read it."""
     named = [
         path.name
-        for path in (source.model / "config.json", source.tokenizer / TOKENIZER_SETTINGS)
+        for path in (source.model / CONFIG, source.tokenizer / TOKENIZER_CONFIG)
         if path.is_file() and "auto_map" in read_json(path)
     ]
     return [f"{' and '.join(named)} named Python code (auto_map). The export leaves that code out."] if named else []
@@ -39,10 +36,10 @@ def copy_beside(source: Source, snapshot: Snapshot, folder: Path) -> None:
                     copy = folder / path.relative_to(place)
                     copy.parent.mkdir(exist_ok=True)
                     shutil.copyfile(path, copy)
-    settings = folder / TOKENIZER_SETTINGS
+    settings = folder / TOKENIZER_CONFIG
     if settings.is_file():
         kept = {key: value for key, value in read_json(settings).items() if key != "auto_map"}
         write_json(settings, {**kept, "model_max_length": snapshot.max_length})
-    generation = folder / "generation_config.json"
+    generation = folder / GENERATION
     if generation.is_file():  # a length of the model before would end texts early
         write_json(generation, {key: value for key, value in read_json(generation).items() if key != "max_length"})

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from longwave.checkpoints.folder import Kind, missing_part, resolve, tokenizer_folder
+from longwave.checkpoints.folder import Kind, require_parts, resolve, tokenizer_folder
 from longwave.checkpoints.outline import Outline, read_outline
 from longwave.checkpoints.scaled import follow_config, recognise
 from longwave.checkpoints.tokenizer import damaged_tokenizer
 from longwave.exporters.source import Source
 from longwave.extensions.attach import extend, restore, rope_of
 from longwave.extensions.handle import extension, find_extension
-from longwave.files import read_json
+from longwave.files import read_object
 from longwave.layout import TRAINING
 from longwave.methods import parse_method
 from longwave.schedule import Static, factor_of
@@ -35,8 +35,8 @@ def open_source(
         ValueError: naming the file that is missing or damaged, or the option that does not fit.
     """
     found = resolve(path).check().fetch()
-    if found.kind is Kind.LONGWAVE and (missing := missing_part(found.path)):
-        raise ValueError(f"{missing} is missing: the folder is incomplete. Save the model again.")
+    if found.kind is Kind.LONGWAVE:
+        require_parts(found.path)
     tokenizer = _tokenizer(found.path, found.model)
     outline = read_outline(found)
     contents = outline.check()
@@ -49,7 +49,7 @@ def open_source(
     if not extension(model).is_trained:
         raise ValueError(f"{path} has not been trained: its frequencies are those of the prior. Export that method.")
     record = found.path / TRAINING
-    training = read_json(record) if record.is_file() else {}
+    training = read_object(record) if record.is_file() else {}
     return Source(str(path), found.model, tokenizer, outline.config, model.eval(), training, outline.dropped, contents)
 
 

@@ -22,8 +22,8 @@ class Decoding(Settings):
         None, f"Tokens of an answer at most; default {NEW_TOKENS}, or what fits.", least=1
     )
     temperature: float = setting(0.0, "0 takes the most likely token every time.")
-    top_p: float = setting(1.0, "Sample among the most likely tokens of that much together.")
-    seed: int = setting(0, "Seed of every random draw.")
+    top_p: float = setting(1.0, "Sample among the most likely tokens whose probabilities sum to this.")
+    seed: int = setting(0, "Seed of every random draw.", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

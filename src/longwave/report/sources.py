@@ -92,10 +92,7 @@ def check_metrics(rows: list[Any], path: Path) -> list[dict[str, Any]]:
 
 def read_training(path: Path) -> Training:
     """Read a metrics.jsonl, and training.json beside it where there is one; a damaged file is a `ValueError`."""
-    try:
-        rows = read_metrics(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). Leave it out, or train again.") from None
+    rows = read_metrics(path)
     record = path.with_name(TRAINING)
     return Training(path, check_metrics(rows, path), read_json(record) if record.is_file() else None)
 

@@ -30,7 +30,6 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         use_cpu=not accelerated,
         dataloader_num_workers=config.workers,
         dataloader_pin_memory=accelerated,
-        train_sampling_strategy="sequential",  # PackedRows has the order
         save_strategy="steps",
         save_steps=config.checkpoint_steps,
         logging_steps=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -118,7 +119,7 @@ class TrainConfig(Settings):
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Settings that differ from a recorded run in a way that would make it another run."""
-        mine = self.as_dict()
+        mine = json.loads(json.dumps(self.as_dict()))  # as a record holds them: a tuple is a list there
         return [
             f"{name} {recorded.get(name)!r} -> {value!r}"
             for name, value in mine.items()

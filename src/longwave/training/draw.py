@@ -155,16 +155,16 @@ class LengthSampler:
         Raises:
             ValueError: if the window does not fit into max_factor times L, or if no longer window fits.
         """
+        self.check(rows, length)
         least = max(1.0, length / self.original_length)
-        self._check(rows, length, least)
+        if self.factors == "integer":
+            least = min(float(math.ceil(least)), self.max_factor)
         generator = counter_generator(self.seed, step, micro_batch, rank)
         kind = torch.rand((), generator=generator).item()
         if kind < self.short_share:
             return least, none(rows, length, length, generator)
         if kind < self.short_share + self.long_share:
             return self._long(rows, length, generator)
-        if self.factors == "integer":
-            least = min(float(math.ceil(least)), self.max_factor)
         t = max(FACTORS[self.factors](self.max_factor, generator), least)
         limit = max(length, tokens_at(t, self.original_length))
         return t, POSITIONS[self.positions](rows, length, limit, generator, self.chunks)
@@ -176,16 +176,18 @@ class LengthSampler:
         t = min(float(math.ceil(t)), self.max_factor) if self.factors == "integer" else t
         return t, none(rows // multiple, multiple * length, multiple * length, generator)
 
-    def _check(self, rows: int, length: int, least: float) -> None:
+    def check(self, rows: int, length: int) -> None:
+        """A `ValueError` if windows of `length` tokens do not fit, or no longer window does that is asked for."""
+        least = max(1.0, length / self.original_length)
         if least > self.max_factor:
             raise ValueError(
                 f"a training window of {length} tokens is {least:.4g} times the original length "
                 f"{self.original_length}, beyond the largest factor {self.max_factor:g}. Raise it, or train shorter."
             )
         if self.long_share and not self.multiples(rows, length):
-            least = next((multiple for multiple in range(2, rows + 1) if rows % multiple == 0), 2)
+            smallest = next((multiple for multiple in range(2, rows + 1) if rows % multiple == 0), 2)
             raise ValueError(
-                f"long share needs room for a window of {least} x {length} tokens: a batch size of at least 2 (got "
+                f"long share needs room for a window of {smallest} x {length} tokens: a batch size of at least 2 (got "
                 f"{rows}) and {self.max_factor:g} x {self.original_length} positions. Raise them, take a batch size "
                 "with a smaller divisor, or set long share to 0."
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longwave.files import check_output, read_json, write_json
+from longwave.files import check_output, read_object, write_json
 from longwave.layout import CHECKPOINTS, METRICS, MODEL, SETTINGS, WEIGHTS
 from longwave.layout import TRAINING as RECORD
 from longwave.provenance import command, versions
@@ -18,6 +18,8 @@ from longwave.training.metrics import MetricsLog, summary
 
 # Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
 RESULTS = (SETTINGS, WEIGHTS, METRICS, CHECKPOINTS, MODEL, RECORD)
+
+EARLIER = {"status": str, "config": dict, "model": str, "data": dict}  # what a run needs of the run before
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether that run has its result."""
-        return read_json(self.path / RECORD)["status"] == "finished" and (self.path / SETTINGS).exists()
+        return bool(self._earlier()["status"] == "finished") and (self.path / SETTINGS).exists()
 
     def require_apart(self, inputs: Iterable[Path | str]) -> None:
         """What the run reads must not be what it deletes or replaces."""
@@ -75,7 +77,7 @@ class RunFolder:
 
     def require_same_run(self) -> None:
         """The run that was started here is this one."""
-        mine, earlier = self.record, read_json(self.path / RECORD)
+        mine, earlier = self.record, self._earlier()
         changed = self.config.differences(earlier["config"])
         if mine["model"] != earlier["model"]:
             changed.append(f"model {earlier['model']} -> {mine['model']}")
@@ -126,6 +128,15 @@ class RunFolder:
         if not self.config.keep_checkpoints:
             discard(self.checkpoints)
 
+    def _earlier(self) -> dict[str, Any]:
+        """The record of the run that was started here."""
+        path = self.path / RECORD
+        found = read_object(path)
+        for name, kind in EARLIER.items():
+            if not isinstance(found.get(name), kind):
+                raise ValueError(f"{path} has no {name} of a run of longwave train. Write to another folder.")
+        return found
+
     def _remove_results(self) -> None:
         for name in RESULTS:
             path = self.path / name
@@ -136,4 +147,4 @@ class RunFolder:
 
 
 def _has(record: Path, key: str) -> bool:
-    return record.is_file() and key in read_json(record)
+    return record.is_file() and key in read_object(record)

@@ -10,10 +10,17 @@ from longwave.files import write_text
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
-    """Complete rows, in order; the half-written last line of a killed process is left out."""
+    """Complete rows, in order; the half-written last line of a killed process is left out.
+
+    Raises:
+        ValueError: for a line that is no JSON.
+    """
     path = Path(path)
-    lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    try:
+        lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Leave it out, or train again.") from None
 
 
 class MetricsLog:

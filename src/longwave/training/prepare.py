@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longwave.checkpoints.folder import resolve
 from longwave.checkpoints.load import load
@@ -58,9 +58,7 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
         long_share=config.long_share,
         seed=config.seed,
     )
-    sampler(
-        config.batch_size, config.train_length, step=0
-    )  # a window that cannot fit is an error here, not in the first batch
+    sampler.check(config.batch_size, config.train_length)  # here, and not in the first batch
     options, learned, beyond = config.method_options, None, "error"
     if handle is not None:
         options, learned = _carried_over(model, method.name, options | {"original_length": original_length})
@@ -134,10 +132,8 @@ def _freeze_weights(model: PreTrainedModel, method: str) -> None:
         parameter.requires_grad_(id(parameter) in learnable)
 
 
-def settle(trainer: Trainer, config: TrainConfig, *, use_cache: bool) -> None:
-    """Take everything off the model that training put on it."""
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    extension(model).dial.set(factor=None)
+def clean_up(model: PreTrainedModel, config: TrainConfig, *, use_cache: bool) -> None:
+    """Take off the model what training put on it. All weights count as trainable again; the extension stays."""
     count_keys(host_of(model), False)
     model.config.use_cache = use_cache
     if config.gradient_checkpointing:

@@ -21,9 +21,9 @@ from longwave.training.config import TrainConfig
 from longwave.training.folder import RunFolder
 from longwave.training.prepare import (
     attach_method,
+    clean_up,
     load_with_tokenizer,
     require_long_windows,
-    settle,
     switch_checkpointing,
 )
 from longwave.training.progress import ProgressCallback
@@ -87,32 +87,35 @@ def train(
     shown = progress and sys.stderr.isatty()
     rows = pack(token_stream(read_documents(data, folder.files), vocabulary, progress=shown), config.train_length)
     check_ids(rows, network, vocabulary)
+    cached, bar = network.config.use_cache, ProgressCallback()  # the Trainer switches the cache off for good
     sampler = attach_method(network, config)
-    require_long_windows(rows, sampler, config)
-    arguments = training_arguments(config, folder.checkpoints)
-    refuse_data_parallel(arguments)
-
-    # Up to here nothing in the folder has been touched.
-    states = folder.states() if resume else []
-    metrics = folder.start(resume=resume) if first else None
-    consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
-    bar, cached = ProgressCallback(), network.config.use_cache  # the Trainer switches the cache off for good
-    trainer = LengthTrainer(
-        network,
-        arguments,
-        sampler=sampler,
-        field_lr=config.field_lr,
-        metrics=metrics,
-        train_dataset=PackedRows(rows, consumed, config.seed),
-        callbacks=[*callbacks, *([bar] if progress else [])],
-    )
-    if config.gradient_checkpointing:
-        switch_checkpointing(network, on=True)
     try:
-        trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
+        require_long_windows(rows, sampler, config)
+        arguments = training_arguments(config, folder.checkpoints)
+        refuse_data_parallel(arguments)
+
+        # Up to here nothing in the folder has been touched.
+        states = folder.states() if resume else []
+        metrics = folder.start(resume=resume) if first else None
+        consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
+        trainer = LengthTrainer(
+            network,
+            arguments,
+            sampler=sampler,
+            field_lr=config.field_lr,
+            metrics=metrics,
+            train_dataset=PackedRows(rows, consumed, config.seed),
+            callbacks=[*callbacks, *([bar] if progress else [])],
+        )
+        if config.gradient_checkpointing:
+            switch_checkpointing(network, on=True)
+        try:
+            trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
+        finally:
+            trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     finally:
         bar.close()
-        settle(trainer, config, use_cache=cached)
+        clean_up(network, config, use_cache=cached)
     if first:
         save(network, folder.path, tokenizer=vocabulary, overwrite=True)
         folder.finish()

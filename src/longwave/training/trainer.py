@@ -34,7 +34,7 @@ class LengthTrainer(Trainer):
         args: `logging_steps=1`, `save_total_limit=None`; checkpoints go to `args.output_dir`.
         sampler: draws t and the position ids.
         train_dataset: the rows of the whole run.
-        field_lr: learning rate of the trajectory's parameters (rad/token in the log), without weight decay.
+        field_lr: learning rate of the trajectory's parameters. They have no weight decay.
         metrics: the log of one row per optimizer step; None writes no rows.
         keep: number of checkpoints to keep while training.
         **others: as for the Trainer.
@@ -80,7 +80,8 @@ class LengthTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's `train`. Drawn t may exceed the model's max_factor, whatever `beyond` says."""
-        dial, before = extension(self._network).dial, extension(self._network).dial.now
+        dial = extension(self._network).dial
+        before = dial.now
         if self.sampler.max_factor > dial.max_factor:
             dial.set(beyond="clamp")  # the sampler has a range of its own
         try:
@@ -89,7 +90,7 @@ class LengthTrainer(Trainer):
             dial.set(factor=before.factor, beyond=before.beyond)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
-        """Items in sequence: `PackedRows` has the order, and its first item tells which micro-batch it is."""
+        """Items in sequence: the first item of a batch tells which micro-batch it is."""
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         return torch.utils.data.SequentialSampler(rows)
 
@@ -180,7 +181,7 @@ class LengthTrainer(Trainer):
         self.state.log_history.clear()  # metrics.jsonl has the rows; every checkpoint would repeat them
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Of a checkpoint."""
+        """Refuse a checkpoint with missing or unknown weights."""
         require_complete(self._network, load_result, self._root)
 
     def _get_output_dir(self, trial: Any) -> str:

@@ -17,7 +17,7 @@ PACKAGE = Path(longwave.__file__).parent
 # Imports point from a later row to an earlier one. Inside a row only the modules of one package, or of the
 # row that attaches to a model, know one another.
 LAYERS = (
-    ("names", "files", "layout", "memory", "provenance", "rules", "settings"),
+    ("names", "files", "layout", "errors", "provenance", "rules", "settings"),
     ("rope", "schedule"),
     ("trajectory",),
     ("methods",),
@@ -40,7 +40,7 @@ THIRD_PARTY = {
     "names": set(),
     "files": set(),
     "layout": set(),
-    "memory": set(),
+    "errors": set(),
     "provenance": set(),
     "rules": set(),
     "settings": set(),

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from longwave.checkpoints.folder import ModelFolder, resolve
 from longwave.checkpoints.load import load
 from longwave.checkpoints.tokenizer import load_tokenizer
+from longwave.errors import first_line
 from longwave.files import read_object
 from longwave.layout import TRAINING
 
@@ -65,7 +66,7 @@ def place(dtype: str, device: str | None) -> Place:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(
             f"device {device!r} cannot be used here ({reason}). Write for example cpu or cuda:0."
         ) from None

@@ -23,9 +23,15 @@ def look_up(what: str, name: str, table: Mapping[str, Value]) -> Value:
     return table[name]
 
 
-def unknown(what: str, name: str, available: Iterable[str]) -> str:
+def unknown(what: str, name: object, available: Iterable[str]) -> str:
     """The message for a name that is none of those available."""
-    names = list(available)
-    near = difflib.get_close_matches(name.lower(), names, n=1)
+    names = [str(name) for name in available]
+    near = difflib.get_close_matches(str(name).lower(), names, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     return f"unknown {what} {name!r}. {hint}Available: {', '.join(names) or 'none'}."
+
+
+def shortened(names: Iterable[object]) -> str:
+    """Names for a message: the first eight, each cut at 40 characters."""
+    found = [name if len(name) <= 40 else name[:37] + "..." for name in map(str, names)]
+    return ", ".join(found[:8] + (["..."] if len(found) > 8 else [])) or "nothing"

@@ -48,4 +48,4 @@ SECTIONS = Rule(
     "a list of numbers of at least 0",
 )
 SWITCH = Rule(lambda value: isinstance(value, bool), "true or false")
-ROPE_TYPE = Rule(lambda value: isinstance(value, str), "the name of a rope type")
+NAME = Rule(lambda value: isinstance(value, str), "the name of a rope type")

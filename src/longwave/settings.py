@@ -51,7 +51,7 @@ def setting(default: Any, help: str, **about: Unpack[About]) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that were checked when they were made: `create` for what comes from outside.
+    """Settings that are checked when they are made. `create` makes them from what was given, names included.
 
     Raises:
         ValueError: naming the setting, what it got, and what is allowed.
@@ -76,7 +76,7 @@ class Settings:
         """Defaults, and what is `given` in their place; None counts as not given.
 
         Raises:
-            ValueError: also for a setting that there is not.
+            ValueError: for an unknown name, and as the class.
         """
         known = [item.name for item in fields(cls)]
         for name in given:

@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from longwave.errors import first_line
 from longwave.files import read_object
 from longwave.layout import ADAPTER, CONFIG, EXPORT_RECORD, MODEL, SETTINGS, TOKENIZERS, TRAINING, WEIGHTS
 
@@ -225,10 +226,17 @@ def _download(name: str, patterns: list[str], ignored: list[str], where: Mapping
 
 def _hub_errors() -> tuple[type[Exception], ...]:
     """The errors that a look-up on the hub may end in."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
-    http_error: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library below huggingface_hub, which changes
-    return http_error, OSError, HFValidationError
+    return http_error(), OSError, HFValidationError
+
+
+def http_error() -> type[Exception]:
+    """What the HTTP library below huggingface_hub raises; which library that is depends on its version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    found: type[Exception] = HfHubHTTPError.__bases__[0]
+    return found
 
 
 def _reason(name: str, revision: str | None, error: Exception) -> str:
@@ -237,7 +245,6 @@ def _reason(name: str, revision: str | None, error: Exception) -> str:
 
     if isinstance(error, OSError) and error.errno in OF_THIS_MACHINE:
         raise error  # it is not the hub's, and says what is wrong
-    first = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, errors.HFValidationError):
         return f"there is no folder {name}, and it is no name on the hub, which has the form OWNER/NAME."
     if isinstance(error, errors.GatedRepoError):
@@ -248,11 +255,11 @@ def _reason(name: str, revision: str | None, error: Exception) -> str:
         return f"{name} has no revision {revision!r} on the hub. Name one of its branches, tags or commits."
     if isinstance(error, errors.IncompleteSnapshotError):
         return f"{name} is in the cache in part only, and the hub cannot be reached. Load it once with a network."
-    unreachable: Any = (errors.LocalEntryNotFoundError, ConnectionError, errors.HfHubHTTPError.__bases__[0])
+    unreachable = (errors.LocalEntryNotFoundError, ConnectionError, http_error())
     if isinstance(error, unreachable) and not isinstance(error, errors.HfHubHTTPError):
         at = "" if revision is None else f" at revision {revision!r}"
         return (
             f"there is no folder {name}, the cache does not have {name}{at}, and the hub cannot be reached. "
             "Check the name, the network, and HF_HUB_OFFLINE."
         )
-    return f"the hub does not give us {name}: {first.rstrip('.')}."
+    return f"the hub does not give us {name}: {first_line(error)}."

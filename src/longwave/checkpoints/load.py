@@ -14,6 +14,7 @@ from longwave.checkpoints.plain import build, from_pretrained, read_plain
 from longwave.checkpoints.scaled import follow_config, scaling_of, unrecognised
 from longwave.extensions.handle import find_extension
 from longwave.layout import CONFIG, SETTINGS
+from longwave.names import unknown
 
 SCALING = ("trajectory", "plain")
 ELSEWHERE = {"gguf_file", "subfolder"}  # arguments of `from_pretrained` that say where in a folder the model is
@@ -34,7 +35,7 @@ def load(path: Path | str | ModelFolder, *, scaling: str = "trajectory", **argum
         ValueError: naming the file that is missing, damaged, or does not belong to the model.
     """
     if scaling not in SCALING:
-        raise ValueError(f"unknown scaling {scaling!r}. Available: {', '.join(SCALING)}.")
+        raise ValueError(unknown("scaling", scaling, SCALING))
     if not isinstance(path, str | Path | ModelFolder):
         raise ValueError(f"load takes a folder or a name on the Hugging Face hub, got {type(path).__name__}.")
     found = resolve(path, **{name: arguments.pop(name) for name in HUB if name in arguments})

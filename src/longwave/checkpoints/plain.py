@@ -18,9 +18,9 @@ from longwave.checkpoints.complaints import UNREADABLE
 from longwave.checkpoints.config import ConfigFile, open_config
 from longwave.checkpoints.folder import Kind, ModelFolder
 from longwave.checkpoints.rope_section import shown
+from longwave.errors import first_line, is_out_of_memory
 from longwave.files import read_object
 from longwave.layout import CONFIG
-from longwave.memory import is_out_of_memory
 
 
 def from_pretrained(found: ModelFolder, arguments: dict[str, Any]) -> PreTrainedModel:
@@ -157,9 +157,3 @@ def _missing_library(path: Path, error: ImportError) -> str:
             f"{first_line(error)}. Install it, or load the model that was quantized."
         )
     return f"{path} needs a package that is missing: {first_line(error)}. Install it."
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's message, without its full stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")

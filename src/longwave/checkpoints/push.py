@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from longwave.checkpoints.folder import Kind, ModelFolder, kind_of, require_parts
+from longwave.checkpoints.folder import Kind, ModelFolder, http_error, kind_of, require_parts
+from longwave.errors import lines
 from longwave.files import read_object
-from longwave.layout import CONFIG, MODEL, SETTINGS
+from longwave.layout import CHECKPOINTS, CONFIG, MODEL, SETTINGS
 from longwave.settings import Settings, setting
 
 # What one of these patterns matches stays here; in them * matches / as well.
-LEFT_OUT = [".*", "*/.*", "checkpoints/*"]
+LEFT_OUT = [".*", "*/.*", f"{CHECKPOINTS}/*"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,10 @@ class PushSettings(Settings):
     """How a folder is uploaded."""
 
     private: bool = setting(False, "Make the repository private.")
-    message: str | None = setting(None, "Of the commit.")
-    revision: str | None = setting(None, "Made if it is not there; default main.", metavar="BRANCH")
+    message: str | None = setting(None, "Message of the commit; default: Upload, and the name of the folder.")
+    revision: str | None = setting(
+        None, "Branch of the commit; made if it is not there. Default: main.", metavar="BRANCH"
+    )
 
 
 def push(folder: Path, repo: str, settings: PushSettings) -> dict[str, str]:
@@ -51,12 +53,10 @@ def push(folder: Path, repo: str, settings: PushSettings) -> dict[str, str]:
         raise ValueError(str(error)) from None
     if get_token() is None:
         raise ValueError("no token for the hub. Run `hf auth login`, or set HF_TOKEN.")
-    http_error: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library that huggingface_hub is built on, which changes
     try:
         url, commit = _upload(folder, repo, settings)
-    except (http_error, ConnectionError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        told = " ".join(lines) or type(error).__name__
+    except (http_error(), ConnectionError) as error:
+        told = " ".join(lines(error))
         hint = "" if isinstance(error, HfHubHTTPError) else " Without a network nothing can be sent."
         raise ValueError(f"the hub did not take {folder}: {told.rstrip('.')}.{hint}") from None
     if settings.revision is not None:
@@ -103,9 +103,7 @@ def require_whole(folder: Path) -> None:
         return
     weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
     if not (folder / CONFIG).is_file() or not weights:
-        raise ValueError(
-            f"{folder} holds no whole model: neither longwave.json, nor *.gguf, nor config.json and weights."
-        )
+        raise ValueError(f"{folder} holds no whole model: neither {SETTINGS}, nor *.gguf, nor {CONFIG} and weights.")
     read_object(folder / CONFIG)
     if any(folder.glob("*.safetensors")):
         check_weights(folder)

@@ -54,7 +54,7 @@ def follow_config(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def recognise(model: PreTrainedModel) -> str | None:
-    """`follow_config`, without a word: why RoPE scaling stays part of the plain model, None where none does."""
+    """Do what `follow_config` does, but return its warning: why RoPE scaling stays part of the plain model, or None."""
     if find_extension(model) is not None:
         return None
     kind = scaling_of(model.config)

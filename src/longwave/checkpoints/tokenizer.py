@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
 from longwave.checkpoints.folder import Kind, ModelFolder, resolve, tokenizer_folder
-from longwave.checkpoints.plain import first_line
+from longwave.errors import first_line
 from longwave.files import read_object
 from longwave.layout import TOKENIZER_CONFIG, TOKENIZER_JSON
 

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import longwave
-from longwave.memory import is_out_of_memory
+from longwave.errors import first_line, is_out_of_memory, lines
 
 PACKAGE = Path(longwave.__file__).parent
 LIBRARIES = "site-packages", "dist-packages"  # folders of installed packages
@@ -22,26 +22,21 @@ def explain(error: Exception) -> str:
     `ValueError` and `OSError` say it themselves, and at most two lines of them are told. Of anything else the
     traceback says who is at fault: a library, or longwave.
     """
-    said = _lines(error)
-    first = (said or [type(error).__name__])[0].rstrip(".")
+    first = first_line(error)
     if is_out_of_memory(error):
         return f"the memory does not suffice ({first.partition('. ')[0]}). {SMALLER}"
     if isinstance(error, ImportError) and not (error.name or "").startswith("longwave"):
         return f"a package is missing or does not work: {first}. {_install(error)}."
     if isinstance(error, ValueError | OSError) and "values to unpack" not in first:  # Python's, which is no message
-        return "\n".join(said[:2]) or type(error).__name__
+        return "\n".join(lines(error)[:2])
     where = _raised_in(error)
-    kind = f"{type(error).__name__}: {first}" if said else type(error).__name__
+    kind = type(error).__name__ if first == type(error).__name__ else f"{type(error).__name__}: {first}"
     if where == "longwave":
         return (
             f"this is a fault of longwave, not yours ({kind}). "
             "Run the command again with --debug, and report what it prints."
         )
     return f"{where} gave up ({kind}). Check the files and options, or see with --debug where it happened."
-
-
-def _lines(error: Exception) -> list[str]:
-    return [line.strip() for line in str(error).splitlines() if line.strip()]
 
 
 def _install(error: ImportError) -> str:

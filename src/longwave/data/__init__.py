@@ -9,5 +9,6 @@ json_texts.py, json_array.py, csv_texts.py, columns.py    the readers
 bars.py        the progress bars of `datasets`
 documents.py   `read_documents`: all documents as a `datasets.Dataset`
 tokens.py      `token_stream`: all documents as one sequence of token ids
+prompts.py     the token ids of a prompt, and the check that the model has embedding rows for them
 hashes.py      `data_hashes`, `data_identity`: what a record says about its data
 """

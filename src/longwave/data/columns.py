@@ -8,8 +8,9 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
-from longwave.data.json_texts import shortened
 from longwave.data.kinds import Source
+from longwave.errors import first_line
+from longwave.names import shortened
 
 ROWS = 256  # number of rows decoded at a time: a row may be a book
 FAILURES = (pyarrow.ArrowException, OSError)  # errors of a damaged file
@@ -22,7 +23,7 @@ def parquet_texts(source: Source) -> Iterator[str]:
     try:
         table = pyarrow.parquet.ParquetFile(source.file)
     except FAILURES as error:
-        raise source.error(f"is not a parquet file ({_first_line(error)})", AGAIN) from None
+        raise source.error(f"is not a parquet file ({first_line(error)})", AGAIN) from None
     with table:
         _require_text(source, table.schema_arrow)
         yield from _values(source, table.iter_batches(batch_size=ROWS, columns=["text"]))
@@ -36,7 +37,7 @@ def arrow_texts(source: Source) -> Iterator[str]:
         mapped = pyarrow.memory_map(str(source.file))
         table = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(mapped)
     except FAILURES as error:
-        raise source.error(f"is not an arrow file ({_first_line(error)})", AGAIN) from None
+        raise source.error(f"is not an arrow file ({first_line(error)})", AGAIN) from None
     _require_text(source, table.schema)
     batches = (table.get_batch(i) for i in range(table.num_record_batches)) if is_file else iter(table)
     yield from _values(source, (batch.select(["text"]) for batch in batches))
@@ -70,7 +71,7 @@ def _values(source: Source, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[
             batch = next(batches, None)
             values = () if batch is None else batch.column(0).cast(pyarrow.large_binary())
         except FAILURES as error:
-            raise source.error(f"is damaged after row {row} ({_first_line(error)})", AGAIN) from None
+            raise source.error(f"is damaged after row {row} ({first_line(error)})", AGAIN) from None
         if batch is None:
             return
         for value in values:
@@ -80,7 +81,3 @@ def _values(source: Source, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[
             except UnicodeDecodeError as error:
                 raise source.error(f"not UTF-8 text ({error.reason})", "Convert or remove it.", f"row {row}") from None
             yield text
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

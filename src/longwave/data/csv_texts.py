@@ -6,8 +6,8 @@ import csv
 import re
 from collections.abc import Iterator
 
-from longwave.data.json_texts import shortened
 from longwave.data.kinds import DataError, Source
+from longwave.names import shortened
 
 LONGEST = 2**31 - 1  # characters of a field; the default of `csv` is 131,072, and a document may be a book
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from longwave.data.json_array import JsonArray, NotJson
 from longwave.data.kinds import DataError, Source
+from longwave.names import shortened
 
 CORRECT = "Correct or remove it."
 # The start of a .json file that holds documents, however damaged the rest is: strings, or objects with a `text`.
@@ -132,9 +133,3 @@ def checked(text: str) -> str:
             f"the text holds {half}, half of a surrogate pair (character {error.start + 1}); \\ufffd can replace it"
         ) from None
     return text
-
-
-def shortened(names: Iterable[object]) -> str:
-    """Names for a message: the first eight, each cut at 40 characters."""
-    found = [name if len(name) <= 40 else name[:37] + "..." for name in map(str, names)]
-    return ", ".join(found[:8] + (["..."] if len(found) > 8 else [])) or "nothing"

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from transformers import DynamicCache
 
 from longwave.data.prompts import check_ids, opening
+from longwave.extensions.decoding import NEW_TOKENS
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import reach_of
 from longwave.files import write_json
@@ -65,7 +66,7 @@ class Conversation:
         handle = find_extension(self.model)
         return 1.0 if handle is None else handle.dial.factor_for(max(1, self.length))
 
-    def say(self, text: str, *, max_new_tokens: int = 256, streamer: Any = None) -> str:
+    def say(self, text: str, *, max_new_tokens: int = NEW_TOKENS, streamer: Any = None) -> str:
         """Add a message, and return the model's answer.
 
         Raises:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from longwave.extensions.lengths import sequence_lengths
+from longwave.names import unknown
 from longwave.schedule import Schedule, Static, tokens_at
 
 BEYOND = ("error", "clamp")
@@ -51,7 +52,7 @@ class Setting:
 
     def __post_init__(self) -> None:
         if self.beyond not in BEYOND:
-            raise ValueError(f"unknown beyond {self.beyond!r}. Available: {', '.join(BEYOND)}.")
+            raise ValueError(unknown("beyond", self.beyond, BEYOND))
 
     @cached_property
     def row_factors(self) -> tuple[float, ...]:
@@ -123,7 +124,7 @@ class Dial:
                 [1, max_factor].
         """
         if policy not in POLICIES:
-            raise ValueError(f"unknown policy {policy!r}. Available: {', '.join(POLICIES)}.")
+            raise ValueError(unknown("policy", policy, POLICIES))
         if (policy == "fixed") != (factor is not None):
             raise ValueError(f'policy "fixed" needs a factor, others take none, got {policy!r} with factor {factor}.')
         self.set(factor=None if factor is None else self.allowed(factor), grows=policy == "grow", generating=False)

@@ -57,7 +57,7 @@ class Frequencies:
 
     @property
     def own(self) -> Tensor:
-        """The module's own."""
+        """The frequencies that the rotary module holds itself."""
         own: Tensor = getattr(self.base, self.name)
         return own
 

@@ -13,6 +13,7 @@ from longwave.methods.fields import AdditiveField, BoundedField, Field
 from longwave.methods.linear import Linear
 from longwave.methods.ntk import NTK
 from longwave.methods.yarn import YaRN
+from longwave.names import unknown
 from longwave.rope import Rope
 from longwave.trajectory import Trajectory
 
@@ -67,7 +68,7 @@ class CLEX(Trajectory):
             ("solver", solver, FIXED_STEP_SOLVERS + ADAPTIVE_SOLVERS),
         ):
             if value not in allowed:
-                raise ValueError(f"unknown {name} {argument} {value!r}. Available: {', '.join(allowed)}.")
+                raise ValueError(unknown(f"{name} {argument}", value, allowed))
         if not (math.isfinite(amplification) and amplification > 0) or steps < 1:
             raise ValueError(f"{name} needs amplification > 0 and steps >= 1, got {amplification} and {steps}.")
         self.name = name

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from longwave.names import unknown
 from longwave.trajectory import Trajectory
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": functional.silu, "tanh": torch.tanh}
@@ -32,7 +33,7 @@ class Field(nn.Module, ABC):
     def __init__(self, pairs: int, hidden: int, activation: str) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}. Available: {', '.join(ACTIVATIONS)}.")
+            raise ValueError(unknown("activation", activation, ACTIVATIONS))
         self.activation = ACTIVATIONS[activation]
         self.up_proj = nn.Parameter(torch.empty(pairs, hidden))
         self.down_proj = nn.Parameter(torch.zeros(hidden, pairs))

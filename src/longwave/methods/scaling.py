@@ -43,7 +43,7 @@ class Scaling:
 
     @property
     def max_factor(self) -> float:
-        """The trajectory's: ⌊max_factor·L⌋ is the reach, or factor·L where that is more. It may be over `factor`."""
+        """The largest t of the trajectory: over `factor` where the model reads more than factor·L tokens."""
         return max(self.factor, self.reach / self.original_length)
 
 

@@ -51,7 +51,7 @@ def require_complete(model: nn.Module, found: Any, root: Path) -> None:
         root: the folder of the checkpoints.
 
     Raises:
-        ValueError: for anything else that is, or is too much: the Trainer would go on without it.
+        ValueError: for a parameter that only the model or only the checkpoint has. The Trainer would only warn.
     """
     names: dict[int, set[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from longwave.schedule import tokens_at
 
 
-def chunks(rows: int, length: int, limit: int, generator: Generator, count: int = 2) -> Tensor:
+def chunks(rows: int, length: int, limit: int, generator: Generator, count: int) -> Tensor:
     """`count` contiguous chunks, each moved right by a gap: 0 <= gap_1 <= ... <= limit - length.
 
     Chunk borders and gaps are uniform draws, sorted. PoSE draws every gap from the gap before. For
@@ -36,7 +36,7 @@ def chunks(rows: int, length: int, limit: int, generator: Generator, count: int 
     return torch.arange(length) + offsets.gather(1, chunk)
 
 
-def random(rows: int, length: int, limit: int, generator: Generator, count: int = 2) -> Tensor:
+def random(rows: int, length: int, limit: int, generator: Generator, count: int) -> Tensor:
     """A sorted sample without replacement, both ends pinned ("position extrapolation").
 
     Source: CLEX, section 3.2 (arXiv 2310.16450); RandomPos (arXiv 2305.16843).
@@ -48,12 +48,12 @@ def random(rows: int, length: int, limit: int, generator: Generator, count: int 
     return torch.cat([first, inner.sort().values, last], dim=1)
 
 
-def uniform(rows: int, length: int, limit: int, generator: Generator, count: int = 2) -> Tensor:
+def uniform(rows: int, length: int, limit: int, generator: Generator, count: int) -> Tensor:
     """Equally spaced: position i is ⌊i (limit - 1)/(length - 1)⌋."""
     return (torch.arange(length) * (limit - 1) // max(length - 1, 1)).repeat(rows, 1)
 
 
-def none(rows: int, length: int, limit: int, generator: Generator, count: int = 2) -> Tensor:
+def none(rows: int, length: int, limit: int, generator: Generator, count: int = 1) -> Tensor:
     """0 ... length - 1: an ordinary window."""
     return torch.arange(length).repeat(rows, 1)
 

@@ -17,7 +17,7 @@ def field_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def trained_field(model: nn.Module) -> list[nn.Parameter]:
-    """Those of them that are trained."""
+    """The parameters of the trajectories that training changes."""
     return [parameter for parameter in field_parameters(model).values() if parameter.requires_grad]
 
 

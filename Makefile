@@ -37,8 +37,8 @@ demo: $(STAMP)  ## extend a small model and measure it: 2 CPU cores, at most 10 
 test: lint  ## everything CI runs: lint, types, fast and slow tests
 	$(BIN)/python -m pytest
 
-test-fast: $(STAMP)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow" -n 2
+test-fast: $(STAMP)  ## the tests that take seconds, in two processes of one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

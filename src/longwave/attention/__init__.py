@@ -1,1 +1,34 @@
-"""The attention function of a model: which keys a query sees, at which distance, and how sharply."""
+"""Attention methods: which keys a query sees, at which distance, and how sharply.
+
+bands.py        `Band` and `Attention`: what a method says
+placement.py    where the queries and keys of a forward stand in every band
+engine.py       one softmax over all bands: tiles, kernels, merge; and its dense twin
+kernels.py      attention that returns its log-sum-exp; decode with grouped queries
+layout.py       which dimensions of a head are turned
+temperature.py  how sharp the softmax is: log-n
+hook.py         the one function that transformers calls
+layers.py       what a model's attention layers hand to that function
+
+To add a method: a file here with its class, and a line in ATTENTIONS.
+"""
+
+from __future__ import annotations
+
+from longwave.attention.bands import Attention
+from longwave.attention.dca import DualChunkAttention
+from longwave.attention.rerope import LeakyReRoPE, ReRoPE
+from longwave.attention.self_extend import SelfExtend
+from longwave.attention.streaming import LMInfinite, StreamingLLM
+from longwave.attention.string import String
+from longwave.attention.two_band import TwoBand
+from longwave.names import look_up
+
+ATTENTIONS: dict[str, type[Attention]] = {
+    method.name: method
+    for method in (TwoBand, LeakyReRoPE, ReRoPE, SelfExtend, DualChunkAttention, String, StreamingLLM, LMInfinite)
+}
+
+
+def get_attention(name: str) -> type[Attention]:
+    """Look an attention method up; an unknown name is a `ValueError` that offers the nearest one."""
+    return look_up("attention method", name, ATTENTIONS)

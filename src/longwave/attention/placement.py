@@ -1,0 +1,126 @@
+"""Where the queries and keys of a forward stand in every band: worked out once, and used by all layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from longwave.attention.bands import Band
+
+Turn = tuple[Tensor, Tensor]  # cos and sin, [B or 1, 1, n, R/2]
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """The frequencies of bands at one t.
+
+    Arguments:
+        own: θ(1) in rad/token, shape [R/2].
+        theta: θ(t) of the trajectory.
+        scaling: the trajectory's attention scaling m at t; logits of rotated dimensions grow by m².
+    """
+
+    own: Tensor
+    theta: Tensor
+    scaling: float | Tensor = 1.0
+
+    def of(self, band: Band) -> Tensor:
+        return self.own if band.own else self.theta
+
+    def phase(self, band: Band, places: Tensor) -> Tensor:
+        """places·θ in radians, float64 where the device has it, [..., R/2]."""
+        theta = self.of(band)
+        return places.to(theta.dtype)[..., None] * theta
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A band of one forward.
+
+    Arguments:
+        low, high: the columns of each query's keys, low <= column < high, int64 [B or 1, n].
+        query: cos and sin that turn the queries to their place.
+        key: cos and sin for the keys of all columns; None where the keys lie there already.
+        excess: ln(max(1, keys of the query / room)), [B or 1, 1, n]; None where mass never acts.
+    """
+
+    low: Tensor
+    high: Tensor
+    query: Turn
+    key: Turn | None
+    excess: Tensor | None
+
+    @cached_property
+    def empty(self) -> Tensor:
+        """Queries without a key in this band, bool [B or 1, 1, n]."""
+        return (self.high <= self.low)[:, None]
+
+    @cached_property
+    def has_empty(self) -> bool:
+        return bool(self.empty.any())
+
+    def mask(self, rows: slice, columns: slice) -> Tensor:
+        """Which of the columns the queries see, bool [B or 1, 1, rows, columns]."""
+        column = torch.arange(columns.start, columns.stop, device=self.low.device)
+        low, high = self.low[:, rows, None], self.high[:, rows, None]
+        return ((low <= column) & (column < high))[:, None]
+
+
+def place(
+    bands: tuple[Band, ...],
+    spectrum: Spectrum,
+    positions: Tensor,
+    key_positions: Tensor,
+    stored: Band | None = None,
+) -> list[Placed]:
+    """Place a forward in all bands.
+
+    Arguments:
+        bands: of one t.
+        spectrum: the frequencies at this t.
+        positions: of the queries, int64 [B or 1, n].
+        key_positions: of the columns of keys, int64 [B or 1, m]; -1 where there is no key. Ascending in each row,
+            apart from those.
+        stored: the band by whose places queries and keys are rotated already; None if they are not rotated.
+    """
+    wide = torch.float32 if positions.device.type == "mps" else torch.float64
+    where, at = positions.to(wide), key_positions.to(wide)
+    columns = _ascending(key_positions)
+    before_query = 0.0 if stored is None else spectrum.phase(stored, stored.key(where))
+    before_key = 0.0 if stored is None else spectrum.phase(stored, stored.key(at))
+    scale = torch.as_tensor(spectrum.scaling, dtype=wide) ** 2
+    placed = []
+    for band in bands:
+        low, high = (
+            torch.searchsorted(columns, edge(where).clamp(min=0).to(torch.int64).expand(columns.shape[0], -1).contiguous())
+            for edge in (band.first, band.last)
+        )
+        own = 1.0 if band.own else scale
+        phase = spectrum.phase(band, band.query(where)) + band.lead * spectrum.own - before_query
+        key = None
+        if stored is None or not _same_key(band, stored):
+            turned = spectrum.phase(band, band.key(at)) - before_key
+            key = _turn(turned)
+        excess = None
+        if band.room is not None:
+            excess = ((high - low).to(wide) / band.room).clamp(min=1.0).log()[:, None]
+        placed.append(Placed(low, high, _turn(phase, own), key, excess))
+    return placed
+
+
+def _same_key(band: Band, stored: Band) -> bool:
+    return band is stored or (band.key is stored.key and band.own == stored.own)
+
+
+def _turn(phase: Tensor, scale: float | Tensor = 1.0) -> Turn:
+    return (phase.cos() * scale)[:, None], (phase.sin() * scale)[:, None]
+
+
+def _ascending(key_positions: Tensor) -> Tensor:
+    """Key positions in which columns without a key come before all keys, or after them, as they stand."""
+    index = torch.arange(key_positions.shape[1], device=key_positions.device)
+    last = torch.where(key_positions >= 0, index, -1).amax(dim=1, keepdim=True)
+    return torch.where(index > last, torch.iinfo(torch.int64).max, key_positions).contiguous()

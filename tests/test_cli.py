@@ -114,6 +114,7 @@ def test_methods_table_and_json_name_every_method(capsys: pytest.CaptureFixture[
     assert all(f" {name} " in table for name in METHODS)
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error() -> None:
     command = f"{sys.executable} -m longwave.cli.main methods --json | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)

@@ -95,6 +95,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenize
     return folder
 
 
+@pytest.mark.slow
 def test_the_whole_demo_and_its_second_start(base: Path, tmp_path: Path) -> None:
     output, console = tmp_path / "out", quiet()
     result = run_demo(output, TINY, base=base, console=console)

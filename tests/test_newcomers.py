@@ -171,6 +171,7 @@ def last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_line, "app", command_line.build_app())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("last")
 def test_an_evaluation(plain: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A class and a line; command, help, suite, cells, record, table, plot and report follow."""

@@ -295,6 +295,7 @@ with torch.no_grad():
     assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["sdpa", "my_compiled_flash"])
 def test_a_compiled_model_scales_too(llama: LlamaForCausalLM, ids: Tensor, implementation: str) -> None:
     def my_flash(module, query, key, value, attention_mask, scaling=None, **kwargs):

@@ -82,6 +82,7 @@ def test_rows_are_those_of_the_single_commands(
     assert (out / "perplexity.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_equal_names_are_runs(
     plain: Path, book: Path, suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,6 +136,7 @@ def test_without_the_factors_it_says_something_else(family: str, tmp_path: Path)
     assert worst > 20 * TOLERANCE, worst
 
 
+@pytest.mark.slow
 @engine
 def test_a_geometric_series_needs_no_factors(tmp_path: Path) -> None:
     for method in ("ntk", "linear"):

@@ -114,6 +114,7 @@ def add_value_head(tensors: Tensors) -> None:
     tensors["v_head.summary.bias"] = torch.ones(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ENGINES)
 def test_tensors_that_the_model_does_not_have_are_named(to: str, plain: Path, tmp_path: Path) -> None:
     edit(plain, add_value_head)

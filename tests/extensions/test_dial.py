@@ -174,6 +174,7 @@ def test_the_longest_sequence_at_l_1000(llama: LlamaForCausalLM) -> None:
     assert longwave.snapshot(llama, 8.2).max_length == 8200
 
 
+@pytest.mark.slow
 def test_compiled_code_of_one_t_is_not_run_at_another(llama: LlamaForCausalLM) -> None:
     """With gradients a compiled forward asks the dial: a hold must be seen, too."""
     longwave.extend(llama, "yarn", max_factor=4)

@@ -452,6 +452,7 @@ def test_beams_of_padded_rows(model: LlamaForCausalLM, policy: str) -> None:
         assert torch.equal(together[index, -10:], alone[0, -10:])
 
 
+@pytest.mark.slow
 def test_compiled_decode_is_one_graph_for_every_t(model: LlamaForCausalLM) -> None:
     """As for the stock model: a step of a static cache is traced once, though t differs from call to call."""
     from torch._dynamo.testing import CompileCounter

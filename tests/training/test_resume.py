@@ -48,6 +48,7 @@ def same_result(one: Path, other: Path) -> None:
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["clex", "ntk"])
 def test_resumed_in_process(llama, train, tmp_path, method):
     llama.config.attention_dropout = 0.1  # global random numbers have to go on where they were, too
@@ -73,6 +74,7 @@ def test_resumed_in_process(llama, train, tmp_path, method):
     assert not (broken / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_tied_weights_go_on_without_a_word(llama, train, caplog, monkeypatch):
     """safetensors keeps a tensor with two names once; the Trainer would call the other name missing."""
     llama.config.tie_word_embeddings = True
@@ -103,6 +105,7 @@ def test_a_checkpoint_without_all_weights_is_not_filled_up(llama, train, tmp_pat
         train(start, resume=True, **STEPS)
 
 
+@pytest.mark.slow
 def test_loading_processes_change_nothing(llama, train):
     settings = {**STEPS, "steps": 4, "long_share": 0.5}
     alone = train(copy.deepcopy(llama), "alone", **settings)

@@ -55,6 +55,7 @@ def test_result_folder(base, train, book):
     assert model.generate(ids, max_new_tokens=4, do_sample=False).shape == (1, 12)
 
 
+@pytest.mark.slow
 def test_baselines_train_on_the_same_draws(llama, train):
     histories = {}
     for method in ("none", "linear", "ntk", "yarn", "ntk@ceiling", "clex"):
@@ -74,6 +75,7 @@ def test_checkpoints_can_be_kept(llama, train):
     assert torch.equal(state["model.norm.weight"], longwave.load(folder).model.norm.weight)
 
 
+@pytest.mark.slow
 def test_a_result_is_taken_further(llama, train):
     first = train(llama, "first", prior="ntk", log_n=0.5)
     learned = load_file(first / "longwave.safetensors")
@@ -110,6 +112,7 @@ def test_a_schedule_is_carried_over_unless_it_is_given(llama, train):
     assert specs == ["ceiling", "continuous", "continuous"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"train_factor": 64}, {"max_factor": 16}, {"method": "yarn"}])
 def test_what_happens_beyond_the_largest_factor_is_kept(llama, train, settings):
     """A model that clamps goes on to clamp when it was trained further, in memory and in the folder."""

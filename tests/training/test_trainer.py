@@ -63,10 +63,12 @@ def _trains(model, train, tmp_path: Path) -> None:
         assert torch.equal(mine.trajectory.inv_freq(5.3), theirs.trajectory.inv_freq(5.3))
 
 
+@pytest.mark.slow
 def test_llama_trains_clex(llama, train, tmp_path):
     _trains(llama, train, tmp_path)
 
 
+@pytest.mark.slow
 def test_gpt_neox_trains_clex_on_partial_rotary(neox, train, tmp_path):
     _trains(neox, train, tmp_path)
 
@@ -146,6 +148,7 @@ def test_field_and_weights_are_clipped_separately(llama, train):
     assert [value for pair in norms for value in pair] == pytest.approx([1e-6] * 4, rel=0.2)
 
 
+@pytest.mark.slow
 def test_rates_follow_a_cosine_with_warm_up(llama, train):
     rows = read_metrics(train(llama, steps=20, warmup=0.2, lr=1e-3, field_lr=1e-2) / "metrics.jsonl")
     rates = [row["lr"] for row in rows]
@@ -155,6 +158,7 @@ def test_rates_follow_a_cosine_with_warm_up(llama, train):
     assert [row["field_lr"] for row in rows] == pytest.approx([10 * rate for rate in rates])
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_is_exact(llama, train):
     other = copy.deepcopy(llama)
     plain = read_metrics(train(llama, "plain") / "metrics.jsonl")
@@ -197,6 +201,7 @@ def test_a_field_without_gradient_stops_training(llama, train):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_bf16_keeps_weights_and_frequencies_precise(llama, train):
     gradients, full = FieldGradients(), copy.deepcopy(llama)
     rows = read_metrics(train(llama, precision="bf16", callbacks=[gradients]) / "metrics.jsonl")
@@ -274,6 +279,7 @@ def _poison(model) -> None:
         model.get_output_embeddings().weight[0] = float("nan")
 
 
+@pytest.mark.slow
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(llama, train, tmp_path):
     start = copy.deepcopy(llama)
     with pytest.raises(ValueError, match=r"loss is nan at step 6 .*checkpoint-4") as caught:

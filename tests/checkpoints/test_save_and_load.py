@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 import longwave
 from longwave.extensions.handle import extension, is_trained
-from longwave.extensions.log_n import log_n_of
+from longwave.extensions.steering import log_n_of
 from longwave.extensions.sites import host_of
 
 L = 64

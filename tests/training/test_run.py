@@ -17,7 +17,7 @@ from transformers.utils.logging import enable_progress_bar
 
 import longwave
 from longwave.cli.main import main
-from longwave.extensions.log_n import scaled_of
+from longwave.extensions.steering import steering_of
 from longwave.methods import METHODS
 from longwave.training.config import RESERVED, TrainConfig
 from longwave.training.metrics import read_metrics
@@ -176,7 +176,7 @@ def test_an_error_before_the_first_step_leaves_the_model_as_it_was(llama, train,
     with pytest.raises(ValueError, match="Pass more --data"):
         train(llama, freeze_weights=True, long_share=0.5, log_n=1.0, log_n_count="keys", batch_size=64, data=[short])
     assert all(parameter.requires_grad for parameter in llama.parameters())
-    assert not scaled_of(llama).temperature.by_keys
+    assert not steering_of(llama).temperature.by_keys
 
 
 @pytest.mark.parametrize(

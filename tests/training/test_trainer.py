@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 import longwave
 from longwave.attention.hook import ON_LAYER
-from longwave.extensions.log_n import log_n_of
+from longwave.extensions.steering import log_n_of
 from longwave.training.batches import collate
 from longwave.training.draw import LengthSampler
 from longwave.training.learned import field_parameters

@@ -114,6 +114,11 @@ class Attention(Settings, ABC):
         """
         return -1
 
+    @property
+    def like_plain(self) -> bool:
+        """Up to L tokens the bands are the model's own attention: a cache of a short text serves a long one."""
+        return False
+
     def state(self, t: float) -> tuple[float, ...]:
         """The numbers through which the bands follow t. Two t with one state share their bands, and a cache."""
         return ()
@@ -123,8 +128,9 @@ class Attention(Settings, ABC):
         return _span(self, t)
 
     def factor(self, t: float) -> float:
-        """The t that the trajectory is asked for: span/L. Distances up to L need none."""
-        return max(1.0, self.span(t) / self.original_length)
+        """The t that the trajectory is asked for: span/L, and 1 where no distance is over L."""
+        span = self.span(t)
+        return span / self.original_length if span > self.original_length + 1 else 1.0
 
     def options(self) -> dict[str, Any]:
         """The options that were given or have a default of their own, by name, as JSON values."""

@@ -12,29 +12,39 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
+from longwave.attention.columns import Columns, plain_mask
 from longwave.attention.kernels import decode, is_plain_decode
 from longwave.attention.layers import is_local, without_positions
 from longwave.attention.temperature import LogN
 
 PREFIX = "longwave-"  # of the names under which transformers calls longwave: longwave-sdpa, longwave-eager, ...
-ON_LAYER = "_longwave_scaled"  # the attribute of an attention layer
+BANDS = "-bands"  # their ending where an attention method is on
+ON_LAYER = "_longwave_steering"  # the attribute of an attention layer
+BANDED = "_longwave_banded"  # of a layer whose keys are divided into bands
 
 
-class Scaled:
-    """The setting on an attention layer: the attention that it had before, and how its queries are scaled.
+class Steering:
+    """The setting on an attention layer: its own attention, how queries are scaled, and which keys they see.
 
     All layers of a model share one setting. It is copied and pickled with the model. Wherever it is created, it
     registers the name in the model's config.
+
+    Arguments:
+        base: the implementation that the model had before.
+        temperature: log-n; None for none.
+        bands: an attention method; None for none.
     """
 
-    def __init__(self, base: str, temperature: LogN) -> None:
-        self.base, self.temperature = base, temperature
-        AttentionInterface.register(PREFIX + base, _Hook(base))
+    def __init__(self, base: str, temperature: LogN | None = None, bands: Any = None) -> None:
+        self.base, self.temperature, self.bands = base, temperature, bands
+        self.name = PREFIX + base + (BANDS if bands is not None else "")
+        AttentionInterface.register(self.name, _Hook(base))
         if base in ALL_MASK_ATTENTION_FUNCTIONS:
-            AttentionMaskInterface.register(PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+            mask = ALL_MASK_ATTENTION_FUNCTIONS[base]
+            AttentionMaskInterface.register(self.name, mask if bands is None else Columns(mask))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Scaled, (self.base, self.temperature)
+        return Steering, (self.base, self.temperature, self.bands)
 
 
 class _Hook:
@@ -47,13 +57,34 @@ class _Hook:
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         attention = _eager(module) if self.base == "eager" else ALL_ATTENTION_FUNCTIONS[self.base]
-        setting: Scaled | None = getattr(module, ON_LAYER, None)
-        if setting is not None and not is_local(module, kwargs):
-            positions = setting.temperature.positions(query, key, kwargs.get("position_ids"))
+        steering: Steering | None = getattr(module, ON_LAYER, None)
+        if steering is not None and steering.temperature is not None and not is_local(module, kwargs):
+            positions = steering.temperature.positions(query, key, kwargs.get("position_ids"))
             if positions is not None:
-                query = setting.temperature.scaled(query, positions)
-            elif not setting.temperature.by_keys:
-                raise ValueError(f"log-n scaling lacks the positions: {without_positions(module)}")
+                query = steering.temperature.scaled(query, positions)
+            elif not steering.temperature.by_keys:
+                raise ValueError(f"log-n scaling lacks the positions: {without_positions(module)} Pass log_n=False.")
+        if steering is not None and steering.bands is not None:
+            mask, *args = args or (kwargs.pop("attention_mask", None),)
+            if getattr(module, BANDED, False):
+
+                def stock(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **own: Any) -> Tensor:
+                    return self._stock(attention, module, query, key, value, mask, *args, **{**kwargs, **own})[0]
+
+                return steering.bands.attend(query, key, value, mask, stock, kwargs), None
+            args = [plain_mask(mask), *args]
+        return self._stock(attention, module, query, key, value, *args, **kwargs)
+
+    def _stock(
+        self,
+        attention: Callable[..., Any],
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         if self.base == "sdpa" and is_plain_decode(query, key, *args, **kwargs):
             return decode(query, key, value, **kwargs)
         return attention(_Renamed(module, self.base) if self.by_name else module, query, key, value, *args, **kwargs)

@@ -45,7 +45,7 @@ def is_local(module: nn.Module, kwargs: dict[str, Any]) -> bool:
 
 
 def without_positions(layer: nn.Module) -> str:
-    return f"its {type(layer).__name__} hands no position_ids to the attention function. Pass log_n=False."
+    return f"its {type(layer).__name__} hands no position_ids to the attention function."
 
 
 def _names(kind: type[nn.Module]) -> tuple[str, ...]:

@@ -39,6 +39,10 @@ class StreamingLLM(Attention):
         """The window in tokens."""
         return max(1, self.original_length - self.sinks) if self.window is None else self.window
 
+    @property
+    def like_plain(self) -> bool:
+        return self.sinks + self.w >= self.original_length
+
     def bands(self, t: float) -> tuple[Band, ...]:
         a, w = self.sinks, self.w
         return near(w), sinks(a, w, query=lambda p: p.clamp(max=a + w - 1), key=same)
@@ -67,6 +71,10 @@ class LMInfinite(Attention):
     def w(self) -> int:
         """The window in tokens."""
         return self.original_length if self.window is None else self.window
+
+    @property
+    def like_plain(self) -> bool:
+        return self.w >= self.original_length
 
     def bands(self, t: float) -> tuple[Band, ...]:
         d = self.w if self.distance is None else self.distance

@@ -23,7 +23,7 @@ class String(Attention):
         None, "Keys so many tokens away and more are brought nearer, S. Default: L/3.", least=1, metavar="TOKENS"
     )
     local: int | None = setting(
-        None, "The distance of the nearest of those keys, W. Default: L/1024, at least 16.", least=0, metavar="TOKENS"
+        None, "The distance of the nearest of those keys, W. Default: L/1024, or 16 if that is more.", least=0, metavar="TOKENS"
     )
 
     name: ClassVar[str] = "string"
@@ -44,7 +44,7 @@ class String(Attention):
 
     @property
     def _local(self) -> int:
-        default = min(max(16, self.original_length // 1024), self._shift - 1)
+        default = max(self.original_length // 1024, min(16, self.original_length // 16))
         return default if self.local is None else self.local
 
     def bands(self, t: float) -> tuple[Band, ...]:

@@ -12,7 +12,7 @@ from torch import nn
 from longwave.checkpoints.scaled import unrecognised
 from longwave.extensions.attach import extended, suspended
 from longwave.extensions.handle import find_extension, is_trained
-from longwave.extensions.log_n import log_n_of
+from longwave.extensions.steering import log_n_of
 from longwave.extensions.reach import original_length_of
 from longwave.extensions.sites import host_of
 from longwave.methods import METHODS, parse_method

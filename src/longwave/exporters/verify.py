@@ -17,7 +17,7 @@ from longwave.exporters.base import Answer, Exporter
 from longwave.exporters.settings import ExportSettings
 from longwave.exporters.source import Source
 from longwave.extensions.attach import extend
-from longwave.extensions.log_n import disable_log_n
+from longwave.extensions.steering import stop_steering
 from longwave.extensions.policy import frozen
 from longwave.trajectory import Snapshot
 
@@ -85,7 +85,7 @@ def verify_export(
     if settings.method is not None:
         extend(model, settings.method, max_factor=source.extension.max_factor)
     if settings.log_n == "drop":
-        disable_log_n(model)
+        stop_steering(model)
     longest = min(snapshot.max_length, settings.verify_tokens)
     prompts = passages(source.tokenizer, longest, min(snapshot.original_length // 2, longest))
     return verify(exporter, folder, model, snapshot.factor, prompts)

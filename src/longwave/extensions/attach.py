@@ -8,18 +8,23 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import nn
+from transformers import PreTrainedModel
 
-from longwave.attention.hook import Scaled
+from longwave.attention import Attention
+from longwave.attention.hook import BANDED, Steering
+from longwave.attention.temperature import LogN
 from longwave.extensions.arguments import check_arguments, check_model
-from longwave.extensions.build import build_trajectories, refuse_other_ropes, refuse_other_settings
+from longwave.extensions.bands import BandedAttention
+from longwave.extensions.build import build_attention, build_trajectories, refuse_other_ropes, refuse_other_settings
 from longwave.extensions.dial import Dial
 from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go, scaled_inside
 from longwave.extensions.hooks import install_hooks, remove_hooks
-from longwave.extensions.log_n import disable_log_n, enable_log_n, put_log_n_back, scaled_of
+from longwave.extensions.probe import banded_layers
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import Site, find_sites, host_of, reset_frequencies, rope_at
+from longwave.extensions.spec import parse_spec
 from longwave.extensions.standin import frequency_name
-from longwave.methods import parse_method
+from longwave.extensions.steering import steer, steer_again, steering_of, stop_steering
 from longwave.rope import Rope
 from longwave.schedule import Schedule, Static, parse_schedule
 from longwave.trajectory import Trajectory
@@ -48,7 +53,8 @@ def extend(
 
     Arguments:
         model: any transformers causal LM that owns a rotary module; PEFT-wrapped is fine.
-        method: `METHOD[@SCHEDULE]`, see `longwave.METHODS`.
+        method: `METHOD[@SCHEDULE][+ATTENTION]`, or an attention method alone: see `longwave.METHODS` and
+            `longwave.ATTENTIONS`.
         max_factor: the largest length factor t; sequences up to max_factor·L tokens are in range.
         schedule: length -> t, as an object or its spec (`continuous`, `ceiling`, `threshold`, `static=8`).
         prior: of `clex`: `ntk`, `yarn` or `linear`.
@@ -57,15 +63,15 @@ def extend(
         beyond: what a sequence over max_factor·L tokens does: `error` or `clamp`.
         original_length: L in tokens, if the model's config gives a wrong L or none.
         trajectory: a ready one instead of `method` and `options`; all other settings must agree with it.
-        options: passed on to the method.
+        options: passed on to the method, and to the attention method.
 
     Returns:
         The same model.
 
     Raises:
         ValueError: no rotary module (the message says what the model has); already extended; unknown
-            method, schedule or option; max_factor < 1; settings that disagree with the trajectory; log-n on
-            an attention that cannot have it.
+            method, schedule or option; max_factor < 1; settings that disagree with the trajectory; log-n or an
+            attention method on a model that cannot have it.
     """
     check_model(model, "extend")
     check_arguments(
@@ -76,7 +82,8 @@ def extend(
         original_length=original_length,
         trajectory=trajectory,
     )
-    spec, chosen = parse_method(trajectory.name if trajectory is not None else method)
+    spec = parse_spec(method if trajectory is None else trajectory.name)
+    chosen = spec.schedule
     if schedule is not None:
         chosen = parse_schedule(schedule) if isinstance(schedule, str) else schedule
     if isinstance(chosen, Static) and chosen.factor > max_factor:
@@ -90,14 +97,21 @@ def extend(
         ropes = [rope_at(site, host.config.get_text_config(decoder=True), original_length) for site in sites]
         if trajectory is not None:
             refuse_other_ropes(trajectory, ropes)
+        of_method, of_attention = spec.split(options)
+        attention = build_attention(spec, ropes, max_factor, of_attention)
+        reach = max_factor if attention is None else attention.factor(max_factor)
         trajectories = (
-            build_trajectories(spec, ropes, max_factor, options) if trajectory is None else [trajectory] * len(sites)
+            build_trajectories(spec, ropes, reach, of_method) if trajectory is None else [trajectory] * len(sites)
         )
-        dial = Dial(trajectories[0].rope.original_length, trajectories[0].max_factor, chosen, beyond)
+        own_length = trajectories[0].rope.original_length
+        dial = Dial(own_length, trajectories[0].max_factor if attention is None else float(max_factor), chosen, beyond)
+        dial.attention = attention
         rotaries = [_scaled(site, own, dial) for site, own in zip(sites, trajectories, strict=True)]
         exponent = spec.log_n if log_n is None else float(log_n)
-        if exponent:
-            enable_log_n(host, dial.original_length, exponent)
+        temperature = LogN(own_length, exponent) if exponent else None
+        bands = None if attention is None else _bands(host, attention, rotaries)
+        if temperature is not None or bands is not None:
+            steer(host, temperature, bands)
         # From here on nothing fails: the model is as it was, or extended.
         for site, rotary in zip(sites, rotaries, strict=True):
             reset_frequencies(site.module, site.layer_type)
@@ -209,16 +223,16 @@ def rope_of(model: nn.Module, original_length: int | None = None) -> Rope:
 
 @dataclass(frozen=True, eq=False)
 class _Before:
-    """An extension with the places of its modules and its log-n, so that it can come back."""
+    """An extension with the places of its modules and its steering, so that it can come back."""
 
     handle: Extension
     mounts: list[Mount]
-    log_n: Scaled | None
+    steering: Steering | None
 
 
 def _remember(model: nn.Module) -> _Before | None:
     handle = find_extension(model)
-    return None if handle is None else _Before(handle, handle.mounts, scaled_of(handle.host))
+    return None if handle is None else _Before(handle, handle.mounts, steering_of(handle.host))
 
 
 def _put_back(before: _Before | None) -> None:
@@ -226,7 +240,7 @@ def _put_back(before: _Before | None) -> None:
         return
     for mount in before.mounts:
         mount.put_on()
-    put_log_n_back(before.handle.host, before.log_n)
+    steer_again(before.handle.host, before.steering)
     _hold(before.handle)
 
 
@@ -237,9 +251,22 @@ def _hold(handle: Extension) -> None:
 
 def _take_off(handle: Extension) -> None:
     """Take off everything that `extend` has put on the model beside the rotary modules."""
-    disable_log_n(handle.host)
+    stop_steering(handle.host)
     remove_hooks(handle.host)
     let_go(handle.host)
+
+
+def _bands(host: PreTrainedModel, attention: Attention, rotaries: list[ScaledRotary]) -> BandedAttention:
+    """Find the layers that have bands, and mark them."""
+    if len({rotary.trajectory for rotary in rotaries}) > 1:
+        raise ValueError(
+            f"{type(host).__name__} has rotary modules of several frequencies, and {attention.name} needs one. "
+            "Choose a scaling method alone."
+        )
+    layers, layout = banded_layers(host, rotaries[0])
+    for layer in layers:
+        setattr(layer, BANDED, True)
+    return BandedAttention(attention, rotaries[0], layout)
 
 
 def _scaled(site: Site, trajectory: Trajectory, dial: Dial) -> ScaledRotary:

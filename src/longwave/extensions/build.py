@@ -3,27 +3,56 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 from typing import Any
 
-from longwave.methods import Method
+from longwave.attention import Attention
+from longwave.extensions.spec import Spec
 from longwave.rope import Rope
 from longwave.trajectory import Trajectory
 
+GIVEN = ("original_length", "max_factor")
+
+
+def build_attention(spec: Spec, ropes: list[Rope], max_factor: float, options: dict[str, Any]) -> Attention | None:
+    """The attention method of a spec; None where it has none.
+
+    Raises:
+        ValueError: for an option that cannot be, and for distances that no scaling method shortens.
+    """
+    if spec.attention is None:
+        return None
+    length = ropes[0].original_length
+    attention = spec.attention.create(original_length=length, max_factor=max_factor, **options)
+    span = attention.span(max_factor)
+    if spec.method.name == "none" and attention.factor(max_factor) > 1:
+        raise ValueError(
+            f"{attention.name} has distances of up to {span:,.0f} at {max_factor:g} x {length:,} tokens, more than the "
+            f"model knows. Put a scaling method below it (yarn+{attention.name}), change its options, or lower "
+            "max_factor."
+        )
+    return attention
+
 
 def build_trajectories(
-    method: Method, ropes: list[Rope], max_factor: float, options: dict[str, Any]
+    spec: Spec, ropes: list[Rope], max_factor: float, options: dict[str, Any]
 ) -> list[Trajectory]:
     """One trajectory per distinct rope, shared by the modules that have it.
 
     Raises:
         ValueError: for an option that the method does not have.
     """
+    method = spec.method
     known = inspect.signature(method.build).parameters
     if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
         available = sorted(set(known) - {"rope", "max_factor", "name"})
+        whose = method.name
+        if spec.attention is not None:
+            available += sorted(item.name for item in fields(spec.attention) if item.name not in GIVEN)
+            whose = f"{method.name}+{spec.attention.name}"
         if unknown := sorted(set(options) - set(available)):
             raise ValueError(
-                f"{method.name} has no option {unknown[0]!r}. Available: {', '.join(available) or 'none'}."
+                f"{whose} has no option {unknown[0]!r}. Available: {', '.join(available) or 'none'}."
             )
     built: dict[tuple[float, ...], Trajectory] = {}
     for rope in ropes:

@@ -111,7 +111,7 @@ def _agree(handle: Extension, before: Factors, now: Factors) -> bool:
     if {len(before), len(now)} - {1, count}:
         return False
     pairs = {(a, b) for a, b in zip(before * (count // len(before)), now * (count // len(now)), strict=True) if a != b}
-    return all(handle.rotaries[0].same_frequencies(a, b) for a, b in pairs)
+    return all(handle.same(a, b) for a, b in pairs)
 
 
 def _shown(factors: Factors) -> str:

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from longwave.attention import Attention
 from longwave.extensions.lengths import sequence_lengths
 from longwave.names import unknown
 from longwave.schedule import Schedule, Static, tokens_at
@@ -80,12 +81,15 @@ class Dial:
         schedule: n tokens -> t.
         beyond: `error` or `clamp`, see `Setting`.
 
+    `attention` is the attention method of the extension. It asks the trajectory for a t of its own.
+
     Raises:
         ValueError: for another `beyond`.
     """
 
     def __init__(self, original_length: int, max_factor: float, schedule: Schedule, beyond: str = "error") -> None:
         self.original_length, self.max_factor = original_length, max_factor
+        self.attention: Attention | None = None
         self.followers: Sequence[Follower] = ()
         self._setting = self._seen = Setting(schedule, beyond)
 

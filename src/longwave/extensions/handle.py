@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from longwave.attention import Attention
 from longwave.extensions.arguments import check_model
 from longwave.extensions.dial import Dial
-from longwave.extensions.log_n import log_n_of
+from longwave.extensions.steering import log_n_of, steering_of
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import reset_frequencies
 from longwave.methods import get_method
@@ -75,7 +76,7 @@ class Extension:
 
     def __repr__(self) -> str:
         reach = f"L={self.original_length}, max_factor={self.max_factor:g}, log_n={self.log_n:g}"
-        return f"Extension({self.method}@{self.schedule.spec}, {reach}, policy={self.dial.policy})"
+        return f"Extension({self.spec}@{self.schedule.spec}, {reach}, policy={self.dial.policy})"
 
     @property
     def mounts(self) -> list[Mount]:
@@ -158,6 +159,23 @@ class Extension:
     def log_n(self) -> float:
         """Exponent of the per-query log-n attention scaling, 0 for off."""
         return log_n_of(self.host)
+
+    @property
+    def attention(self) -> Attention | None:
+        """The attention method; None where the model has its own attention at every length."""
+        return self.dial.attention
+
+    @property
+    def spec(self) -> str:
+        """The method as `extend` takes it, without its schedule: `yarn`, `linear+two-band`."""
+        return self.method if self.attention is None else f"{self.method}+{self.attention.name}"
+
+    def same(self, a: float, b: float) -> bool:
+        """Whether two t make no difference: a cache that was filled at one serves at the other."""
+        steering = steering_of(self.host)
+        if steering is not None and steering.bands is not None:
+            return bool(steering.bands.same(a, b))
+        return self.rotaries[0].same_frequencies(a, b)
 
     @property
     def is_trained(self) -> bool:

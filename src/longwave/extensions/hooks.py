@@ -17,7 +17,7 @@ from longwave.extensions.generation import (
     stop_at_our_length,
 )
 from longwave.extensions.handle import extension
-from longwave.extensions.log_n import change_attention
+from longwave.extensions.steering import change_attention
 
 
 class Bound(partial[Any]):

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from longwave.extensions.attach import extend, restore
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import original_length_of
-from longwave.methods import parse_method
+from longwave.extensions.spec import parse_spec
 
 FACTOR = 8  # of a method without a length to reach
 
@@ -40,7 +40,7 @@ def extend_plain(
                 f"{dashes}to says how far a {dashes}method is to reach: give one, for example {dashes}method yarn."
             )
         return
-    found, _ = parse_method(method)
+    found = parse_spec(method).method
     if found.trained:
         raise ValueError(f"{found.name} needs trained weights. Run `longwave train` first, or take ntk or yarn.")
     original = original_length_of(restore(model))

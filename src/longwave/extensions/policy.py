@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from longwave.extensions.dial import lock_of
 from longwave.extensions.handle import extension, find_extension
-from longwave.extensions.log_n import disable_log_n, put_log_n_back
+from longwave.extensions.steering import steer_again, stop_steering
 from longwave.trajectory import Snapshot
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -59,13 +59,15 @@ def frozen(model: Model, factor: float) -> Iterator[Model]:
     """
     handle = extension(model)
     dial = handle.dial
+    if handle.attention is not None:
+        raise ValueError(f"no export can express {handle.attention.name}: nothing to freeze. Use set_policy.")
     with lock_of(dial):
         before = dial.now
         if before.constant_scaling is not None:
             raise ValueError("the model is frozen already. Leave that block first.")
         constant = handle.trajectories[0].at(float(dial.allowed(factor))).constant_log_n(handle.log_n)
         dial.turn("fixed", factor)
-        log_n = disable_log_n(handle.host)
+        steering = stop_steering(handle.host)
         dial.set(constant_scaling=constant)
         dial.settle()
     try:
@@ -75,7 +77,7 @@ def frozen(model: Model, factor: float) -> Iterator[Model]:
             dial.set(factor=before.factor, grows=before.grows, constant_scaling=None)
             dial.settle()
             if find_extension(handle.host) is handle:  # it may have been restored
-                put_log_n_back(handle.host, log_n)
+                steer_again(handle.host, steering)
 
 
 def snapshot(model: nn.Module, t: float) -> Snapshot:

@@ -102,7 +102,12 @@ class ScaledRotary(nn.Module):
         return self.rotation.tokens(x, position_ids, factor, self.turn)
 
     def turn(self, t: float) -> Turn:
-        """Frequencies and attention scaling at one t."""
+        """Frequencies and attention scaling at one t. Under an attention method they are those of t = 1.
+
+        Its layers rotate by themselves. The others, which ask here, see no distance that is new to them.
+        """
+        if self.dial.attention is not None:
+            return Turn(self.frequencies.own, 1.0)
         scaling, constant = self.trajectory.attention_scaling(t), self.dial.now.constant_scaling
         return Turn(self.frequencies.at(t), scaling if constant is None else scaling * constant)
 

@@ -1,9 +1,8 @@
-"""Put log-n on a model's attention layers, take it off, look it up."""
+"""Steer a model's attention layers: put log-n and an attention method on them, take both off, look them up."""
 
 from __future__ import annotations
 
 import inspect
-import math
 import re
 import sys
 from typing import Any
@@ -12,74 +11,82 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from longwave.attention.hook import ON_LAYER, PREFIX, Scaled
+from longwave.attention.hook import BANDS, ON_LAYER, PREFIX, Steering
 from longwave.attention.layers import attention_layers, hands_on, is_local, without_positions
 from longwave.attention.temperature import LogN
 
+LOG_N = "log-n scaling", "Pass log_n=False."
+BY_BANDS = "an attention method", "Choose a scaling method alone."
 
-def enable_log_n(model: PreTrainedModel, original_length: int, exponent: float) -> None:
-    """Scale the queries of every layer of the text model that attends to the whole context.
+
+def steer(model: PreTrainedModel, temperature: LogN | None = None, bands: Any = None) -> None:
+    """Put log-n, an attention method or both on the layers of the text model that attend to the whole context.
 
     Raises:
         ValueError: if the model's attention does not go through the interface of transformers or is not told
-            the positions of its queries, or if the exponent is not a number > 0.
+            the positions of its queries.
     """
-    if not (math.isfinite(exponent) and exponent > 0):
-        raise ValueError(f"log_n must be True, False or an exponent >= 0, got {exponent}.")
+    what = LOG_N if bands is None else BY_BANDS
     base = _unprefixed(attention_of(model))  # a model that shares its config with an extended one has our name
-    _require_interface(model, base)
-    _require_positions(model)
-    put_log_n_back(model, Scaled(base, LogN(original_length, exponent)))
+    _require_interface(model, base, what)
+    _require_positions(model, what)
+    steer_again(model, Steering(base, temperature, bands))
 
 
-def disable_log_n(model: PreTrainedModel) -> Scaled | None:
-    """Back to the attention from before `enable_log_n`. Returns what `put_log_n_back` takes, None if log-n was off."""
-    text, found = _text_model(model), scaled_of(model)
+def stop_steering(model: PreTrainedModel) -> Steering | None:
+    """Back to the attention from before `steer`. Returns what `steer_again` takes, None if nothing was on."""
+    text, found = text_model(model), steering_of(model)
     for layer in attention_layers(text):
         vars(layer).pop(ON_LAYER, None)
+        if found is not None and found.bands is not None:
+            found.bands.take_off(layer)
     if found is not None:
-        _set_attention(text, found.base)
+        set_attention(text, found.base)
     return found
 
 
-def put_log_n_back(model: PreTrainedModel, setting: Scaled | None) -> None:
-    """Put back the very log-n that `disable_log_n` took off; do nothing for None."""
-    if setting is None:
+def steer_again(model: PreTrainedModel, steering: Steering | None) -> None:
+    """Put back the very steering that `stop_steering` took off; do nothing for None."""
+    if steering is None:
         return
-    text = _text_model(model)
+    text = text_model(model)
     for layer in attention_layers(text):
-        setattr(layer, ON_LAYER, setting)
-    _set_attention(text, PREFIX + setting.base)
+        setattr(layer, ON_LAYER, steering)
+        if steering.bands is not None:
+            steering.bands.put_on(layer)
+    set_attention(text, steering.name)
 
 
 def change_attention(
     model: PreTrainedModel, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any
 ) -> None:
-    """`model.set_attn_implementation` of an extended model: log-n then stands before the other implementation.
+    """`model.set_attn_implementation` of an extended model: the steering then stands before the other implementation.
 
     Raises:
-        ValueError: if the other implementation cannot have log-n. The model is then as before.
+        ValueError: if the other implementation cannot be steered. The model is then as before.
     """
-    setting, before = disable_log_n(model), attention_of(model)
+    steering, before = stop_steering(model), attention_of(model)
     change = type(model).set_attn_implementation
     try:
         change(model, _unprefixed(attn_implementation), *args, **kwargs)
-        if setting is not None:
+        if steering is not None:
             base = attention_of(model)
-            _require_interface(model, base)
-            setting = Scaled(base, setting.temperature)
+            _require_interface(model, base, LOG_N if steering.bands is None else BY_BANDS)
+            steering = Steering(base, steering.temperature, steering.bands)
     except BaseException:
-        _set_attention(_text_model(model), before)
+        set_attention(text_model(model), before)
         raise
     finally:
-        put_log_n_back(model, setting)
+        steer_again(model, steering)
 
 
 def _unprefixed(asked: Any) -> Any:
-    """The implementations asked for, without the part of their names that stands for log-n."""
+    """The implementations asked for, without the parts of their names that stand for longwave."""
     if isinstance(asked, dict):
         return {key: _unprefixed(value) for key, value in asked.items()}
-    return asked.removeprefix(PREFIX) if isinstance(asked, str) else asked
+    if isinstance(asked, str) and asked.startswith(PREFIX):
+        return asked.removeprefix(PREFIX).removesuffix(BANDS)
+    return asked
 
 
 def count_keys(model: PreTrainedModel, on: bool) -> None:
@@ -89,38 +96,39 @@ def count_keys(model: PreTrainedModel, on: bool) -> None:
     counted positions, the weights would learn to expect sharper attention than a real window of p + 1 keys gives.
     Rows must be single sequences without padding.
     """
-    if (setting := scaled_of(model)) is not None:
-        setting.temperature.by_keys = on
+    steering = steering_of(model)
+    if steering is not None and steering.temperature is not None:
+        steering.temperature.by_keys = on
 
 
 def log_n_of(model: PreTrainedModel) -> float:
     """The exponent in force, 0 for off."""
-    setting = scaled_of(model)
-    return 0.0 if setting is None else setting.temperature.exponent
+    steering = steering_of(model)
+    return 0.0 if steering is None or steering.temperature is None else steering.temperature.exponent
 
 
 def attention_of(model: PreTrainedModel) -> str:
-    """The name of the text model's attention implementation. Under log-n it begins with `longwave-`."""
-    return _text_model(model).config._attn_implementation or ""
+    """The name of the text model's attention implementation. It begins with `longwave-` where longwave steers it."""
+    return text_model(model).config._attn_implementation or ""
 
 
-def _text_model(model: PreTrainedModel) -> PreTrainedModel:
+def text_model(model: PreTrainedModel) -> PreTrainedModel:
     """The outermost model that has the text config: `model` itself, or a part of a multimodal one."""
     config = model.config.get_text_config(decoder=True)
     parts = (part for part in model.modules() if isinstance(part, PreTrainedModel) and part.config is config)
     return next(parts, model)
 
 
-def scaled_of(model: PreTrainedModel) -> Scaled | None:
-    """The `Scaled` on the text model's attention layers, if longwave steers its attention."""
-    text = _text_model(model)
+def steering_of(model: PreTrainedModel) -> Steering | None:
+    """The `Steering` on the text model's attention layers; None where there is none."""
+    text = text_model(model)
     if not attention_of(text).startswith(PREFIX):
         return None
     found = (getattr(layer, ON_LAYER, None) for layer in attention_layers(text))
-    return next((setting for setting in found if setting is not None), None)
+    return next((steering for steering in found if steering is not None), None)
 
 
-def _set_attention(text: PreTrainedModel, name: str) -> None:
+def set_attention(text: PreTrainedModel, name: str) -> None:
     """Set the attention of the text model alone: a vision tower keeps its own attention.
 
     The config is written directly: `set_attn_implementation` would look for a flash kernel with longwave's name.
@@ -128,22 +136,24 @@ def _set_attention(text: PreTrainedModel, name: str) -> None:
     text.config._attn_implementation = {"": name}
 
 
-def _require_interface(model: PreTrainedModel, base: str) -> None:
-    text = _text_model(model)
+def _require_interface(model: PreTrainedModel, base: str, what: tuple[str, str]) -> None:
+    text = text_model(model)
     known = (base == "eager" or base in ALL_ATTENTION_FUNCTIONS) and base in ALL_MASK_ATTENTION_FUNCTIONS
     usable = known and type(text)._can_set_attn_implementation() and bool(attention_layers(text))
     if not usable or _asks_for(text, base):
         raise ValueError(
-            f"{type(model).__name__} with {base!r} attention cannot have log-n scaling: its attention does not go "
-            "through the interface of transformers, or depends on its name. Pass log_n=False."
+            f"{type(model).__name__} with {base!r} attention cannot have {what[0]}: its attention does not go "
+            f"through the interface of transformers, or depends on its name. {what[1]}"
         )
 
 
-def _require_positions(model: PreTrainedModel) -> None:
-    text = _text_model(model)
+def _require_positions(model: PreTrainedModel, what: tuple[str, str]) -> None:
+    text = text_model(model)
     for layer in attention_layers(text):
         if not (is_local(layer, {}) or hands_on(text, layer, "position_ids")):
-            raise ValueError(f"{type(model).__name__} cannot have log-n scaling: {without_positions(layer)}")
+            raise ValueError(
+                f"{type(model).__name__} cannot have {what[0]}: {without_positions(layer)} {what[1]}"
+            )
 
 
 def _asks_for(model: PreTrainedModel, implementation: str) -> bool:

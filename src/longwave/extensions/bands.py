@@ -1,0 +1,260 @@
+"""Run an attention method inside a model: which t every row has, how its keys are stored, and where they are placed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longwave.attention.bands import Attention, Band
+from longwave.attention.columns import is_columns, plain_mask
+from longwave.attention.engine import attend
+from longwave.attention.hook import BANDED, ON_LAYER
+from longwave.attention.layout import Layout
+from longwave.attention.placement import Placed, Spectrum, place
+from longwave.extensions.rotary import ScaledRotary
+from longwave.extensions.rotation import Turn
+
+Stock = Callable[..., Tensor]  # the model's own attention: (query, key, value, mask, **kwargs) -> [B, n, H, D]
+
+
+@dataclass(eq=False)
+class Group:
+    """The rows of a forward that run at one t.
+
+    Arguments:
+        rows: which ones, int64; None for all.
+        t: n/L.
+        bands: None at t = 1, where the model's own attention runs.
+        spectrum: the frequencies of the bands.
+        stored: the band by whose places queries and keys come rotated; None if they come unrotated.
+    """
+
+    rows: Tensor | None
+    t: float
+    bands: tuple[Band, ...] | None = None
+    spectrum: Spectrum | None = None
+    stored: Band | None = None
+    placed: tuple[Any, list[Placed]] | None = field(default=None, repr=False)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The group's rows of a tensor [batch or 1, ...]."""
+        return tensor if self.rows is None or tensor.shape[0] == 1 else tensor[self.rows.to(tensor.device)]
+
+
+@dataclass(eq=False)
+class Plan:
+    """One forward: its groups, and what its layers share.
+
+    Arguments:
+        positions: position ids of the queries, int64 [batch or 1, n].
+        groups: every row is in one of them.
+    """
+
+    positions: Tensor
+    groups: list[Group]
+    embeddings: Any = None
+
+    @property
+    def plain(self) -> bool:
+        """All rows run the model's own attention."""
+        return all(group.bands is None for group in self.groups)
+
+    def placed(self, group: Group, columns: Tensor, width: int) -> list[Placed]:
+        """The group's rows in their bands, worked out by the first layer that asks."""
+        if group.placed is None or group.placed[0] is not columns:
+            assert group.bands is not None and group.spectrum is not None
+            positions, keys = group.of(self.positions), group.of(columns[:, 0, 0])
+            if width == positions.shape[1]:  # no cache: the keys are those of the same tokens, which may skip positions
+                keys = torch.where(keys >= 0, positions, keys)
+            keys = _one_row(keys)
+            positions = _one_row(positions) if keys.shape[0] == 1 else positions
+            rows = max(keys.shape[0], positions.shape[0])
+            found = place(
+                group.bands, group.spectrum, positions.expand(rows, -1), keys.expand(rows, -1), group.stored
+            )
+            group.placed = columns, found
+        return group.placed[1]
+
+
+class BandedAttention:
+    """An attention method on a model: what its attention layers and its rotary module ask.
+
+    Keys are rotated before they are cached, by the places of the band that most keys belong to
+    (`Attention.stored`). The keys of other bands are turned from there to their places.
+
+    Arguments:
+        attention: the method.
+        rotary: the scaled rotary module whose trajectory and dial it follows.
+        layout: which dimensions of a head are turned.
+    """
+
+    def __init__(self, attention: Attention, rotary: ScaledRotary, layout: Layout) -> None:
+        self.attention, self.rotary, self.layout = attention, rotary, layout
+        self._last: tuple[Tensor, Tensor, Any, Plan] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_last": None}
+
+    def put_on(self, layer: nn.Module) -> None:
+        """Let a layer rotate its queries and keys as the method stores them, if the layer has bands."""
+        if getattr(layer, BANDED, False):
+            layer.register_forward_pre_hook(store_rotated, with_kwargs=True)
+
+    def take_off(self, layer: nn.Module) -> None:
+        """Take off what `put_on` has put on."""
+        for key in [key for key, hook in layer._forward_pre_hooks.items() if hook is store_rotated]:
+            del layer._forward_pre_hooks[key]
+            layer._forward_pre_hooks_with_kwargs.pop(key, None)
+
+    def plan(self, position_ids: Tensor) -> Plan:
+        """The plan of a forward; its layers all get the same position ids.
+
+        Raises:
+            ValueError: for packed rows, and positions on several axes.
+        """
+        setting, last = self.rotary.dial.now, self._last
+        if last is not None and last[0] is position_ids and last[2] is setting and torch.equal(last[1], position_ids):
+            if not torch.is_grad_enabled():
+                return last[3]
+        plan = self._planned(position_ids)
+        self._last = position_ids, position_ids.clone(), setting, plan
+        return plan
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any, stock: Stock, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """Attention of a layer, [B, n, H, D].
+
+        Arguments:
+            query: [B, H, n, D]; key, value: [B, H_kv, m, D], rotated as `store_rotated` has it.
+            mask: the positions of the columns, see `attention.columns`.
+            stock: the model's own attention, for rows within L.
+            kwargs: what the layer hands to its attention function.
+        """
+        plan = self.plan(kwargs["position_ids"])
+        if plan.plain:
+            return stock(query, key, value, plain_mask(mask))
+        if not is_columns(mask):
+            raise ValueError(
+                f"{self.attention.name} needs an attention mask of two axes, [batch, tokens], or none; got one of "
+                f"{getattr(mask, 'ndim', 'no')} axes. Pass the mask of the padding alone."
+            )
+        if kwargs.get("dropout"):
+            raise ValueError(f"{self.attention.name} has no dropout. Set attention_dropout to 0 in the config.")
+        parts = []
+        for group in plan.groups:
+            q, k, v = group.of(query), group.of(key), group.of(value)
+            if group.bands is None:
+                own = plain_mask(mask)
+                parts.append(stock(q, k, v, None if own is None else group.of(own)))
+                continue
+            scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+            placed = plan.placed(group, mask, key.shape[2])
+            out = attend(q, k, v, placed, layout=self.layout, scale=scale, mass=getattr(self.attention, "mass", 0.0))
+            parts.append(out.transpose(1, 2).contiguous())
+        return _together(plan.groups, parts)
+
+    def embeddings(self, plan: Plan, x: Tensor) -> Any:
+        """What the rotary module hands to the layers (cos and sin): every token at the place where it is stored."""
+        if plan.embeddings is None:
+            base, rotation = self.rotary.frequencies.own, self.rotary.rotation
+            parts = []
+            for group in plan.groups:
+                positions = group.of(plan.positions)
+                if group.bands is None:
+                    parts.append(rotation.run(group.of(x), positions, Turn(base, 1.0)))
+                    continue
+                assert group.spectrum is not None
+                if group.stored is None:
+                    places, theta = torch.zeros_like(positions), base
+                else:
+                    places = group.stored.key(positions.to(torch.float64))
+                    theta = group.spectrum.of(group.stored)
+                parts.append(rotation.run(group.of(x), places, Turn(theta.to(base.device), 1.0)))
+            plan.embeddings = _together(plan.groups, parts)
+        return plan.embeddings
+
+    def same(self, a: float, b: float) -> bool:
+        """Whether a cache that was filled at one t serves at the other."""
+        attention, frequencies = self.attention, self.rotary.frequencies
+        if a == b:
+            return True
+        if min(a, b) <= 1:
+            return attention.like_plain and frequencies.same(1.0, attention.factor(max(a, b)))
+        if attention.state(a) != attention.state(b):
+            return False
+        return frequencies.same(attention.factor(a), attention.factor(b))
+
+    def _planned(self, position_ids: Tensor) -> Plan:
+        if position_ids.ndim != 2:
+            raise ValueError(
+                f"{self.attention.name} needs positions on one axis, got position ids of shape "
+                f"{tuple(position_ids.shape)}. Use a scaling method without an attention method here."
+            )
+        factor = self.rotary.dial.read(position_ids)
+        if isinstance(factor, Tensor) and factor.ndim == 2:
+            if bool((factor != factor[:, :1]).any()) or bool((position_ids.diff(dim=1) < 0).any()):
+                raise ValueError(
+                    f"{self.attention.name} takes one sequence in each row, and rows were packed with several. "
+                    "Give each its own row, or use a scaling method alone."
+                )
+            factor = factor[:, 0]
+        if not isinstance(factor, Tensor):
+            return Plan(position_ids, [self._group(float(factor), None)])
+        factors = factor.tolist()
+        rows = {t: [row for row, own in enumerate(factors) if own == t] for t in sorted(set(factors))}
+        if len(rows) == 1:
+            return Plan(position_ids, [self._group(factors[0], None)])
+        return Plan(position_ids, [self._group(t, torch.tensor(own)) for t, own in rows.items()])
+
+    def _group(self, t: float, rows: Tensor | None) -> Group:
+        if t <= 1:
+            return Group(rows, t)
+        attention, rotary = self.attention, self.rotary
+        bands = attention.bands(t)
+        wide = torch.float32 if rotary.frequencies.own.device.type == "mps" else torch.float64
+        at = min(attention.factor(t), rotary.trajectory.max_factor)
+        spectrum = Spectrum(
+            rotary.frequencies.own.to(wide),
+            rotary.frequencies.at(at).to(wide),
+            rotary.trajectory.attention_scaling(at) * attention.scaling,
+        )
+        stored = None if attention.stored is None else bands[attention.stored]
+        return Group(rows, t, bands, spectrum, stored)
+
+
+def store_rotated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Before a layer's forward: cos and sin of the places where its keys are stored."""
+    steering = getattr(layer, ON_LAYER, None)
+    if steering is None or steering.bands is None:
+        return None
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        raise ValueError(f"{type(layer).__name__} is not told the positions of its tokens. Pass position_ids.")
+    bands: BandedAttention = steering.bands
+    plan = bands.plan(positions)
+    if plan.plain:
+        return None
+    x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    return args, {**kwargs, "position_embeddings": bands.embeddings(plan, x)}
+
+
+def _one_row(positions: Tensor) -> Tensor:
+    """One row for all, where all rows are alike."""
+    if positions.shape[0] > 1 and bool((positions == positions[:1]).all()):
+        return positions[:1]
+    return positions
+
+
+def _together(groups: Sequence[Group], parts: Sequence[Any]) -> Any:
+    """Results of groups in the order of the batch."""
+    if groups[0].rows is None:
+        return parts[0]
+    order = torch.cat([group.rows for group in groups if group.rows is not None]).argsort()
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))[order.to(parts[0].device)]
+    return tuple(torch.cat(columns)[order.to(columns[0].device)] for columns in zip(*parts, strict=True))

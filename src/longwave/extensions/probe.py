@@ -1,0 +1,129 @@
+"""Find out how a model's attention layers rotate queries and keys: by a forward of a few tokens that watches them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from longwave.attention.layers import attention_layers, is_local
+from longwave.attention.layout import LAYOUTS, Layout
+from longwave.extensions.rotary import ScaledRotary
+from longwave.extensions.steering import attention_of, set_attention, text_model
+
+NAME = "longwave-probe"
+TOKENS = 8
+WITHIN = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # relative
+UNKNOWN = ("softcap", "s_aux", "position_bias")  # arguments of an attention function that bands do not know
+
+
+class _Seen:
+    """What the attention function of a layer was given last."""
+
+    def __init__(self) -> None:
+        self.query = self.key = self.value = torch.empty(0)
+        self.kwargs: dict[str, Any] = {}
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.query, self.key, self.value, self.kwargs = query, key, value, kwargs
+        batch, heads, tokens, _ = query.shape
+        return value.new_zeros(batch, tokens, heads, value.shape[-1]), None
+
+
+def banded_layers(model: PreTrainedModel, rotary: ScaledRotary) -> tuple[list[nn.Module], Layout]:
+    """The layers that attend to the whole context by rotated queries and keys, and how they rotate.
+
+    Raises:
+        ValueError: if there is none, or a layer does what bands cannot do; the message says what.
+    """
+    text = text_model(model)
+    layers = [layer for layer in attention_layers(text) if not is_local(layer, {})]
+    if not layers:
+        raise _refusal(model, "all its layers see a sliding window only. Set sliding_window to None in its config first")
+    if next(text.parameters()).is_meta:
+        return layers, LAYOUTS[0]  # nothing runs without weights
+    found: dict[nn.Module, Layout | None] = {}
+    seen = _Seen()
+    AttentionInterface.register(NAME, seen)
+    hooks = [layer.register_forward_pre_hook(_watch(model, rotary, seen, found), with_kwargs=True) for layer in layers]
+    before, training = attention_of(model), text.training
+    try:
+        set_attention(text, NAME)
+        text.eval()
+        device = next(text.parameters()).device
+        with torch.no_grad():
+            text(input_ids=torch.arange(1, TOKENS + 1, device=device)[None], use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        set_attention(text, before)
+        text.train(training)
+    banded = [layer for layer in layers if found.get(layer) is not None]
+    if not banded:
+        raise _refusal(model, "none of its layers that see the whole context rotates its queries and keys")
+    layouts = {found[layer] for layer in banded}
+    if len(layouts) > 1:
+        raise _refusal(model, "its layers rotate in several ways")
+    return banded, layouts.pop()  # type: ignore[return-value]
+
+
+def _watch(model: PreTrainedModel, rotary: ScaledRotary, seen: _Seen, found: dict[nn.Module, Layout | None]) -> Any:
+    def watch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        embeddings, positions = kwargs.get("position_embeddings"), kwargs.get("position_ids")
+        if embeddings is None or positions is None or positions.ndim != 2:
+            raise _refusal(model, f"its {type(layer).__name__} is not given rotations and positions by name")
+        layer.forward(*args, **kwargs)
+        turned = seen.query, seen.key
+        asked = [name for name in UNKNOWN if seen.kwargs.get(name) is not None]
+        if asked:
+            raise _refusal(model, f"its attention has {asked[0]}")
+        if "position_ids" not in seen.kwargs:
+            raise _refusal(model, f"its {type(layer).__name__} hands no position_ids to the attention function")
+        if seen.value.shape[-1] != seen.query.shape[-1] or seen.query.shape[1] % seen.key.shape[1]:
+            raise _refusal(model, "its queries and values differ in width (latent attention)")
+        layer.forward(*args, **{**kwargs, "position_embeddings": _identity(embeddings)})
+        found[layer] = _layout(model, rotary, (seen.query, seen.key), turned, positions)
+
+    return watch
+
+
+def _layout(
+    model: PreTrainedModel,
+    rotary: ScaledRotary,
+    plain: tuple[Tensor, Tensor],
+    turned: tuple[Tensor, Tensor],
+    positions: Tensor,
+) -> Layout | None:
+    """How `turned` came from `plain`; None if nothing was turned."""
+    within = WITHIN.get(plain[0].dtype, 1e-4)
+    if all(map(torch.equal, plain, turned)):
+        return None
+    own = rotary.frequencies.own
+    scaling = float(getattr(rotary.base, "attention_scaling", 1.0) if rotary.layer_type is None else 1.0)
+    phase = (positions.double()[..., None] * own.double())[:, None]
+    cos, sin = phase.cos() * scaling, phase.sin() * scaling
+    for layout in LAYOUTS:
+        if 2 * own.numel() > plain[0].shape[-1]:
+            break
+        errors = [
+            (layout.turn(before, cos, sin) - after).abs().max() / after.abs().max()
+            for before, after in zip(plain, turned, strict=True)
+        ]
+        if all(bool(error <= within) for error in errors):
+            return layout
+    raise _refusal(model, "its layers rotate queries and keys in a way that longwave does not know")
+
+
+def _identity(embeddings: Any) -> Any:
+    """Rotations by nothing, in the form of those given: cos and sin, or complex numbers."""
+    if isinstance(embeddings, Tensor):
+        return torch.ones_like(embeddings)
+    return torch.ones_like(embeddings[0]), torch.zeros_like(embeddings[1])
+
+
+def _refusal(model: nn.Module, why: str) -> ValueError:
+    return ValueError(f"{type(model).__name__} cannot have an attention method: {why}. Choose a scaling method alone.")

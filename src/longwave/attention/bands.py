@@ -101,6 +101,8 @@ class Attention(Settings, ABC):
     trajectory: ClassVar[str] = "none"  # the scaling method under it where none is named
     log_n: ClassVar[float] = 1.0  # the exponent of log-n by default
     scaling: ClassVar[float] = 1.0  # on cos and sin, beside the trajectory's own
+    prefill_differs: ClassVar[bool] = False  # a prompt is read otherwise than it is decoded: an answer must be decoded
+    remembers: ClassVar[bool] = False  # what a row sees depends on what its earlier forwards left, see `rows.RowWise`
 
     @abstractmethod
     def bands(self, t: float) -> tuple[Band, ...]:
@@ -118,6 +120,11 @@ class Attention(Settings, ABC):
     def like_plain(self) -> bool:
         """Up to L tokens the bands are the model's own attention: a cache of a short text serves a long one."""
         return False
+
+    @property
+    def prefill_chunk(self) -> int:
+        """So many tokens of a prompt share one choice: a prompt that is read in parts needs parts of a multiple."""
+        return 1
 
     def state(self, t: float) -> tuple[float, ...]:
         """The numbers through which the bands follow t. Two t with one state share their bands, and a cache."""

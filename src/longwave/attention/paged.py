@@ -1,0 +1,62 @@
+"""`dot` as a Triton kernel, for keys on a GPU: it reads keys where they lie, also where their order is a page table's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # no GPU, no Triton: `longwave.attention.dot` then uses PyTorch
+    triton = None
+
+AVAILABLE = triton is not None and torch.cuda.is_available()
+TILE = 128  # keys of a program
+
+
+def dot(q: Tensor, k: Tensor, first: int, stop: int, pages: Tensor | None = None) -> Tensor:
+    """See `longwave.attention.dot.dot`. A program reads the keys of one key head once, for all heads that share it.
+
+    Arguments:
+        pages: int64 [m]: key j lies in column pages[j] of k; None where it lies in column j.
+    """
+    heads, width, count = q.shape[0], q.shape[1], stop - first
+    scores = torch.empty(heads, count, dtype=torch.float32, device=q.device)
+    if count == 0:
+        return scores
+    group = heads // k.shape[0]
+    sizes: dict[str, Any] = {
+        "GROUP": triton.next_power_of_2(group), "WIDTH": triton.next_power_of_2(width), "TILE": TILE,
+        "PAGED": pages is not None,
+    }  # fmt: skip
+    table = q if pages is None else pages.contiguous()
+    q, k = q.contiguous(), k if k.stride(-1) == 1 else k.contiguous()
+    _kernel[(k.shape[0], triton.cdiv(count, TILE))](
+        q, k, table, scores, first, count, group, width, k.stride(0), k.stride(1), **sizes
+    )
+    return scores
+
+
+if triton is not None:
+
+    @triton.jit
+    def _kernel(
+        q, k, pages, scores, first, count, group, width, head_stride, key_stride,
+        GROUP: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PAGED: tl.constexpr,
+    ):  # type: ignore[no-untyped-def] # fmt: skip
+        head, tile = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+        key, dim = tile * TILE + tl.arange(0, TILE), tl.arange(0, WIDTH)
+        inside = key < count
+        column = first + key
+        if PAGED:
+            column = tl.load(pages + column, mask=inside, other=0)
+        where = k + head * head_stride + column[:, None] * key_stride + dim[None, :]
+        keys = tl.load(where, mask=inside[:, None] & (dim < width)[None, :], other=0.0).to(tl.float32)
+        for at in range(0, GROUP):
+            real = at < group
+            query = tl.load(q + (head * group + at) * width + dim, mask=(dim < width) & real, other=0.0)
+            found = tl.sum(keys * query.to(tl.float32)[None, :], axis=1)
+            tl.store(scores + (head * group + at) * count + key, found, mask=inside & real)

@@ -33,12 +33,19 @@ from longwave.names import look_up
 ATTENTIONS: dict[str, type[Attention]] = {
     method.name: method
     for method in (
-        TwoBand, LeakyReRoPE, ReRoPE, SelfExtend, DualChunkAttention, String, StreamingLLM, LMInfinite,
+        TwoBand,
+        LeakyReRoPE,
+        ReRoPE,
+        SelfExtend,
+        DualChunkAttention,
+        String,
+        StreamingLLM,
+        LMInfinite,
         InfLLM,
         TokenSelect,
         Quest,
         MsPoE,
-    )  # fmt: skip
+    )
 }
 
 

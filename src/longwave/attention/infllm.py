@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longwave.attention.bands import Band, always, far, near, zero
 from longwave.attention.rows import Row
-from longwave.attention.selection import Choice, Selection, near_logits, top
+from longwave.attention.selection import Choice, Selection, near_pairs, top
 from longwave.settings import setting
 
 
@@ -50,13 +50,17 @@ class InfLLM(Selection):
     top_blocks: int = setting(7, "How many blocks are chosen.", least=0, metavar="N")
     representatives: int = setting(4, "How many keys of a block represent it.", least=1, metavar="N")
     chunk: int | None = setting(
-        None, "So many tokens of a prompt share one choice. Default: half the window.", least=1, metavar="TOKENS"
+        None,
+        "So many tokens of a prompt share one choice. Default: half the window, at most 512.",
+        least=1,
+        metavar="TOKENS",
     )
 
     name: ClassVar[str] = "infllm"
     summary: ClassVar[str] = "the last keys, and blocks of far keys at one distance"
     source: ClassVar[str] = "arXiv 2402.04617"
     cost: ClassVar[str] = "a vector for each block is read to choose, and about L keys to attend"
+    croppable: ClassVar[bool] = False  # attention that was received cannot be taken back
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,15 +82,11 @@ class InfLLM(Selection):
 
     @property
     def prefill_chunk(self) -> int:
-        return max(1, self.w // 2) if self.chunk is None else self.chunk
+        return max(1, min(self.w // 2, 512)) if self.chunk is None else self.chunk
 
     def bands(self, t: float) -> tuple[Band, ...]:
         """The list as if every far key were in it."""
         return near(self.w), far(self.w, query=always(self.w - 1), key=zero)
-
-    def cropped(self, memory: Blocks | None, length: int) -> None:
-        if memory is not None and length:
-            raise ValueError(f"{self.name} cannot take tokens off a cache. Pass the whole text with a new cache.")
 
     def choose(self, row: Row, memory: Blocks | None) -> tuple[Choice, Blocks]:
         if memory is None:
@@ -135,17 +135,30 @@ class InfLLM(Selection):
     def remember(self, row: Row, choice: Choice, lse: Tensor, memory: Blocks) -> Blocks:
         """Add up the attention that near keys get."""
         assert choice.near is not None
-        q, k, mask = near_logits(row, choice.near)
-        group, wide = q.shape[1] // k.shape[1], lse.dtype
-        logits = (q @ k.repeat_interleave(group, 1).mT).to(wide) * row.scale
-        weights = (logits - lse[..., None]).exp()
-        if mask is not None:
-            weights = weights.masked_fill(~mask, 0.0)
-        got = weights[0].sum(1)
+        q, k, mask = near_pairs(row, choice.near)
+        group = q.shape[1] // k.shape[1]
+        got = torch.cat(
+            [
+                received(*heads, row.scale, mask)
+                for heads in zip(q[0].split(group), k[0], lse[0].split(group), strict=True)
+            ]
+        )
         offset = self.sinks + memory.represented.shape[1] * self.size
-        received = got.new_zeros(got.shape[0], max(0, row.stop - offset))
-        received[:, : memory.received.shape[1]] = memory.received
-        count = min(received.shape[1], got.shape[1])
+        total = got.new_zeros(got.shape[0], max(0, row.stop - offset))
+        total[:, : memory.received.shape[1]] = memory.received
+        count = min(total.shape[1], got.shape[1])
         if count:
-            received[:, -count:] += got[:, -count:]
-        return Blocks(memory.represented, received)
+            total[:, -count:] += got[:, -count:]
+        return Blocks(memory.represented, total)
+
+
+def received(q: Tensor, k: Tensor, lse: Tensor, scale: float, mask: Tensor | None) -> Tensor:
+    """The attention that the keys of one head get from queries, [G, keys].
+
+    Arguments:
+        q: [G, n, D]; k: [keys, D], both at their places.
+        lse: over everything that the queries see, [G, n].
+        mask: which pairs count, [1, 1, n, keys]; None for all.
+    """
+    weights = ((q @ k.mT).to(lse.dtype) * scale - lse[..., None]).exp()
+    return (weights if mask is None else weights.masked_fill(~mask[0], 0.0)).sum(1)

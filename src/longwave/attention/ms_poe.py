@@ -61,7 +61,7 @@ class MsPoE(RowWise):
         return (Band(zero, lambda p: p + 1, lambda p: p / self.ratio_min, lambda j: j / self.ratio_min),)
 
     def cropped(self, memory: Tensor | None, length: int) -> Tensor | None:
-        return memory if length else None
+        return memory
 
     def attend(self, row: Row, memory: Tensor | None) -> tuple[Tensor, Any]:
         if memory is None:

@@ -1,4 +1,4 @@
-"""`dot` as a Triton kernel, for keys on a GPU: it reads keys where they lie, also where their order is a page table's."""
+"""`dot` as a Triton kernel, for keys on a GPU: it reads them where they lie, by a page table where there is one."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def dot(q: Tensor, k: Tensor, first: int, stop: int, pages: Tensor | None = None
 if triton is not None:
 
     @triton.jit
-    def _kernel(
+    def _kernel(  # type: ignore[no-untyped-def]
         q, k, pages, scores, first, count, group, width, head_stride, key_stride,
         GROUP: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PAGED: tl.constexpr,
-    ):  # type: ignore[no-untyped-def] # fmt: skip
+    ):  # fmt: skip
         head, tile = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
         key, dim = tile * TILE + tl.arange(0, TILE), tl.arange(0, WIDTH)
         inside = key < count

@@ -85,6 +85,7 @@ class RowWise(Attention):
     remembers: ClassVar[bool] = True
     prefill_differs: ClassVar[bool] = True
     log_n: ClassVar[float] = 0.0
+    croppable: ClassVar[bool] = True  # the memory can follow when the last tokens of a row are taken off its cache
 
     @property
     def stored(self) -> int | None:
@@ -99,9 +100,5 @@ class RowWise(Attention):
         """
 
     def cropped(self, memory: Any, length: int) -> Any:
-        """What remains of the memory when the row is cut to its first `length` tokens. Nothing by default.
-
-        Raises:
-            ValueError: if the memory cannot follow.
-        """
+        """What remains of the memory when the row is cut to its first `length` tokens. Nothing by default."""
         return None

@@ -67,11 +67,11 @@ def near_part(row: Row, choice: Choice) -> Part | None:
     """Attention to the near band."""
     if choice.near is None:
         return None
-    q, k, mask = near_logits(row, choice.near)
+    q, k, mask = near_pairs(row, choice.near)
     return with_lse(q, k, row.v[:, :, row.stop - k.shape[2] :], mask, row.scale)
 
 
-def near_logits(row: Row, near: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def near_pairs(row: Row, near: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Queries and keys of the near band at their places, and which pairs count, [1, 1, n, keys]."""
     low = int(near[0])
     columns = torch.arange(low, row.stop, device=near.device)

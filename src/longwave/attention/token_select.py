@@ -56,15 +56,18 @@ class TokenSelect(Selection):
         None, "So many tokens of a prompt share one choice. Default: half the window.", least=1, metavar="TOKENS"
     )
     threshold: float = setting(
-        0.9, "In decoding a choice serves queries whose cosine with its own is so large or larger; over 1 for none.",
+        0.9,
+        "In decoding a choice serves queries whose cosine with its own is so large or larger; over 1 for none.",
         least=-1,
     )
     vote: str = setting(
-        "soft", "What the heads add up: their softmax, their own choices, or their logits.",
+        "soft",
+        "What the heads add up: their softmax, their own choices, or their logits.",
         choices=("soft", "head", "logit"),
     )
     on_hit: str = setting(
-        "freeze", "What the near band does while a choice serves; slide loses the tokens that leave it.",
+        "freeze",
+        "What the near band does while a choice serves; slide loses the tokens that leave it.",
         choices=("freeze", "slide"),
     )
 

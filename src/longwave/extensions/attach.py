@@ -108,6 +108,8 @@ def extend(
         dial.attention = attention
         rotaries = [_scaled(site, own, dial) for site, own in zip(sites, trajectories, strict=True)]
         exponent = spec.log_n if log_n is None else float(log_n)
+        if exponent and attention is not None and attention.remembers:
+            raise ValueError(f"{attention.name} chooses its keys by unscaled queries. Pass log_n=False.")
         temperature = LogN(own_length, exponent) if exponent else None
         bands = None if attention is None else _bands(host, attention, rotaries)
         if temperature is not None or bands is not None:

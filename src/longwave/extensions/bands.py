@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from longwave.attention.bands import Attention, Band
 from longwave.attention.columns import is_columns, plain_mask
@@ -15,8 +16,11 @@ from longwave.attention.engine import attend
 from longwave.attention.hook import BANDED, ON_LAYER
 from longwave.attention.layout import Layout
 from longwave.attention.placement import Placed, Spectrum, place
+from longwave.attention.rows import RowWise
+from longwave.extensions.memory import remembering
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.rotation import Turn
+from longwave.extensions.selecting import Extent, attend_rows, extents_of
 
 Stock = Callable[..., Tensor]  # the model's own attention: (query, key, value, mask, **kwargs) -> [B, n, H, D]
 
@@ -57,6 +61,9 @@ class Plan:
     positions: Tensor
     groups: list[Group]
     embeddings: Any = None
+    cache: tuple[Cache, int] | None = None  # of the layer that runs now, and the layer's place in it
+    prompts: tuple[int, ...] = ()  # tokens of the prompts where `generate` runs
+    extents: tuple[Any, list[Extent]] | None = None
 
     @property
     def plain(self) -> bool:
@@ -78,6 +85,12 @@ class Plan:
             )
             group.placed = columns, found
         return group.placed[1]
+
+    def extents_of(self, method: RowWise, columns: Tensor) -> list[Extent]:
+        """Where each row lies, worked out by the first layer that asks."""
+        if self.extents is None or self.extents[0] is not columns:
+            self.extents = columns, extents_of(method, self.positions, columns[:, 0, 0], self.prompts)
+        return self.extents[1]
 
 
 class BandedAttention:
@@ -121,6 +134,7 @@ class BandedAttention:
             if not torch.is_grad_enabled():
                 return last[3]
         plan = self._planned(position_ids)
+        plan.prompts = getattr(setting.call, "lengths", ())
         self._last = position_ids, position_ids.clone(), setting, plan
         return plan
 
@@ -153,10 +167,25 @@ class BandedAttention:
                 parts.append(stock(q, k, v, None if own is None else group.of(own)))
                 continue
             scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+            if self.attention.remembers:
+                parts.append(self._by_row(plan, group, (q, k, v), mask, scale))
+                continue
             placed = plan.placed(group, mask, key.shape[2])
             out = attend(q, k, v, placed, layout=self.layout, scale=scale, mass=getattr(self.attention, "mass", 0.0))
             parts.append(out.transpose(1, 2).contiguous())
         return _together(plan.groups, parts)
+
+    def _by_row(
+        self, plan: Plan, group: Group, tensors: tuple[Tensor, Tensor, Tensor], columns: Tensor, scale: float
+    ) -> Tensor:
+        """Attention of a method that remembers what it saw."""
+        method = cast(RowWise, self.attention)
+        memories = None if plan.cache is None else remembering(*plan.cache, method)
+        plan.cache = None  # the plan outlives the forward, and the cache must not
+        extents = plan.extents_of(method, columns)
+        rows = list(range(len(extents))) if group.rows is None else group.rows.tolist()
+        setting = {"layout": self.layout, "spectrum": group.spectrum, "scale": scale}
+        return attend_rows(method, tensors, [extents[row] for row in rows], rows, memories, setting)
 
     def embeddings(self, plan: Plan, x: Tensor) -> Any:
         """What the rotary module hands to the layers (cos and sin): every token at the place where it is stored."""
@@ -239,6 +268,8 @@ def store_rotated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     plan = bands.plan(positions)
     if plan.plain:
         return None
+    cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+    plan.cache = None if cache is None else (cache, int(layer.layer_idx))  # type: ignore[arg-type]
     x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     return args, {**kwargs, "position_embeddings": bands.embeddings(plan, x)}
 

@@ -24,6 +24,7 @@ from transformers import Cache, MaxLengthCriteria
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
+from longwave.attention import Attention
 from longwave.extensions.caches import adopt, before_forward
 from longwave.extensions.dial import Dial, lock_of
 from longwave.extensions.handle import extension
@@ -90,6 +91,8 @@ def start(
     lengths = [length + (0 if dial.now.grows else call.new) for length in prompt]
     if generation_config.is_assistant:  # a call for each few tokens: another t each time would fill the cache anew
         lengths = [dial.doubled(length) for length in lengths]
+    if dial.attention is not None:
+        _refuse_other_readings(dial.attention, call, generation_config, generation_mode)
     dial.start_generating(lengths, call.new)
     if isinstance(cache, Cache):
         adopt(model, cache, whole=whole)
@@ -163,6 +166,27 @@ def _refuse_unsteerable(generation_config: Any, mode: GenerationMode, model_kwar
     if reason is not None:
         who = "the assistant" if generation_config.is_assistant else "model"
         raise ValueError(f'policy "grow" {reason}. Use set_policy({who}, "fit").')
+
+
+def _refuse_other_readings(attention: Attention, call: _Call, generation_config: Any, mode: GenerationMode) -> None:
+    """Refuse ways to read a text that would change what an attention method chooses."""
+    if not attention.prefill_differs:
+        return
+    if mode == GenerationMode.ASSISTED_GENERATION or generation_config.is_assistant:
+        raise ValueError(
+            f"{attention.name} cannot decode speculatively: tokens that are read together see other keys. Leave the "
+            "assistant out."
+        )
+    parts, size = attention.prefill_chunk, call.chunk
+    if size is None or call.width <= size or parts == 1:
+        return
+    if size % parts:
+        raise ValueError(f"prefill_chunk_size must be a multiple of {parts}, {attention.name}'s chunk, got {size}.")
+    if any(length != call.width for length in call.lengths):
+        raise ValueError(
+            f"{attention.name} reads prompts of several lengths in one go. Leave prefill_chunk_size out, or pass the "
+            "prompts one by one."
+        )
 
 
 def _refuse_growth_of_a_part(dial: Dial, prompt: Sequence[int], new: int) -> None:

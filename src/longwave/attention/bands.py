@@ -90,6 +90,9 @@ class Attention(Settings, ABC):
         ValueError: naming the option, what it got, and what is allowed.
     """
 
+    def __init_subclass__(cls) -> None:
+        cls.whose = getattr(cls, "name", "")
+
     original_length: int = setting(REQUIRED, "L, in tokens.", least=2)
     max_factor: float = setting(REQUIRED, "The largest length factor t.", least=1)
 

@@ -197,12 +197,12 @@ class BandedAttention:
             )
         factor = self.rotary.dial.read(position_ids)
         if isinstance(factor, Tensor) and factor.ndim == 2:
-            if bool((factor != factor[:, :1]).any()) or bool((position_ids.diff(dim=1) < 0).any()):
+            if bool((position_ids.diff(dim=1) < 0).any()):
                 raise ValueError(
                     f"{self.attention.name} takes one sequence in each row, and rows were packed with several. "
                     "Give each its own row, or use a scaling method alone."
                 )
-            factor = factor[:, 0]
+            factor = factor.amax(1)  # padding in front of a row counts as sequences of one token
         if not isinstance(factor, Tensor):
             return Plan(position_ids, [self._group(float(factor), None)])
         factors = factor.tolist()

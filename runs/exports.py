@@ -115,7 +115,8 @@ def table(runs: list[Run], target: str) -> str:
         done = [run for run in own if run.model_type == model_type and run.agreement is not None]
         if not done:
             reason = next(run.reason for run in own if run.model_type == model_type)
-            refused.setdefault(reason.replace(model_type, "them").split(". ")[0].rstrip("."), []).append(f"`{model_type}`")
+            told = reason.replace(model_type, "them").split(". ")[0].rstrip(".")
+            refused.setdefault(told, []).append(f"`{model_type}`")
             continue
         agreements = [run.agreement for run in done if run.agreement is not None]
         control = next((run.control for run in done if run.control is not None), None)

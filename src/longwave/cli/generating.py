@@ -21,11 +21,20 @@ To = Annotated[
 ]
 
 
+def check_method(method: str | None) -> None:
+    """Refuse a `METHOD[@SCHEDULE]` that there is not, before a model is loaded."""
+    from longwave.methods import parse_method
+
+    if method is not None:
+        parse_method(method)
+
+
 def load(path: str, *, method: str | None, to: int | None, dtype: str, device: str | None) -> Opened:
     """A folder's own extension, or `method` put on a plain model, of which RoPE scaling in its config is a part."""
     from longwave.extensions.on_the_spot import extend_plain
     from longwave.models import open_model
 
+    check_method(method)
     loaded = open_model(path, dtype, device)
     extend_plain(loaded.model, method, to, name=path)
     return loaded

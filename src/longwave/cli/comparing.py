@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longwave.cli.evaluating import Asked
+from longwave.evaluation.alike import model_name
 
 if TYPE_CHECKING:
     from longwave.evaluation.candidates import Candidate
@@ -55,7 +56,7 @@ def candidates(models: list[str], methods: tuple[str, ...]) -> list[Candidate]:
     from longwave.evaluation.candidates import Candidate
 
     found = [named(argument) for argument in models]
-    ends = [Path(path).name for _, path in found]
+    ends = [model_name(path) for _, path in found]
     unnamed = {path for name, path in found if not name}
     if len(unnamed) != sum(not name for name, _ in found):
         raise ValueError("a model is given twice. Leave one out, or name both: NAME=MODEL.")
@@ -65,13 +66,14 @@ def candidates(models: list[str], methods: tuple[str, ...]) -> list[Candidate]:
     ]
 
 
-def open_folder(output: Path | None, default: str) -> Path:
-    """A new folder, an empty one, or one with cells to go on with."""
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but an earlier comparison."""
     from longwave.evaluation.cells import FOLDER
     from longwave.files import check_output
 
-    folder = output or Path(default)
-    return check_output(folder, overwrite=(folder / FOLDER).is_dir())
+    check_output(folder, overwrite=True)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / FOLDER).is_dir():
+        raise ValueError(f"output folder {folder} holds other files than a comparison. Choose another --output.")
 
 
 def measure(comparison: Comparison, asked: Asked, *, model: str | None = None) -> None:
@@ -85,6 +87,7 @@ def measure(comparison: Comparison, asked: Asked, *, model: str | None = None) -
     from longwave.cli.options import print_json
     from longwave.cli.showing import Showing, show
 
+    check_folder(comparison.folder)  # here: a default folder that is full must not hide what else is wrong
     _refuse_other_rows(comparison, asked.overwrite)
     compute(comparison)
     records = comparison.records()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from longwave.cli.options import Json, Overwrite
+from longwave.evaluation.lengths import check_spelling
+from longwave.evaluation.windows import rows_per_batch
 
 if TYPE_CHECKING:
     from longwave.evaluation.candidates import Candidate
@@ -56,7 +58,11 @@ def specs_in(methods: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Asked:
-    """The options that every measuring command has; a field is an option."""
+    """The options that every measuring command has; a field is an option.
+
+    Raises:
+        ValueError: for what no model could be measured under, before one is looked for.
+    """
 
     lengths: Lengths = None
     methods: Methods = None
@@ -66,6 +72,12 @@ class Asked:
     dtype: Dtype = "auto"
     device: Device = None
     tokens_per_batch: Batch = 8192
+
+    def __post_init__(self) -> None:
+        check_spelling(self.lengths)
+        rows_per_batch(self.tokens_per_batch, 1)
+        if self.methods is not None:
+            specs_in(self.methods)
 
     @property
     def specs(self) -> tuple[str, ...]:
@@ -91,7 +103,7 @@ def results_folder(output: Path | None, command: str, model: str) -> Path:
     return Path(f"{command}-{Path(model).resolve().name}") if output is None else output
 
 
-def short(path: str) -> str:
+def short_path(path: str) -> str:
     """A model's name for titles: the last folders of a long path."""
     parts = Path(path).parts
     return path if len(path) <= 40 else str(Path("…", *parts[-2:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ class Table:
         names = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
         if names:
             differing = ", ".join(
-                f"{name} {known.get(name)} of {short(other, model)} and {settings.get(name)} of {short(model, other)}"
+                f"{name} {known.get(name)} of {name_beside(other, model)} and {settings.get(name)} of {name_beside(model, other)}"
                 for name in names
             )
             raise ValueError(
@@ -43,10 +44,15 @@ def check_trained_lengths(lengths: Mapping[str, int]) -> None:
         lengths: L of each model, by its path.
     """
     if len(set(lengths.values())) > 1:
-        trained = ", ".join(f"{Path(path).name} {length}" for path, length in lengths.items())
+        trained = ", ".join(f"{model_name(path)} {length}" for path, length in lengths.items())
         raise ValueError(f"the models were trained at different lengths ({trained}). Compare them apart.")
 
 
-def short(path: str, other: str) -> str:
-    """The name of a model's folder, or its path where the other's folder is called alike."""
-    return path if Path(path).name == Path(other).name else Path(path).name
+def model_name(path: str) -> str:
+    """The last part of a model's path or hub name; for `.` and `..` the name of the folder that they mean."""
+    return Path(os.path.abspath(path)).name  # not resolved: a link has a name of its own
+
+
+def name_beside(path: str, other: str) -> str:
+    """The name of a model beside another one: its path where both names are the same."""
+    return path if model_name(path) == model_name(other) else model_name(path)

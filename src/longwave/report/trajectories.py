@@ -24,8 +24,6 @@ def trajectories_of_model(path: str, methods: Sequence[str] | None = None) -> di
     Raises:
         ValueError: for a method that needs trained weights, unless the model has them.
     """
-    if methods is not None and not methods:
-        raise ValueError("no methods given. Write for example --methods none,ntk,yarn.")
     loaded = load(path, dtype="auto")
     handle = find_extension(loaded)
     own = handle.trajectories[0] if handle is not None else None

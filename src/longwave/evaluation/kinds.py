@@ -141,11 +141,13 @@ class Share(Quantity):
     def check(self, entry: dict[str, Any], outside: Outside) -> None:
         depths = ("by_depth",) if self.place else ()
         self.check_common(entry, ("trials", "correct", *depths), outside)
-        if not all(isinstance(hit, bool) for hit in outside.filled(entry["correct"], "correct")):
+        hits = outside.filled(entry["correct"], "correct")
+        if not all(isinstance(hit, bool) for hit in hits):
             raise outside.damaged("its correct must be true or false for each trial")
         if self.mapped:
             outside.require(entry, ("depths",), "an entry of lengths")
-            outside.numbers(dict(enumerate(outside.filled(entry["depths"], "depths"))), range(len(entry["correct"])))
+        if self.place and "depths" in entry:
+            outside.series(entry["depths"], "depths", len(hits))
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,7 @@ class Quantity(ABC):
         if entry["factor"] is not None:
             outside.numbers(entry, ("factor",))
         if entry["interval"] is not None:
-            outside.numbers(dict(enumerate(outside.filled(entry["interval"], "interval"))), (0, 1))
-        for part in (entry.get(self.parts.key) if self.parts else None) or ():
-            outside.numbers(part, self.parts.numbers if self.parts else ())
+            outside.series(entry["interval"], "interval", 2)
+        if self.parts is not None and entry.get(self.parts.key):
+            for part in outside.filled(entry[self.parts.key], self.parts.key):
+                outside.numbers(part, self.parts.numbers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from longwave.checkpoints.load import load
+from longwave.checkpoints.outline import outline
 from longwave.evaluation.subjects import TRAINING_FREE
 from longwave.extensions.attach import rope_of
 from longwave.extensions.handle import find_extension, is_trained
@@ -24,7 +25,9 @@ def trajectories_of_model(path: str, methods: Sequence[str] | None = None) -> di
     Raises:
         ValueError: for a method that needs trained weights, unless the model has them.
     """
-    loaded = load(path, dtype="auto")
+    loaded = outline(path)  # frequencies need no weights
+    if loaded is None:
+        loaded = load(path, dtype="auto")
     handle = find_extension(loaded)
     own = handle.trajectories[0] if handle is not None else None
     rope, most = (own.rope, own.max_factor) if own is not None else (rope_of(loaded), PLAIN_FACTOR)

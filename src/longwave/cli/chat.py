@@ -15,6 +15,7 @@ from longwave.cli.generating import Method, To
 from longwave.cli.options import Model, check_inputs
 from longwave.cli.settings import with_settings
 from longwave.extensions.decoding import NEW_TOKENS, Decoding
+from longwave.memory import is_out_of_memory
 from longwave.settings import setting
 
 if TYPE_CHECKING:
@@ -143,6 +144,11 @@ class Session:
             return
         except ValueError as error:
             self.fail(f"error: {error}")
+            return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.fail("error: the memory does not suffice for this turn. Say it in fewer words, or start over: /reset.")
             return
         sys.stdout.flush()
         speed = (talk.length - before) / (time.perf_counter() - started)

@@ -118,6 +118,7 @@ def evaluator_of(path: str, dtype: torch.dtype, device: torch.device) -> Evaluat
     return Evaluator(path, reader.tokenizer, reader.digest, _limit(model), model)
 
 
+@lru_cache(maxsize=4)  # weights are read whole: gigabytes
 def digest_of(path: str) -> str:
     """What an evaluator is, whatever its folder is called: hex SHA-256 of its files' hashes, the first 20 digits."""
     if not path:

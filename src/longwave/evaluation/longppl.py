@@ -144,7 +144,7 @@ def longppl(
     """
     from longwave.data.prompts import check_ids
     from longwave.evaluation.keyloss import Judged
-    from longwave.evaluation.loss import Scorer
+    from longwave.evaluation.loss import Scorer, evaluating
     from longwave.extensions.reach import check_lengths
 
     check_lengths(model, lengths)
@@ -153,9 +153,5 @@ def longppl(
     check_ids(texts.tokens, model, texts.tokenizer)
     judged, reading = Judged(texts, evaluator, choice), Reading(**how)
     scorer = Scorer(model, block_elements=reading.block_elements)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return [judged.at_length(model, scorer, each, reading) for each in plans]
-    finally:
-        model.train(training)

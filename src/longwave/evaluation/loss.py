@@ -17,6 +17,17 @@ from longwave.extensions.sites import host_of
 BLOCK_ELEMENTS = 2**24  # logits alive at a time: 64 MiB in float32
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, the model is in eval mode; afterwards it is in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
 class Scorer:
     """-ln p(token | all tokens before it) for the last tokens of each row, its head applied in blocks.
 

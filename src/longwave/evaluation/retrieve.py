@@ -11,7 +11,7 @@ from torch import nn
 from longwave.data.prompts import check_ids
 from longwave.evaluation.base import Reading
 from longwave.evaluation.lengths import parse_lengths
-from longwave.evaluation.loss import Scorer
+from longwave.evaluation.loss import Scorer, evaluating
 from longwave.evaluation.retrieval import LengthRetrieval, Retrieval
 from longwave.evaluation.trials import Prompts, Trial
 from longwave.evaluation.windows import rows_per_batch
@@ -52,12 +52,8 @@ def retrieve(model: nn.Module, quiz: Quiz, lengths: str | Iterable[int | str], h
     check_lengths(model, counts)
     asked = {length: quiz.draw(model, length) for length in counts}
     scorer = Scorer(model, block_elements=how.block_elements)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         results = [_at_length(model, scorer, length, trials, how) for length, trials in asked.items()]
-    finally:
-        model.train(training)
     return Retrieval(original, tuple(results))
 
 

@@ -215,8 +215,18 @@ def test_plot_of_two_models_and_of_two_runs(
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
-    assert run("plot", tmp_path / "a", f"other={tmp_path / 'c'}", "--force", "-o", tmp_path / "mixed.svg") == 0
-    assert (tmp_path / "mixed.svg").stat().st_size > 10_000
+    mixed = tmp_path / "new" / "folder" / "mixed.svg"
+    assert run("plot", tmp_path / "a", f"other={tmp_path / 'c'}", "--force", "-o", mixed) == 0
+    assert mixed.stat().st_size > 10_000
+
+
+def test_a_figure_of_an_earlier_record_does_not_stay(plain: Path, book: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ("perplexity", plain, "--data", book, "--lengths", "2x", "--windows", 2, "--methods", "none", "-o", out)
+    assert run(*asked, "--protocol", "overlap", "--by-position", 4) == 0
+    assert (out / "perplexity-by-position.png").exists()
+    assert run(*asked, "--protocol", "overlap", "--overwrite") == 0
+    assert sorted(path.name for path in out.iterdir()) == ["perplexity.json", "perplexity.png"]
 
 
 def test_a_command_that_was_stopped_goes_on(

@@ -51,6 +51,7 @@ def plot(
     for table in shown.tables():
         console.print(table)
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         notes = (shown.note, "not comparable" if force else "")
         save(shown.figure(title or shown.title, " · ".join(note for note in notes if note)), output)
         console.print(f"written: {output}", highlight=False, soft_wrap=True)

@@ -27,9 +27,9 @@ class Table:
         other, known = self._first
         names = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
         if names:
+            one, two = name_beside(other, model), name_beside(model, other)
             differing = ", ".join(
-                f"{name} {known.get(name)} of {name_beside(other, model)} and {settings.get(name)} of {name_beside(model, other)}"
-                for name in names
+                f"{name} {known.get(name)} of {one} and {settings.get(name)} of {two}" for name in names
             )
             raise ValueError(
                 f"the rows of {self.step} differ in their settings ({differing}) and cannot be compared. Models with "

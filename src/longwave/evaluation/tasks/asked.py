@@ -66,6 +66,7 @@ class TaskSettings(Settings):
             )  # fmt: skip
         return run_tasks(
             opened.model, opened.tokenizer, [name.strip() for name in (self.tasks or "").split(",") if name.strip()],
-            limit=self.limit, max_length=self.max_length, factor=self.factor, truncate=self.truncate or "left", chat=self.chat,
-            lengths=parse_lengths(self.lengths, original_length) if self.lengths else (), seed=self.seed,
+            limit=self.limit, max_length=self.max_length, factor=self.factor, truncate=self.truncate or "left",
+            lengths=parse_lengths(self.lengths, original_length) if self.lengths else (), chat=self.chat,
+            seed=self.seed,
         )  # fmt: skip

@@ -125,6 +125,13 @@ def test_the_whole_demo_and_its_second_start(base: Path, tmp_path: Path) -> None
     assert again["perplexity"]["rows"] == result["perplexity"]["rows"]
     assert again["passkey"]["rows"] == result["passkey"]["rows"]
 
+    # Equal in settings, data and targets to what the commands write: one picture holds both.
+    asked = [str(base), "--lengths", ",".join(TINY.lengths), "--methods", "linear"]
+    heldout = ["--data", str(output / "text" / "heldout.jsonl"), "--windows", str(TINY.windows)]
+    for command, more in (("perplexity", heldout), ("passkey", ["--trials", str(TINY.trials)])):
+        assert main([command, *asked, *more, "-o", str(tmp_path / command)]) == 0
+        assert main(["plot", str(output / f"{command}.json"), f"again={tmp_path / command}"]) == 0
+
     ratios = comparisons(result["perplexity"])
     expected = rows["CLEX, tuned"][1]["ppl"] / rows["NTK, tuned"][1]["ppl"]
     assert math.isclose(ratios["CLEX / NTK, tuned"][1].value, expected, rel_tol=1e-9)

@@ -107,13 +107,11 @@ class Source:
         return weight_files(self.model)
 
     def factor(self, factor: float | None, length: int | None) -> float:
-        """t from what the user gave; by default that of a static schedule, or else the model's largest.
+        """t from the one that the user gave; by default that of a static schedule, or else the model's largest.
 
         Raises:
-            ValueError: if both are given, or the model does not reach that far.
+            ValueError: if the model does not reach that far.
         """
-        if factor is not None and length is not None:
-            raise ValueError("give the length factor or the length in tokens, not both: --factor 8 or --to 32768.")
         own = self.extension
         if length is not None:
             if 1 <= length < own.original_length:

@@ -20,7 +20,8 @@ class Candidate:
     Arguments:
         path: a folder, or a name on a hub.
         name: what its rows are called; candidates of one name are runs (seeds) of the same thing.
-        methods: to measure it under, `own` for its own one, if it has one; empty for that, or the training-free ones.
+        methods: those that it is measured under. `own` stands for the method that the model was extended with. None
+            given: that method, or for a plain model the training-free ones.
     """
 
     path: str
@@ -48,7 +49,7 @@ class Candidate:
 
     @property
     def _plain_specs(self) -> tuple[str, ...]:
-        """As `default_specs` of the loaded model: on scaling that is not recognised no other method is put."""
+        """The training-free methods. They would scale a model twice that has RoPE scaling that longwave cannot read."""
         return ("none",) if unrecognised_scaling(self.folder) else TRAINING_FREE
 
 

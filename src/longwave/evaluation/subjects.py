@@ -9,16 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from longwave.checkpoints.scaled import unrecognised
 from longwave.extensions.attach import extended, suspended
 from longwave.extensions.handle import find_extension, is_trained
 from longwave.extensions.log_n import log_n_of
 from longwave.extensions.reach import original_length_of
 from longwave.extensions.sites import host_of
-from longwave.methods import METHODS, parse_method
+from longwave.methods import METHODS, parse_method, without_weights
 from longwave.schedule import Schedule, factor_of
 
 TRAINING_FREE = ("none", "linear", "ntk", "yarn")
+PLAIN_FACTOR = 16.0  # the largest t that a plain model is shown at
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,6 @@ class Subject:
         return {"label": self.label, **asdict(self)}
 
 
-def default_specs(model: nn.Module) -> list[str]:
-    """Its own method for an extended model, the training-free ones for any other.
-
-    A plain model with RoPE scaling that no method of ours recognises is measured as it is: another method would
-    scale it twice, and only who asks for that gets it.
-    """
-    handle = find_extension(model)
-    if handle is not None:
-        return [handle.method]
-    return ["none"] if unrecognised(model) else list(TRAINING_FREE)
-
-
 @contextmanager
 def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subject]:
     """Within, the model runs under `METHOD[@SCHEDULE]`; afterwards it is as before.
@@ -75,10 +63,7 @@ def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subje
     handle = find_extension(model)
     own = handle is not None and handle.method == method.name
     if method.trained and not (own and is_trained(model)):
-        raise ValueError(
-            f"{method.name} needs trained weights, and this model has none. Run `longwave train` first, "
-            f"or choose among {', '.join(name for name, m in METHODS.items() if not m.trained)}."
-        )
+        raise without_weights(method)
     exponent = log_n_of(host_of(model))
     if handle is not None and own:
         with handle.dial.held() as dial:

@@ -15,7 +15,7 @@ from longwave.extensions.attach import extend, restore, rope_of
 from longwave.extensions.handle import extension, find_extension
 from longwave.files import read_object
 from longwave.layout import TRAINING
-from longwave.methods import parse_method
+from longwave.methods import parse_method, without_weights
 from longwave.schedule import Static, factor_of
 
 FACTOR = 8.0  # of a method without a reach of its own
@@ -82,10 +82,7 @@ def _extended(model: PreTrainedModel, method: str, factor: float | None, length:
     restore(follow_config(model))
     spec, schedule = parse_method(method)
     if spec.trained:
-        raise ValueError(
-            f"{spec.name} needs trained weights. Run `longwave train` first, or take a closed form: see "
-            "`longwave methods`."
-        )
+        raise without_weights(spec)
     if length is not None and factor is None:
         factor = factor_of(length, rope_of(model).original_length)
     reach = FACTOR if factor is None else factor

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 from longwave.checkpoints.load import load
 from longwave.checkpoints.outline import outline
-from longwave.evaluation.subjects import TRAINING_FREE
+from longwave.evaluation.subjects import PLAIN_FACTOR, TRAINING_FREE
 from longwave.extensions.attach import rope_of
 from longwave.extensions.handle import find_extension, is_trained
-from longwave.methods import parse_method
+from longwave.methods import parse_method, without_weights
 from longwave.trajectory import Trajectory
-
-PLAIN_FACTOR = 16.0  # the largest t drawn for a model that sets none
 
 
 def trajectories_of_model(path: str, methods: Sequence[str] | None = None) -> dict[str, Trajectory]:
@@ -37,7 +35,7 @@ def trajectories_of_model(path: str, methods: Sequence[str] | None = None) -> di
         if own is not None and own.name == method.name and is_trained(loaded):
             found[method.name] = own
         elif method.trained:
-            raise ValueError(f"{method.name} needs trained weights, and {path} has none. Leave it out of --methods.")
+            raise without_weights(method, path)
         else:
             found[method.name] = method.build(rope, most)
     return found

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longwave.cli.evaluating import Asked
+from longwave.cli.options import DATA_HELP
 from longwave.evaluation.alike import model_name
 
 if TYPE_CHECKING:
@@ -26,9 +27,7 @@ Suite = Annotated[
 ]
 Texts = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--data", metavar="PATH", help="Text, jsonl, json, csv, parquet, arrow: a file or a folder; repeatable."
-    ),
+    typer.Option("--data", metavar="PATH", help=DATA_HELP),
 ]
 Folder = Annotated[
     Path | None,

@@ -137,11 +137,11 @@ def expected(model: PreTrainedModel, factor: float, prompt: Sequence[int], answe
     return found
 
 
-def passages(tokenizer_folder: Path, longest: int, shortest: int, new_tokens: int = NEW_TOKENS) -> list[list[int]]:
+def passages(tokenizer_folder: Path, longest: int, shortest: int) -> list[list[int]]:
     """Prompts of plain text, from `shortest` tokens to `longest`, with room for the answer."""
     tokenizer = load_tokenizer(tokenizer_folder)
     ids = tokenizer(TEXT, add_special_tokens=False, verbose=False)["input_ids"]
-    longest = max(1, longest - new_tokens)
+    longest = max(1, longest - NEW_TOKENS)
     whole = ids * (longest // len(ids) + 1)
     lengths = np.linspace(min(shortest, longest), longest, PASSAGES).astype(int)
     return [whole[:length] for length in dict.fromkeys(lengths.tolist())]

@@ -37,7 +37,6 @@ def curve_figure(
     original_length: int,
     title: str | None = None,
     subtitle: str | None = None,
-    bands: bool = True,
 ) -> Figure:
     """A quantity by context length, with 95 % bands.
 
@@ -53,7 +52,7 @@ def curve_figure(
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(lambda value, _: quantity.text(value))
     axes.set_ylabel(quantity.noun)
-    _lines(axes, curves, bands=bands)
+    _lines(axes, curves)
     if quantity.scale == "log":
         plain_ticks(axes)
     return figure
@@ -117,13 +116,12 @@ def tidy(axes: Axes) -> Axes:
     return axes
 
 
-def _lines(axes: Axes, curves: Sequence[Curve], *, bands: bool = True) -> None:
+def _lines(axes: Axes, curves: Sequence[Curve]) -> None:
     for index, curve in enumerate(curves):
         values = [value.value for value in curve.values]
         low, high = ([getattr(value, bound) for value in curve.values] for bound in ("low", "high"))
         style = style_of(index)
-        if bands:
-            axes.fill_between(curve.lengths, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axes.fill_between(curve.lengths, low, high, color=style["color"], alpha=0.18, linewidth=0)
         axes.plot(curve.lengths, values, linewidth=1.8, **style)
     _label_ends(axes, curves)
 

@@ -10,7 +10,7 @@ import typer
 
 from longwave.cli.options import Json, Overwrite
 from longwave.evaluation.lengths import check_spelling
-from longwave.evaluation.windows import rows_per_batch
+from longwave.evaluation.windows import TOKENS_PER_BATCH, rows_per_batch
 
 if TYPE_CHECKING:
     from longwave.evaluation.candidates import Candidate
@@ -71,7 +71,7 @@ class Asked:
     as_json: Json = False
     dtype: Dtype = "auto"
     device: Device = None
-    tokens_per_batch: Batch = 8192
+    tokens_per_batch: Batch = TOKENS_PER_BATCH
 
     def __post_init__(self) -> None:
         check_spelling(self.lengths)

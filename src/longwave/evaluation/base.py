@@ -10,6 +10,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from longwave import settings as base
+from longwave.evaluation.windows import TOKENS_PER_BATCH
 from longwave.names import unknown
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from longwave.evaluation.quantity import Quantity
 
+BLOCK_ELEMENTS = 2**24  # logits alive at a time: 64 MiB in float32
 Progress = Callable[[int], None]
 Kind = TypeVar("Kind", bound=base.Settings)
 
@@ -56,8 +58,8 @@ class Reading:
     """
 
     original_length: int | None = None
-    tokens_per_batch: int = 8192
-    block_elements: int = 2**24  # 64 MiB in float32
+    tokens_per_batch: int = TOKENS_PER_BATCH
+    block_elements: int = BLOCK_ELEMENTS
     progress: Progress | None = None
 
     def told(self, tokens: int) -> None:
@@ -84,7 +86,7 @@ class Inputs:
     lengths: Sequence[int]
     original_length: int
     given: Text | None = None
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int = TOKENS_PER_BATCH
 
     @property
     def text(self) -> Text:

@@ -24,9 +24,9 @@ from longwave.evaluation.lengths import doublings, parse_lengths
 from longwave.evaluation.merging import merged
 from longwave.evaluation.results import Record, record
 from longwave.evaluation.sketches import Outline, Sketch
-from longwave.evaluation.subjects import under
+from longwave.evaluation.subjects import PLAIN_FACTOR, under
 from longwave.evaluation.suites import Step
-from longwave.evaluation.windows import rows_per_batch
+from longwave.evaluation.windows import TOKENS_PER_BATCH, rows_per_batch
 from longwave.extensions.reach import check_lengths, original_length_of
 from longwave.methods import parse_method
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from longwave.models import Opened
 
-MOST = 16.0  # times L, by default
 POLL = 1.0  # seconds between looks at cells that another process computes
 
 
@@ -62,7 +61,7 @@ class Comparison:
     data: Sequence[Path] = ()
     lengths: str | None = None
     setup: Mapping[str, Any] = field(default_factory=dict)
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int = TOKENS_PER_BATCH
 
     def __post_init__(self) -> None:
         for step in self.steps:
@@ -73,7 +72,7 @@ class Comparison:
                 parse_method(spec)
         if self.lengths is None:
             reach = [candidate.extension[1] for candidate in self.candidates if candidate.extension is not None]
-            self.lengths = doublings(min([MOST, *reach]))
+            self.lengths = doublings(min([PLAIN_FACTOR, *reach]))
         self.store = Store(self.folder)
         self._loaded: tuple[str, Opened] | None = None
         self._texts: dict[str, Text] = {}  # by the model's path, and by the tokenizer's identity
@@ -98,25 +97,26 @@ class Comparison:
         """All cells, model by model."""
         found, identities = [], {path: fingerprint(folder) for path, folder in self.folders.items()}
         refuse_copies(self.candidates, identities)
-        measured = {
-            step.name: {"schema": step.evaluation.schema, "settings": step.settings.as_dict()}
-            | step.evaluation.depends(step.settings)
+        data, shared = data_identity(self.hashes), {"setup": dict(self.setup), "versions": versions()}
+        of_step = {
+            step.name: {
+                "evaluation": {"schema": step.evaluation.schema, "settings": step.settings.as_dict()}
+                | step.evaluation.depends(step.settings),
+                "lengths": step.lengths or self.lengths,
+                "data": data if step.evaluation.needs_data else [],
+            }
             for step in self.steps
         }
         for candidate in self.candidates:
             for spec in candidate.specs:
-                for step in self.steps:
-                    depends = {
-                        "model": identities[candidate.path],
-                        "method": spec,
-                        "evaluation": measured[step.name],
-                        "lengths": step.lengths or self.lengths,
-                        "data": data_identity(self.hashes) if step.evaluation.needs_data else [],
-                        "setup": dict(self.setup),
-                        "versions": versions(),
-                    }
-                    name = label(self.candidates, candidate, spec)
-                    found.append(Cell(name, candidate.path, spec, step.name, depends))
+                name, row = (
+                    label(self.candidates, candidate, spec),
+                    {"model": identities[candidate.path], "method": spec},
+                )
+                found += [
+                    Cell(name, candidate.path, spec, step, {**row, **measured, **shared})
+                    for step, measured in of_step.items()
+                ]
         return found
 
     def missing(self) -> list[Cell]:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from longwave.evaluation.base import BLOCK_ELEMENTS
 from longwave.extensions.sites import host_of
-
-BLOCK_ELEMENTS = 2**24  # logits alive at a time: 64 MiB in float32
 
 
 @contextmanager

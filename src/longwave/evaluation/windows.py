@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 DEFAULT_WINDOWS = 64
+TOKENS_PER_BATCH = 8192
 DEFAULT_CHUNK = 4096  # of the official CLEX evaluation
 
 

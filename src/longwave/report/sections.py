@@ -9,7 +9,9 @@ from typing import Any
 
 import longwave.report.figures as draw
 from longwave.evaluation.quantity import BY_DEPTH, BY_POSITION
+from longwave.evaluation.statistics import Interval
 from longwave.evaluation.windows import scores_same_targets
+from longwave.evaluation.writing import counted
 from longwave.report.groups import Group
 from longwave.report.markup import Markup, element, join, scroll, table
 from longwave.report.plots import COLOURS, curve_figure
@@ -83,19 +85,19 @@ def _table(group: Group, caption: str) -> Markup:
     head = [element("th", "row", scope="col")]
     for length in group.lengths:
         head.append(element("th", group.ratio(length), element("br"), f"{length:,}", scope="col"))
-    body = []
+    best, body = {length: group.best(length) for length in group.lengths}, []
     for curve in group.curves:
-        cells = [element("th", curve.name, scope="row")]
-        for length in group.lengths:
-            value = group.values(length).get(curve.label)
-            if value is None:
-                cells.append(element("td", "–"))
-                continue
-            between = element("small", group.quantity.bounds(value)) if value.low != value.high else None
-            best = "best" if curve.label in group.best(length) else None
-            cells.append(element("td", group.quantity.text(value.value), between, class_=best))
-        body.append(element("tr", *cells))
+        at = curve.at()
+        cells = [_cell(group, at.get(length), curve.label in best[length]) for length in group.lengths]
+        body.append(element("tr", element("th", curve.name, scope="row"), *cells))
     return table(caption, head, body)
+
+
+def _cell(group: Group, value: Interval | None, best: bool) -> Markup:
+    if value is None:
+        return element("td", "–")
+    between = element("small", group.quantity.bounds(value)) if value.low != value.high else None
+    return element("td", group.quantity.text(value.value), between, class_="best" if best else None)
 
 
 def _positions(group: Group, pen: Pen) -> list[Markup]:
@@ -152,8 +154,8 @@ def scored(source: Source) -> Section:
 def trained(training: Training, pen: Pen) -> Section:
     rows, tail = training.rows, training.rows[-10:]
     mean = sum(row["loss"] for row in tail) / len(tail)
-    steps = f"{len(rows):,} steps" if len(rows) > 1 else "1 step"
-    tokens = f", {rows[-1]['tokens']:,} tokens" if "tokens" in rows[-1] else ""
+    steps = counted(len(rows), "step")
+    tokens = f", {counted(rows[-1]['tokens'], 'token')}" if "tokens" in rows[-1] else ""
     losses = f"Loss {rows[0]['loss']:.3f} at the first step, {mean:.3f} as the mean of the last {len(tail)}."
     summary = [f"{steps}{tokens}. {losses}"]
     caption = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from longwave.exporters.source import Source
+from longwave.methods.scaling import RECORD
 from longwave.trajectory import Snapshot
 
 KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
@@ -48,7 +49,7 @@ def hf_config(source: Source, snapshot: Snapshot) -> dict[str, Any]:
         text["head_dim"] = source.head_dim
     if "original_max_position_embeddings" in text:
         text["original_max_position_embeddings"] = length
-    config["longwave"] = _record(source, snapshot)  # for `longwave.load`; engines pass over it
+    config[RECORD] = _record(source, snapshot)  # for `longwave.load`; engines pass over it
     return config
 
 

@@ -22,6 +22,7 @@ from longwave.exporters.source import Source
 from longwave.extensions.sites import find_sites
 from longwave.extensions.standin import frequency_name
 from longwave.files import write_json
+from longwave.layout import CONFIG
 from longwave.trajectory import Snapshot
 
 
@@ -36,7 +37,7 @@ class FolderPlan(Plan):
     def write(self, folder: Path) -> None:
         copy_weights(self.source.model, folder, self.source.dropped)
         copy_beside(self.source, self.snapshot, folder)
-        write_json(folder / "config.json", self.config)
+        write_json(folder / CONFIG, self.config)
 
 
 def plan_folder(source: Source, snapshot: Snapshot) -> FolderPlan:
@@ -85,7 +86,7 @@ def is_interleaved(source: Source) -> bool:
 def _misread(config: dict[str, Any], source: Source, snapshot: Snapshot) -> str | None:
     """What a plain model built from the config has that it should not; None if all is as meant."""
     with tempfile.TemporaryDirectory() as scratch:
-        write_json(Path(scratch) / "config.json", config)
+        write_json(Path(scratch) / CONFIG, config)
         try:
             model = skeleton(Path(scratch))
             sites = find_sites(model)

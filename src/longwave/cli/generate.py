@@ -40,8 +40,8 @@ def generate(
 ) -> None:
     """Continue a text, at the length factor that its length asks for.
 
-    Prints the new text on stdout, and a line about lengths, t and speed on stderr. With --method any local model
-    is extended on the spot, without training.
+    Prints the new text on stdout, and a line about lengths, t and speed on stderr. --method extends a plain model for
+    this text, without training.
 
     Examples:
 

@@ -29,8 +29,8 @@ class LongPPLSettings(Settings):
     windows: int | None = setting(None, "Texts of each length; default 64 or what fits, 0 for all.")
     trunc_len: int = setting(Choice.trunc_len, "Tokens of the short context; every length must exceed it.")
     sliding_window: int = setting(Choice.sliding_window, "Tokens that share the start of a short context.")
-    alpha: float = setting(Choice.alpha, "Key is what has a loss that much higher with the short context, in nats.")
-    beta: float = setting(Choice.beta, "And -ln p below minus that with the whole text, in nats.")
+    alpha: float = setting(Choice.alpha, "The short context raises the loss of a key token by more, in nats.")
+    beta: float = setting(Choice.beta, "With the whole text, ln p of a key token is above this, in nats.")
 
     @property
     def choice(self) -> Choice:

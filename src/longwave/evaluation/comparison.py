@@ -97,22 +97,20 @@ class Comparison:
         """All cells, model by model."""
         found, identities = [], {path: fingerprint(folder) for path, folder in self.folders.items()}
         refuse_copies(self.candidates, identities)
-        data, shared = data_identity(self.hashes), {"setup": dict(self.setup), "versions": versions()}
+        shared = {"setup": dict(self.setup), "versions": versions()}
         of_step = {
             step.name: {
                 "evaluation": {"schema": step.evaluation.schema, "settings": step.settings.as_dict()}
                 | step.evaluation.depends(step.settings),
                 "lengths": step.lengths or self.lengths,
-                "data": data if step.evaluation.needs_data else [],
+                "data": data_identity(self.hashes) if step.evaluation.needs_data else [],
             }
             for step in self.steps
         }
         for candidate in self.candidates:
             for spec in candidate.specs:
-                name, row = (
-                    label(self.candidates, candidate, spec),
-                    {"model": identities[candidate.path], "method": spec},
-                )
+                name = label(self.candidates, candidate, spec)
+                row = {"model": identities[candidate.path], "method": spec}
                 found += [
                     Cell(name, candidate.path, spec, step, {**row, **measured, **shared})
                     for step, measured in of_step.items()

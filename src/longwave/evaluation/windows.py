@@ -14,13 +14,14 @@ DEFAULT_CHUNK = 4096  # of the official CLEX evaluation
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of one length: window w is stream[end_w - length : end_w], its last `scored_w` tokens count.
+    """Windows of one length: window w is stream[end_w - length : end_w].
 
     Arguments:
-        length: tokens of a window, all of them context.
+        length: tokens of a window.
         ends: exclusive end of each window in the stream, ascending.
-        scored: how many tokens of each window are scored: the last ones, or all but the first of each chunk.
-        chunk: tokens of the chunks that a window is read in, None for all of it at once.
+        scored: how many tokens of each window are scored. They are its last tokens; in a window that is read in chunks,
+            they are all tokens but the first of each chunk.
+        chunk: tokens of a chunk; None for a window that is read at once.
     """
 
     length: int
@@ -29,11 +30,15 @@ class Windows:
     chunk: int | None = None
 
     def positions(self) -> list[int]:
-        """Places in a window, from 0, of the tokens that are scored, for protocols that score windows whole."""
+        """Places of the scored tokens in a window, from 0, under a protocol that scores windows whole."""
         return [place for place in range(1, self.length) if place % (self.chunk or self.length)]
 
     def batches(self, tokens_per_batch: int) -> list[slice]:
-        """Runs of windows that score as many tokens each, at most `tokens_per_batch` tokens together, or one."""
+        """Slices of the windows that are read together.
+
+        The windows of a batch score equally many tokens each. A batch has at most `tokens_per_batch` tokens, or one
+        window if that is longer.
+        """
         size = rows_per_batch(tokens_per_batch, self.length)
         cuts = [0]
         for w in range(1, len(self.ends) + 1):
@@ -51,7 +56,7 @@ def rows_per_batch(tokens_per_batch: int, length: int) -> int:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a protocol; each reads what concerns it. The arguments of `plan`."""
+    """The arguments of `plan` that a protocol may need; each protocol reads its own."""
 
     windows: int | None
     targets: int

@@ -54,7 +54,11 @@ def hf_config(source: Source, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def unknown_key(source: Source) -> str | None:
-    """Keys that other code than the rotary module reads, and may read otherwise beside `longrope`."""
+    """Why a key of the model's rope_parameters cannot stay in the export; None if there is no such key.
+
+    Attention code outside the rotary module may read a key that is neither kept nor replaced here. What it does with
+    the key beside `longrope` is not known.
+    """
     _, own = _ropes(source, _text_part(source, {**source.config}))
     unknown = [
         key for key, value in own.items() if key not in KEPT + REPLACED and value and not isinstance(value, dict)

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalL
 from longwave.cli.main import main
 from longwave.demo.corpus import stdlib_files, write_corpus
 from longwave.demo.journal import Journal
-from longwave.demo.plan import ROWS, Settings
+from longwave.demo.plan import ROWS, DemoSettings
 from longwave.demo.run import BASE, run_demo
 from longwave.demo.summary import comparisons, show
 from longwave.evaluation.registry import EVALUATIONS
@@ -25,7 +25,7 @@ from longwave.evaluation.statistics import Interval
 from longwave.files import read_json
 from longwave.report.tables import curve_table
 
-TINY = Settings(max_factor=2, steps=2, batch_size=2, lengths=("1x", "2x"), windows=3, trials=2, text=5_000)
+TINY = DemoSettings(max_factor=2, steps=2, batch_size=2, lengths=("1x", "2x"), windows=3, trials=2, text=5_000)
 
 
 def quiet() -> Console:

@@ -20,7 +20,7 @@ from longwave.report.groups import grouped, told_apart
 from longwave.report.html import page
 from longwave.report.markup import Markup, element
 from longwave.report.plots import curve_figure, save
-from longwave.report.sources import Source, Training, check_metrics, read_source
+from longwave.report.sources import RecordFile, Training, check_metrics, read_source
 from longwave.report.summary import summary
 from longwave.rope import Rope
 
@@ -63,8 +63,8 @@ class Read(HTMLParser):
         return sum(tag == name for tag, _ in self.elements)
 
 
-def sources(*records: Record) -> list[Source]:
-    return [Source(Path(f"run{index}/record.json"), value) for index, value in enumerate(records)]
+def sources(*records: Record) -> list[RecordFile]:
+    return [RecordFile(Path(f"run{index}/record.json"), value) for index, value in enumerate(records)]
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_equal_labels_are_runs_only_under_other_training_seeds() -> None:
     assert list(group.rows) == ["clex (a)", "clex (b)"]
     (group,) = grouped(sources(perplexity(values), perplexity(values)))
     assert list(group.rows) == ["clex (run0/record.json)", "clex (run1/record.json)"]
-    (group,) = grouped([Source(Path("r.json"), perplexity(values))] * 2)
+    (group,) = grouped([RecordFile(Path("r.json"), perplexity(values))] * 2)
     assert list(group.rows) == ["clex (r.json)", "clex (r.json) #2"]
 
 

@@ -36,7 +36,7 @@ def demo(
     from rich.console import Console
     from transformers.utils import logging
 
-    from longwave.demo.plan import QUICK, Settings
+    from longwave.demo.plan import QUICK, DemoSettings
     from longwave.demo.run import run_demo
     from longwave.demo.summary import numbers, show
 
@@ -45,7 +45,7 @@ def demo(
         torch.set_num_threads(min(_cores(), 8))
     console = Console(stderr=as_json)
     try:
-        result = run_demo(output, QUICK if quick else Settings(), overwrite=overwrite, console=console)
+        result = run_demo(output, QUICK if quick else DemoSettings(), overwrite=overwrite, console=console)
     except KeyboardInterrupt:
         console.print("\ninterrupted: finished steps are kept, start again to go on")
         raise

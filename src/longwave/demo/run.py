@@ -23,7 +23,7 @@ from longwave.data.documents import read_documents
 from longwave.data.tokens import token_stream
 from longwave.demo.corpus import write_corpus
 from longwave.demo.journal import Journal
-from longwave.demo.plan import ROWS, TRAINING, Row, Settings, cpu_precision
+from longwave.demo.plan import ROWS, TRAINING, DemoSettings, Row, cpu_precision
 from longwave.evaluation.base import Inputs, Text
 from longwave.evaluation.lengths import parse_lengths
 from longwave.evaluation.passkey import PasskeySettings
@@ -39,7 +39,7 @@ BASE = Path(__file__).parent / "model"
 
 def run_demo(
     output: Path,
-    settings: Settings | None = None,
+    settings: DemoSettings | None = None,
     *,
     base: Path = BASE,
     overwrite: bool = False,
@@ -55,7 +55,7 @@ def run_demo(
     Raises:
         ValueError: if `output` holds something else, or a demo with other settings, unless `overwrite`.
     """
-    demo = Demo(output, settings or Settings(), base, console or Console(), overwrite)
+    demo = Demo(output, settings or DemoSettings(), base, console or Console(), overwrite)
     demo.collect_text()
     for row in ROWS:
         if row.fine_tuned:
@@ -67,7 +67,7 @@ def run_demo(
 class Demo:
     """The steps, and what several of them need."""
 
-    def __init__(self, output: Path, settings: Settings, base: Path, console: Console, overwrite: bool) -> None:
+    def __init__(self, output: Path, settings: DemoSettings, base: Path, console: Console, overwrite: bool) -> None:
         self.output, self.settings, self.base, self.console = output, settings, base, console
         known = {
             "base": sha256(base / "model.safetensors"),

@@ -25,8 +25,8 @@ Progress = Callable[[int], None]
 Kind = TypeVar("Kind", bound=base.Settings)
 
 
-class Entry(Protocol):
-    """What was measured at one length."""
+class Measured(Protocol):
+    """What was measured at one length; `to_json` makes an entry of a record of it."""
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -100,11 +100,11 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What an evaluation is going to do.
+class Cost:
+    """What an evaluation of a model under one method will cost.
 
     Arguments:
-        tokens: how many it will read, under one method.
+        tokens: how many it will read.
     """
 
     tokens: int
@@ -135,19 +135,20 @@ class Evaluation(ABC, Generic[Kind]):
     needs_data: ClassVar[bool] = False
 
     @abstractmethod
-    def plan(self, inputs: Inputs, settings: Kind) -> Plan:
-        """What `measure` will do.
+    def plan(self, inputs: Inputs, settings: Kind) -> Cost:
+        """What `measure` will cost.
 
         Arguments:
-            inputs: the model's parameters may be on the meta device: only their shapes count.
+            inputs: as for `measure`, but the model's parameters may be on the meta device: they have shapes and no
+                values.
 
         Raises:
             ValueError: for what cannot be measured.
         """
 
     @abstractmethod
-    def measure(self, inputs: Inputs, settings: Kind, progress: Progress) -> Iterable[Entry]:
-        """An entry for each length, in order; `progress` is told tokens as they are read."""
+    def measure(self, inputs: Inputs, settings: Kind, progress: Progress) -> Iterable[Measured]:
+        """Measure at each length, in order; `progress` is told the number of tokens after each read."""
 
     def recorded(self, inputs: Inputs, settings: Kind) -> dict[str, Any]:
         """The settings that a record states: rows are comparable where these are equal."""

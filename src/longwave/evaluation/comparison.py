@@ -14,7 +14,7 @@ from longwave.checkpoints.outline import outline
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes, data_identity
-from longwave.data.prompts import identity
+from longwave.data.prompts import tokenizer_identity
 from longwave.data.tokens import stream_and_starts
 from longwave.evaluation.alike import Table, check_trained_lengths
 from longwave.evaluation.base import Inputs, Text
@@ -23,7 +23,7 @@ from longwave.evaluation.cells import Cell, Store, fingerprint, versions
 from longwave.evaluation.lengths import doublings, parse_lengths
 from longwave.evaluation.merging import merged
 from longwave.evaluation.results import Record, record
-from longwave.evaluation.sketches import Outline, Sketch
+from longwave.evaluation.sketches import Sketch, Weightless
 from longwave.evaluation.subjects import PLAIN_FACTOR, under
 from longwave.evaluation.suites import Step
 from longwave.evaluation.windows import TOKENS_PER_BATCH, rows_per_batch
@@ -226,7 +226,7 @@ class Comparison:
     def _text(self, path: str, tokenizer: PreTrainedTokenizerBase) -> Text:
         """The data as tokens of a model; models with one tokenizer share them."""
         if path not in self._texts:
-            key = identity(tokenizer) or path
+            key = tokenizer_identity(tokenizer) or path
             if key not in self._texts:
                 self._texts[key] = Text(self.documents, *stream_and_starts(self.documents, tokenizer))
             self._texts[path] = self._texts[key]
@@ -237,7 +237,7 @@ class Comparison:
         model = outline(self.folders[path])
         if model is not None:
             try:
-                return Outline(model, load_tokenizer(self.folders[path]))
+                return Weightless(model, load_tokenizer(self.folders[path]))
             except (OSError, ValueError):
                 pass
         return self._get(path)

@@ -64,11 +64,11 @@ class Grid:
         return self.label + (f" ({self.runs} runs)" if self.runs > 1 else "")
 
 
-def identity(record: Record) -> dict[str, Any]:
-    """What must be equal in records that share a table, by name.
+def conditions(record: Record) -> dict[str, Any]:
+    """What was measured on what: the part of a record that must be equal in records that share a table, by name.
 
-    Data is known by its contents, in the order in which they were read: folders move, and windows are cut from the
-    order. Where every length scores the same targets, these are part of it: they follow from the longest length.
+    Data files are compared by their contents and their order: folders move, and windows are cut from the texts in
+    that order. Under the protocol same-targets the targets must be equal, too: they follow from the longest length.
     """
     data, settings = record.get("data"), record["settings"]
     same = scores_same_targets(settings or {})
@@ -92,8 +92,8 @@ def check_together(records: Sequence[Record], *, mixed: bool = False) -> None:
     """
     if not records:
         raise ValueError("no records to show.")
-    first = identity(records[0])
-    for other in (identity(each) for each in records[1:]):
+    first = conditions(records[0])
+    for other in (conditions(each) for each in records[1:]):
         for key in ("schema",) if mixed else first:
             if other[key] != first[key]:
                 which = f"settings ({_differing(first[key], other[key])})" if key == "settings" else key

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from longwave.evaluation.base import Entry, Evaluation, Inputs, Plan, Progress, Reading
+from longwave.evaluation.base import Cost, Evaluation, Inputs, Measured, Progress, Reading
 from longwave.evaluation.choice import Choice
 from longwave.evaluation.kinds import Loss
 from longwave.settings import Settings, setting
@@ -62,7 +62,7 @@ class LongPPLEvaluation(Evaluation[LongPPLSettings]):
         "longwave longppl MODEL --data books/ --evaluator LONG_CONTEXT_MODEL --lengths 2x,4x --trunc-len 1024",
     )
 
-    def plan(self, inputs: Inputs, settings: LongPPLSettings) -> Plan:
+    def plan(self, inputs: Inputs, settings: LongPPLSettings) -> Cost:
         from longwave.data.prompts import check_ids
         from longwave.evaluation.keytokens import reader_of
 
@@ -74,9 +74,9 @@ class LongPPLEvaluation(Evaluation[LongPPLSettings]):
         longest = max(plans, key=lambda each: each.length)
         for end in longest.ends:
             evaluator.encode(texts.text(end - longest.length, end)[0])  # refuses what the evaluator cannot read
-        return Plan(sum(len(each.ends) * (each.length + choice.cost(each.length)) for each in plans))
+        return Cost(sum(len(each.ends) * (each.length + choice.cost(each.length)) for each in plans))
 
-    def measure(self, inputs: Inputs, settings: LongPPLSettings, progress: Progress) -> Iterable[Entry]:
+    def measure(self, inputs: Inputs, settings: LongPPLSettings, progress: Progress) -> Iterable[Measured]:
         from longwave.evaluation.keytokens import evaluator_of
 
         weight = next(inputs.model.parameters())

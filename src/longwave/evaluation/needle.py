@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from longwave.evaluation.base import Entry, Evaluation, Inputs, Plan, Progress, split
+from longwave.evaluation.base import Cost, Evaluation, Inputs, Measured, Progress, split
 from longwave.evaluation.kinds import Share
 from longwave.evaluation.retrieval import Retrieval
 from longwave.settings import Settings, setting
@@ -64,10 +64,10 @@ class NeedleEvaluation(Evaluation[NeedleSettings]):
         'longwave needle out --data essays/ --needle "The vault opens with {key}." --question "The vault opens with"',
     )
 
-    def plan(self, inputs: Inputs, settings: NeedleSettings) -> Plan:
-        return Plan(self._quiz(inputs, settings).cost(inputs.model, inputs.lengths))
+    def plan(self, inputs: Inputs, settings: NeedleSettings) -> Cost:
+        return Cost(self._quiz(inputs, settings).cost(inputs.model, inputs.lengths))
 
-    def measure(self, inputs: Inputs, settings: NeedleSettings, progress: Progress) -> Iterable[Entry]:
+    def measure(self, inputs: Inputs, settings: NeedleSettings, progress: Progress) -> Iterable[Measured]:
         from longwave.evaluation.retrieve import retrieve
 
         quiz = self._quiz(inputs, settings)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from longwave.evaluation.base import Entry, Evaluation, Inputs, Plan, Progress, split
+from longwave.evaluation.base import Cost, Evaluation, Inputs, Measured, Progress, split
 from longwave.evaluation.kinds import Share
 from longwave.evaluation.retrieval import Retrieval
 from longwave.evaluation.templates import SHORT, TEMPLATES, Template
@@ -58,10 +58,10 @@ class PasskeyEvaluation(Evaluation[PasskeySettings]):
         "longwave passkey out --lengths 1x,2x,4x,8x,16x --trials 100 --template landmark",
     )
 
-    def plan(self, inputs: Inputs, settings: PasskeySettings) -> Plan:
-        return Plan(settings.quiz(inputs.tokenizer).cost(inputs.model, inputs.lengths))
+    def plan(self, inputs: Inputs, settings: PasskeySettings) -> Cost:
+        return Cost(settings.quiz(inputs.tokenizer).cost(inputs.model, inputs.lengths))
 
-    def measure(self, inputs: Inputs, settings: PasskeySettings, progress: Progress) -> Iterable[Entry]:
+    def measure(self, inputs: Inputs, settings: PasskeySettings, progress: Progress) -> Iterable[Measured]:
         from longwave.evaluation.retrieve import retrieve
 
         quiz = settings.quiz(inputs.tokenizer)

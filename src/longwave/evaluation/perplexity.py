@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from longwave.evaluation.base import Entry, Evaluation, Inputs, Plan, Progress, split
+from longwave.evaluation.base import Cost, Evaluation, Inputs, Measured, Progress, split
 from longwave.evaluation.kinds import Loss
 from longwave.evaluation.lengths import parse_lengths
 from longwave.evaluation.losses import Perplexity
@@ -84,12 +84,12 @@ class PerplexityEvaluation(Evaluation[PerplexitySettings]):
         "longwave perplexity out --data proofs.jsonl --lengths 8x --protocol truncate --by-position 32",
     )
 
-    def plan(self, inputs: Inputs, settings: PerplexitySettings) -> Plan:
+    def plan(self, inputs: Inputs, settings: PerplexitySettings) -> Cost:
         plans = self._windows(inputs, settings)
         settings.check(inputs.model, inputs.text.tokens, inputs.tokenizer)
-        return Plan(sum(windows.length * len(windows.ends) for windows in plans))
+        return Cost(sum(windows.length * len(windows.ends) for windows in plans))
 
-    def measure(self, inputs: Inputs, settings: PerplexitySettings, progress: Progress) -> Iterable[Entry]:
+    def measure(self, inputs: Inputs, settings: PerplexitySettings, progress: Progress) -> Iterable[Measured]:
         from longwave.evaluation.read_windows import read_windows
 
         plans, how = self._windows(inputs, settings), inputs.reading(progress)

@@ -19,7 +19,7 @@ class Sketch(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Outline:
+class Weightless:
     """A `Sketch` without weights."""
 
     model: PreTrainedModel

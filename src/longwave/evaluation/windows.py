@@ -149,8 +149,7 @@ def chunked(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Windows
     return plans
 
 
-Plan = Callable[[int, Sequence[int], Wanted], list[Windows]]
-PROTOCOLS: dict[str, Plan] = {
+PROTOCOLS: dict[str, Callable[[int, Sequence[int], Wanted], list[Windows]]] = {
     "same-targets": same_targets,
     "stride": strided,
     "overlap": overlapping,

@@ -27,7 +27,7 @@ def panels(titles: Sequence[str], height: float, columns: int = 2) -> tuple[Figu
     return figure, found
 
 
-def heatmap(rows: Mapping[str, Entries]) -> Figure:
+def by_depth(rows: Mapping[str, Entries]) -> Figure:
     """Share retrieved for each length and depth, a panel for each row; white is none, full colour all."""
     from matplotlib.patches import Rectangle
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longwave.evaluation.curves import Curve, curves, identity
+from longwave.evaluation.curves import Curve, conditions, curves
 from longwave.evaluation.quantity import Entry, Quantity
 from longwave.evaluation.records import ROW, quantities, quantity_of
 from longwave.evaluation.statistics import Interval
-from longwave.report.sources import Source
+from longwave.report.sources import RecordFile
 from longwave.report.tables import ratio_text
 
 ALIKE = tuple(key for key in ROW if key not in ("label", "lengths"))  # in runs of one row
@@ -29,7 +29,7 @@ class Group:
         suffix: what its title ends in.
     """
 
-    sources: Sequence[Source]
+    sources: Sequence[RecordFile]
     rows: Mapping[str, Sequence[Mapping[str, Any]]]
     curves: Sequence[Curve]
     suffix: str = ""
@@ -79,11 +79,11 @@ class Group:
         return ratio_text(length, self.original_length).replace("x", "×")
 
 
-def grouped(sources: Iterable[Source]) -> list[Group]:
+def grouped(sources: Iterable[RecordFile]) -> list[Group]:
     """Sources that may stand in one table together, kinds in the order of EVALUATIONS."""
-    found: dict[str, list[Source]] = {}
+    found: dict[str, list[RecordFile]] = {}
     for source in sources:
-        found.setdefault(json.dumps(identity(source.record), sort_keys=True), []).append(source)
+        found.setdefault(json.dumps(conditions(source.record), sort_keys=True), []).append(source)
     groups = [_group(members) for members in found.values()]
     order = list(quantities())
     return sorted(groups, key=lambda group: order.index(group.sources[0].record["schema"]))
@@ -103,7 +103,7 @@ def told_apart(groups: Sequence[Group]) -> list[Group]:
     return found
 
 
-def _group(sources: list[Source]) -> Group:
+def _group(sources: list[RecordFile]) -> Group:
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for label, owners in _by_label(sources).items():
         if len(owners) == 1 or _are_runs(owners):
@@ -122,15 +122,15 @@ def _unused(name: str, taken: Mapping[str, Any]) -> str:
     return found
 
 
-def _by_label(sources: list[Source]) -> dict[str, list[tuple[Source, Mapping[str, Any]]]]:
-    found: dict[str, list[tuple[Source, Mapping[str, Any]]]] = {}
+def _by_label(sources: list[RecordFile]) -> dict[str, list[tuple[RecordFile, Mapping[str, Any]]]]:
+    found: dict[str, list[tuple[RecordFile, Mapping[str, Any]]]] = {}
     for source in sources:
         for row in source.record["rows"]:
             found.setdefault(str(row["label"]), []).append((source, row))
     return found
 
 
-def _are_runs(owners: list[tuple[Source, Mapping[str, Any]]]) -> bool:
+def _are_runs(owners: list[tuple[RecordFile, Mapping[str, Any]]]) -> bool:
     """Whether rows of one label are one recipe under several training seeds, measured alike, or compared as runs."""
     if "cells" in owners[0][0].record and len({id(source) for source, _ in owners}) == 1:
         return True  # the names in `longwave compare` say so
@@ -142,7 +142,7 @@ def _are_runs(owners: list[tuple[Source, Mapping[str, Any]]]) -> bool:
     return None not in seeds and len(set(seeds)) == len(seeds) and len(alike) == 1 and all(r["own"] for _, r in owners)
 
 
-def _names(sources: list[Source]) -> list[str]:
+def _names(sources: list[RecordFile]) -> list[str]:
     """What tells the sources apart: their models' names, or else their files."""
     names = [Path(str(source.record["model"].get("path", ""))).name for source in sources]
     if all(names) and len(set(names)) == len(names):

@@ -14,7 +14,7 @@ from longwave.evaluation.writing import counted
 from longwave.report.groups import grouped, told_apart
 from longwave.report.markup import Markup, element, join
 from longwave.report.sections import Pen, Section, measured, scored, trained
-from longwave.report.sources import Source, Training
+from longwave.report.sources import RecordFile, Training
 from longwave.report.spectrum import spectrum
 from longwave.trajectory import Trajectory
 
@@ -22,7 +22,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 
 
 def page(
-    sources: Sequence[Source],
+    sources: Sequence[RecordFile],
     *,
     trainings: Sequence[Training] = (),
     trajectories: Mapping[str, Trajectory] | None = None,

@@ -16,7 +16,7 @@ from longwave.report.groups import Group
 from longwave.report.markup import Markup, element, join, scroll, table
 from longwave.report.plots import COLOURS, curve_figure
 from longwave.report.provenance import made, made_training
-from longwave.report.sources import Source, Training
+from longwave.report.sources import RecordFile, Training
 from longwave.report.summary import summary
 from longwave.report.svg import inline
 from longwave.report.tables import score_text
@@ -129,13 +129,13 @@ def _depths(group: Group, pen: Pen) -> list[Markup]:
     several = " First run of each row." * any(len(runs) > 1 for runs in group.rows.values())
     what = group.quantity.caption
     caption = f"{what} in % by context length and depth, from the start (0) to the end (100).{several}"
-    return [pen.figure(draw.heatmap(rows), f"{what} by length and depth for {', '.join(rows)}.", caption)]
+    return [pen.figure(draw.by_depth(rows), f"{what} by length and depth for {', '.join(rows)}.", caption)]
 
 
 PLACES = {BY_POSITION: _positions, BY_DEPTH: _depths}
 
 
-def scored(source: Source) -> Section:
+def scored(source: RecordFile) -> Section:
     """The tasks of one record."""
     rows, name = source.record["rows"], Path(str(source.record["model"].get("path", source.path))).name
     head = [element("th", title, scope="col", class_="text") for title in ("task", "metric")]

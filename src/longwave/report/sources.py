@@ -18,7 +18,7 @@ NUMBERS = ("grad_norm", "field_grad_norm", "lr", "field_lr", "tokens")
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class RecordFile:
     """A record and the file it was read from."""
 
     path: Path
@@ -50,9 +50,9 @@ class Training:
     record: Mapping[str, Any] | None = None
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path) -> RecordFile:
     """Read a record, checked as in `longwave.evaluation.records.read`."""
-    return Source(path, read(path))
+    return RecordFile(path, read(path))
 
 
 def read_by_length(path: Path, name: str = "") -> Record:

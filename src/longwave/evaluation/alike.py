@@ -11,17 +11,17 @@ from typing import Any
 
 @dataclass
 class Table:
-    """The rows of one step of a suite, as far as they are known.
+    """The rows of one step of a suite that are known so far.
 
     Arguments:
-        step: its name.
+        step: the name of the step.
     """
 
     step: str
     _first: tuple[str, dict[str, Any]] | None = field(default=None, init=False)
 
     def add(self, model: str, settings: Mapping[str, Any]) -> None:
-        """Another row; a `ValueError` if its settings are not those of the rows before."""
+        """Add a row of a model; a `ValueError` if its settings are not those of the rows before."""
         if self._first is None:
             self._first = model, dict(settings)
         other, known = self._first

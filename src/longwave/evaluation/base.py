@@ -48,13 +48,13 @@ class Text:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model is read. No number is meant to depend on it.
+    """How a model is read. No result should depend on it.
 
     Arguments:
-        original_length: what `1x` means; None for the model's own L.
-        tokens_per_batch: rows are batched up to that many tokens.
+        original_length: the length that `1x` stands for; None for the model's own L.
+        tokens_per_batch: the most tokens in a batch of rows.
         block_elements: logits (rows x positions x vocabulary) that are computed at a time.
-        progress: told tokens as they are read.
+        progress: called with the number of tokens after each read.
     """
 
     original_length: int | None = None
@@ -120,8 +120,8 @@ class Evaluation(ABC, Generic[Kind]):
         name: of its command, its files, and in a suite.
         summary: one line for lists.
         schema: of its records, `longwave.NAME/1`; the number changes when a field changes its meaning.
-        quantity: what its numbers are: tables, plots, the report and the check of a record follow from it.
-        Settings: its settings with defaults, help and checks; they are the options of its command.
+        quantity: the kind of its numbers. Tables, plots, the report and the check of a record follow from it.
+        Settings: its settings with defaults, help and checks. They are the options of its command.
         examples: command lines for the help.
         needs_data: whether it reads the user's text.
     """
@@ -151,18 +151,19 @@ class Evaluation(ABC, Generic[Kind]):
         """Measure at each length, in order; `progress` is told the number of tokens after each read."""
 
     def recorded(self, inputs: Inputs, settings: Kind) -> dict[str, Any]:
-        """The settings that a record states: rows are comparable where these are equal."""
+        """The settings that a record states. Rows can be compared if these are equal."""
         return {name: value for name, value in settings.as_dict().items() if name != "seed"}
 
     def depends(self, settings: Kind) -> dict[str, Any]:
-        """What its numbers depend on besides, for the hash of a cell; `ValueError` for what is not there.
+        """What else the numbers depend on, for the hash of a cell. An entry `settings` replaces the settings there.
 
-        An entry `settings` stands for the settings themselves.
+        Raises:
+            ValueError: for something that is missing, a second model for example.
         """
         return {}
 
     def settings(self, given: Mapping[str, Any]) -> base.Settings:
-        """Defaults, and what a suite gives in their place; None is a value like any other.
+        """The settings of a step of a suite, with defaults for those that it does not give. None is a value, too.
 
         Raises:
             ValueError: naming the setting, what it got, and what is allowed.

@@ -40,7 +40,7 @@ class Candidate:
 
     @cached_property
     def specs(self) -> tuple[str, ...]:
-        """The methods, known without loading the model."""
+        """The methods to measure, `own` replaced. The model is not loaded for that."""
         own = () if self.extension is None else (self.extension[0],)
         found = [spec for given in self.methods for spec in (own if given == OWN else (given,))]
         if self.methods and not found:
@@ -49,19 +49,22 @@ class Candidate:
 
     @property
     def _plain_specs(self) -> tuple[str, ...]:
-        """The training-free methods. They would scale a model twice that has RoPE scaling that longwave cannot read."""
+        """The methods of a plain model that is given none: the training-free ones.
+
+        A model with RoPE scaling that longwave cannot read is measured as it is: a method would scale it twice.
+        """
         return ("none",) if unrecognised_scaling(self.folder) else TRAINING_FREE
 
 
 def label(candidates: Sequence[Candidate], candidate: Candidate, spec: str) -> str:
-    """The method where one model is measured, the name where each has one method, else both."""
+    """The label of a row: the method, the candidate's name, or both, whichever tells the rows apart."""
     if len({each.name for each in candidates}) == 1:
         return spec
     return candidate.name if len(candidate.specs) == 1 else f"{candidate.name}: {spec}"
 
 
 def refuse_copies(candidates: Sequence[Candidate], identities: Mapping[str, dict[str, str]]) -> None:
-    """Runs of one name must be different ones: a copy would count twice and narrow the interval.
+    """Refuse the same model twice under one name: it would count as two runs, and narrow the interval.
 
     Arguments:
         identities: the fingerprint of each model, by its path.

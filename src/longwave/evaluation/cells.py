@@ -78,8 +78,8 @@ def versions() -> dict[str, str]:
 class Store:
     """Finished cells in a folder, one JSON file each, written whole or not at all.
 
-    Several processes may share it: a cell is claimed by a lock that the system releases when its owner dies,
-    however it dies.
+    Several processes may share the folder. A process claims a cell by a lock. The system releases the lock when the
+    process ends, also when it is killed.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -106,7 +106,7 @@ class Store:
 
     @contextmanager
     def claim(self, cell: Cell) -> Iterator[bool]:
-        """Within, the cell is this process's to compute; False if another one has it."""
+        """Claim a cell for the length of a `with` block; gives False if another process has it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.folder / f"{cell.key}.lock", blocking=False)
         try:

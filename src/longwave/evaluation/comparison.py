@@ -47,11 +47,11 @@ class Comparison:
         candidates: the models.
         steps: the suite.
         folder: where finished cells are kept, and found again.
-        load: a model's files -> model and tokenizer, ready to be measured.
-        data: the user's text, for evaluations that read it.
-        lengths: for steps that set none; None for doublings of L up to what all candidates reach, 16x at most.
-        setup: what else numbers depend on: the dtype, the kind of device.
-        tokens_per_batch: how much is read at a time.
+        load: (files of a model) -> model and tokenizer, ready to be measured.
+        data: paths of the user's text, for evaluations that read it.
+        lengths: for steps that set none. None stands for doublings of L up to what all candidates reach, at most 16x.
+        setup: dtype and kind of device: the numbers depend on them.
+        tokens_per_batch: tokens read at a time.
     """
 
     candidates: Sequence[Candidate]
@@ -118,9 +118,10 @@ class Comparison:
         return found
 
     def missing(self) -> list[Cell]:
-        """Cells that are not finished, all of a model together; those of one that is loaded come first.
+        """Cells that are not finished. The cells of the model that is loaded come first.
 
-        Of a model, those of a step stand together: what an evaluation loads besides, it loads once.
+        They are sorted by model and then by step: each model is loaded once, and so is a second model that an
+        evaluation needs.
         """
         found = list({cell.key: cell for cell in self.cells if not self.store.has(cell)}.values())
         paths, steps = list(dict.fromkeys(cell.model for cell in found)), [step.name for step in self.steps]
@@ -128,13 +129,13 @@ class Comparison:
         return sorted(found, key=lambda cell: (cell.model != held, paths.index(cell.model), steps.index(cell.step)))
 
     def cost(self) -> int:
-        """Tokens that the missing cells will read. Tries what will be asked of each model, without its weights.
+        """The number of tokens that the missing cells will read.
 
-        A model that cannot be had without its weights is loaded, and stays for its cells if it is the last such one.
+        Every evaluation checks its settings on each model, without the weights where that is possible. A model that
+        has to be loaded for this stays loaded until the next model is.
 
         Raises:
-            ValueError: for anything that could not be measured, or not be put into one table with the finished
-                cells, before a first cell is measured.
+            ValueError: for a cell that cannot be measured, or that cannot stand in one table with the others.
         """
         rows_per_batch(self.tokens_per_batch, 1)
         tables = {step.name: Table(step.name) for step in self.steps}
@@ -153,7 +154,7 @@ class Comparison:
         return total
 
     def _plan(self, sketch: Sketch, cells: Sequence[Cell], tables: Mapping[str, Table]) -> int:
-        """Tokens that the cells of one model will read, each of its methods tried."""
+        """The number of tokens that the cells of one model will read. Each of its methods is put on once, as a test."""
         total, tried = 0, set[tuple[Any, ...]]()
         for step in self.steps:
             methods = [cell.method for cell in cells if cell.step == step.name]
@@ -174,11 +175,11 @@ class Comparison:
         progress: Callable[[Cell], Callable[[int], None]],
         finished: Callable[[Cell], None] = lambda cell: None,
     ) -> None:
-        """Compute what is missing; what another process computes meanwhile is waited for.
+        """Compute the missing cells, and wait for those that another process computes.
 
         Arguments:
-            progress: a cell that begins -> callback for tokens read.
-            finished: told each cell that was missing, when it is there.
+            progress: (cell that begins) -> callback for the number of tokens read.
+            finished: called with each cell that was missing, when it is finished.
         """
         waiting = self.missing()
         while waiting:
@@ -224,7 +225,7 @@ class Comparison:
         return Inputs(sketch.model, sketch.tokenizer, lengths, original, given, self.tokens_per_batch)
 
     def _text(self, path: str, tokenizer: PreTrainedTokenizerBase) -> Text:
-        """The data as tokens of a model; models with one tokenizer share them."""
+        """The data in the tokens of a model. Models with the same tokenizer share them."""
         if path not in self._texts:
             key = tokenizer_identity(tokenizer) or path
             if key not in self._texts:
@@ -233,7 +234,7 @@ class Comparison:
         return self._texts[path]
 
     def _sketch(self, path: str) -> Sketch:
-        """The model without its weights; loaded where it cannot be had so, for `load` says best what is wrong."""
+        """The model without its weights, or the loaded model where that fails: `load` says best what is wrong."""
         model = outline(self.folders[path])
         if model is not None:
             try:

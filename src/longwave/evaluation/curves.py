@@ -85,7 +85,7 @@ def check_together(records: Sequence[Record], *, mixed: bool = False) -> None:
     """Refuse records that cannot share a table.
 
     Arguments:
-        mixed: take records of other protocols, data and trained lengths together all the same, but not other schemas.
+        mixed: accept records of different protocols, data and trained lengths; they must have one schema all the same.
 
     Raises:
         ValueError: if there are none, or they differ in what must be equal.
@@ -105,9 +105,9 @@ def check_together(records: Sequence[Record], *, mixed: bool = False) -> None:
 def curves(records: Iterable[Record], *, mixed: bool = False) -> list[Curve]:
     """The rows of one or more records that may share a table, rows with equal labels taken as runs of the same thing.
 
-    A single run's interval is the one in the record, from its windows or trials. That of several runs comes
-    from a bootstrap over windows and runs (losses), or is of the trials of all runs (shares).
-    A loss of one window has none: low and high are its value.
+    The interval of a single run is that of its record. The interval of several runs comes from a bootstrap over
+    windows and runs for losses, and from the trials of all runs for shares. A loss of one window has no interval: low
+    and high are its value.
 
     Arguments:
         mixed: see `check_together`.

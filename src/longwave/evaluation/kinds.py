@@ -22,7 +22,7 @@ SAMPLES = 2_000  # of a bootstrap that only has to say on which side of 1 a rati
 
 @dataclass(frozen=True)
 class Loss(Quantity):
-    """exp of a mean loss over windows: perplexity and its like. Every entry keeps the loss of each window."""
+    """exp of a mean loss over windows, such as perplexity. Every entry keeps the loss of each window."""
 
     unit: str = "window"
 
@@ -86,7 +86,7 @@ class Share(Quantity):
 
     Arguments:
         place: what lies at a depth of the prompt, `needle` for example; empty if nothing does.
-        mapped: show it by length and depth.
+        mapped: whether it is shown as a map of lengths and depths.
     """
 
     unit: str = "trial"
@@ -152,7 +152,7 @@ class Share(Quantity):
 
 @dataclass(frozen=True)
 class Scores:
-    """Values of tasks, each with a metric of its own: they have no lengths, and are shown one by one."""
+    """Scores of tasks. Each task has its own metric and no lengths, so a score is shown alone."""
 
     title: str
 
@@ -160,9 +160,11 @@ class Scores:
 
 
 def compare(a: Sequence[Entry], b: Sequence[Entry], **options: Any) -> Interval:
-    """Paired bootstrap of two rows of losses at one length: each a list of runs' entries of `lengths`.
+    """Paired bootstrap of two rows of losses at one length. A ratio below 1 favours a.
 
-    Takes the options of `paired_bootstrap`. A ratio below 1 favours a.
+    Arguments:
+        a, b: the entry of each run of the row, at that length.
+        options: those of `paired_bootstrap`.
 
     Raises:
         ValueError: if the windows are not the same ones.

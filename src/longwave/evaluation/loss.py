@@ -31,10 +31,10 @@ class Scorer:
     """-ln p(token | all tokens before it) for the last tokens of each row, its head applied in blocks.
 
     The backbone runs once over the whole row, without cache and without mask (so that attention stays
-    causal-by-flag and never materialises [length x length]). Its hidden states are then passed through the
-    model's *own* forward in blocks, the backbone standing still: soft-capping, logit scaling, biases and casts
-    are the model's business and stay exact. At first use this is compared with the plain forward on a few
-    tokens; a model whose head needs more than hidden states is run plainly, with a warning.
+    causal-by-flag and never materialises [length x length]). Its hidden states then pass through the model's own
+    forward in blocks, with a backbone that returns them: soft-capping, logit scaling, biases and casts stay exact. At
+    first use this is compared with the plain forward on a few tokens. A model whose head needs more than hidden states
+    is run plainly, with a warning.
 
     Arguments:
         model: a transformers causal LM; only `model(input_ids).logits` is required of it.

@@ -38,7 +38,7 @@ class Outside:
         return value
 
     def numbers(self, value: Any, keys: Sequence[str]) -> None:
-        """Finite numbers under all of `keys`: JSON of other writers may say NaN, or "6"."""
+        """A finite number under each of `keys`. JSON of other writers may hold NaN, or "6"."""
         for key in keys:
             self._number(value.get(key) if isinstance(value, dict) else None, key)
 
@@ -62,7 +62,7 @@ class Outside:
                 raise self.damaged(f"{key} is {value[key]!r} where a whole number from 1 on must be")
 
     def columns(self, entry: dict[str, Any], keys: Sequence[str]) -> None:
-        """Lists of equally many finite numbers, at least one, under all of `keys`."""
+        """Under each of `keys` a list of finite numbers. All lists are of one size, and not empty."""
         for key in keys:
             self.series(entry[key], key)
         sizes = {key: len(entry[key]) for key in keys}

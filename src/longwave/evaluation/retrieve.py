@@ -23,10 +23,10 @@ class Quiz:
     """What is asked at every length.
 
     Arguments:
-        prompts: of any kind.
-        trials: how many.
-        depths: among which they are dealt out.
-        seed: of the keys.
+        prompts: they make the prompts.
+        trials: the number of prompts for each length.
+        depths: the number of depths that the prompts have in turn.
+        seed: the seed of the keys.
     """
 
     prompts: Prompts
@@ -41,7 +41,7 @@ class Quiz:
         return found
 
     def cost(self, model: nn.Module, lengths: Iterable[int]) -> int:
-        """Tokens that `retrieve` reads. Every prompt is made once: what cannot be asked is a `ValueError` now."""
+        """The number of tokens that `retrieve` reads. Makes every prompt, so that a `ValueError` comes now."""
         return sum(len(trial.ids) for length in lengths for trial in self.draw(model, length))
 
 

@@ -23,14 +23,14 @@ PLAIN_FACTOR = 16.0  # the largest t that a plain model is shown at
 
 @dataclass(frozen=True)
 class Subject:
-    """What a row measures.
+    """What a row is about: a method on a model.
 
     Arguments:
-        method: its name.
+        method: the method's name.
         schedule: how t follows the length, as `parse_schedule` reads it.
         max_factor: the largest t in range.
         log_n: exponent of the per-query log-n attention scaling, 0 for off.
-        own: True for the extension a folder was saved with, False for another one put in its place.
+        own: whether it is the extension that the model was saved with. Any other is put on for the measurement.
     """
 
     method: str
@@ -41,7 +41,7 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """The method, with its schedule where that is not the method's default."""
+        """The method's name, with the schedule if that is not the method's default."""
         return self.method if self.schedule == METHODS[self.method].schedule else f"{self.method}@{self.schedule}"
 
     def to_json(self) -> dict[str, Any]:
@@ -53,8 +53,8 @@ class Subject:
 def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subject]:
     """Within, the model runs under `METHOD[@SCHEDULE]`; afterwards it is as before.
 
-    An extended model that is asked for its own method keeps its trained trajectory. Any other method takes
-    the place of that: the frequencies change, weights and log-n stay, and its range is that of `lengths`.
+    Under its own method an extended model keeps its trained trajectory. Another method replaces the trajectory: the
+    frequencies change, weights and log-n stay, and max_factor is what `lengths` need.
 
     Raises:
         ValueError: for an unknown method, or one that needs trained weights the model does not have.

@@ -68,7 +68,7 @@ def read_suite(suite: str) -> list[Step]:
 
 
 def parse_suite(text: str, source: str) -> list[Step]:
-    """`read_suite` of a text; `source` is what errors call it."""
+    """`read_suite` of a text; `source` is its name in errors."""
     try:
         items = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""Benchmark tasks: what may be asked, and how it is run. They have no lengths, and so are no `Evaluation`."""
+"""Benchmark tasks: their settings, and how they are run. They have no lengths, and so are no `Evaluation`."""
 
 from __future__ import annotations
 
@@ -51,11 +51,18 @@ class TaskSettings(Settings):
 
     @property
     def drawn(self) -> int | None:
-        """The seed of a record: nothing is drawn for local samples."""
+        """The seed of the record; None for local samples, for which nothing is drawn."""
         return self.seed if self.samples is None else None
 
     def run(self, opened: Opened, original_length: int, told: Callable[[str], None]) -> dict[str, Any]:
-        """`results`, `settings`, and of local samples `data`; `told` is given the name of each task of those."""
+        """Run the tasks.
+
+        Arguments:
+            told: called with the task's name after each local sample.
+
+        Returns:
+            `results` and `settings`, and for local samples `data`.
+        """
         from longwave.evaluation.tasks.bridge import run_tasks
         from longwave.evaluation.tasks.local import run_local
 

@@ -31,9 +31,9 @@ def compare(
     models run under the methods given there; `own` is a model's own method. Models of one NAME are runs of the same
     thing, for example with different seeds. Their row is the mean, and its interval covers runs and texts.
 
-    Every cell (a model under a method in an evaluation) is kept under a hash of all it depends on. An interrupted
-    comparison goes on where it was. More rows cost only themselves. Several processes may share an output folder.
-    Writes JSON and PNG for each evaluation, and report.html.
+    A cell is one model under one method in one evaluation. Finished cells are kept: an interrupted comparison goes on
+    where it stopped, and another row costs only its own cells. Several processes may share an output folder. Writes
+    JSON and PNG for each evaluation, and report.html.
 
     Examples:
 

@@ -31,9 +31,9 @@ Texts = Annotated[
 ]
 Folder = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="DIR", help="For results; one of an earlier run is continued."),
+    typer.Option("--output", "-o", metavar="DIR", help="Folder for results; an earlier run in it goes on."),
 ]
-Replace = Annotated[bool, typer.Option("--overwrite", help="Replace tables of other rows; finished cells stay.")]
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace tables that have other rows; cells stay.")]
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,20 @@ class AskedOfSuite(Asked):
 
 
 def named(argument: str) -> tuple[str, str]:
-    """Name (empty if there is none) and path of `[NAME=]MODEL`."""
+    """Name and path of `[NAME=]MODEL`; the name is empty if none is given."""
     name, separator, path = argument.partition("=")
     return ("", argument) if not separator or Path(argument).exists() else (name.strip(), path)
 
 
 def candidates(models: list[str], methods: tuple[str, ...]) -> list[Candidate]:
-    """`[NAME=]MODEL` each; without a name the folder's, with its parent where two are called alike."""
+    """A candidate for each `[NAME=]MODEL`. Without NAME its name is the folder's, with the parent's for equal ones."""
     from longwave.evaluation.candidates import Candidate
 
     found = [named(argument) for argument in models]
     ends = [model_name(path) for _, path in found]
     unnamed = {path for name, path in found if not name}
     if len(unnamed) != sum(not name for name, _ in found):
-        raise ValueError("a model is given twice. Leave one out, or name both: NAME=MODEL.")
+        raise ValueError("a model is given twice. Leave one out, or give both a name: NAME=MODEL.")
     return [
         Candidate(path, name or (str(Path(*Path(path).parts[-2:])) if ends.count(end) > 1 else end), methods)
         for (name, path), end in zip(found, ends, strict=True)
@@ -76,9 +76,11 @@ def check_folder(folder: Path) -> None:
 
 
 def measure(comparison: Comparison, asked: Asked, *, model: str | None = None) -> None:
-    """Compute the missing cells, progress shown; write and show the rest as if there had been no interruption.
+    """Compute the missing cells with a progress bar, then write and show the records of all cells.
 
-    The page of a single `model` also shows its frequencies and, if it was trained here, how that went.
+    Arguments:
+        model: the path of a single model. The page then shows its frequencies, too, and the course of its training if
+            its folder has metrics.jsonl.
     """
     from filelock import FileLock
     from rich.console import Console
@@ -106,11 +108,11 @@ def compute(
     name: Callable[[Cell], str] = attrgetter("title"),
     claim: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """Compute the cells that are missing, progress shown; those that other processes finish meanwhile are told, too.
+    """Compute the missing cells with a progress bar. A cell that another process finishes is shown, too.
 
     Arguments:
-        name: what a cell is called.
-        claim: entered after all is planned, and before a first cell is computed.
+        name: (cell) -> its name in the progress.
+        claim: a context that is entered after the planning and before the first cell.
     """
     from longwave.cli.progressing import progress
     from longwave.evaluation.records import quantity_of
@@ -184,5 +186,5 @@ def _refuse_other_rows(comparison: Comparison, overwrite: bool) -> None:
         if lost:
             raise ValueError(
                 f"{path} has rows that this command does not measure, or not alike ({', '.join(lost)}). Choose another "
-                "--output, or pass --overwrite to replace the table; cells stay."
+                "--output, or pass --overwrite to replace the table. Finished cells stay."
             )

@@ -23,8 +23,7 @@ def demo(
 ) -> None:
     """Extend a small Llama from 256 to 4,096 tokens and measure it, on CPU, without a download.
 
-    Needs at most ten minutes on two cores. Interrupted, it takes up where it stopped when it is started
-    again with the same folder.
+    Needs at most ten minutes on two cores. Started again with the same folder, it goes on where it stopped.
 
     Example:
 

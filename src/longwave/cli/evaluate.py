@@ -22,17 +22,17 @@ def evaluate(
     suite: Suite = "quick",
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="MODEL", help="The model it was made from, measured beside it, unscaled."),
+        typer.Option("--base", metavar="MODEL", help="The model that it was made from, measured too, unscaled."),
     ] = None,
 ) -> None:
     """Run a suite of evaluations on one model.
 
-    quick: perplexity of the same targets, passkeys. standard: more of both, perplexity by stride, and windows
-    shorter than the trained length, where nothing may be lost. A YAML file lists evaluations with their settings,
-    see docs/evaluating.md.
+    quick: perplexity of the same targets, passkeys. standard: more of both, perplexity by stride and by position,
+    needles, and windows shorter than the trained length, where nothing may be lost. A YAML file lists evaluations
+    with their settings, see docs/evaluating.md.
 
-    Writes JSON and PNG for each evaluation, and report.html. An interrupted run goes on where it was when it is
-    started again.
+    Writes JSON and PNG for each evaluation, and report.html. The same command goes on where an interrupted run
+    stopped.
 
     Examples:
 

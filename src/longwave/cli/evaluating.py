@@ -1,4 +1,4 @@
-"""What the measuring commands share: their options, and where results go."""
+"""The options of the measuring commands, and the folder of their results."""
 
 from __future__ import annotations
 
@@ -41,10 +41,15 @@ Results = Annotated[
 Batch = Annotated[int, typer.Option("--tokens-per-batch", metavar="N", help="Tokens read at a time.")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option("--dtype", help="Of the weights; auto: float32 on CPU, elsewhere as they are stored."),
+    typer.Option(
+        "--dtype",
+        metavar="TYPE",
+        help="Of the weights: auto, float32, bfloat16 or float16. auto: float32 on CPU, elsewhere as stored.",
+    ),
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", metavar="NAME", help="E.g. cpu, cuda:1; default the accelerator, if any.")
+    str | None,
+    typer.Option("--device", metavar="NAME", help="For example cpu or cuda:1; default the accelerator, if any."),
 ]
 
 
@@ -87,7 +92,7 @@ class Asked:
     def comparison(
         self, candidates: list[Candidate], steps: list[Step], folder: Path, data: list[Path] | None
     ) -> Comparison:
-        """What is to be measured; finished cells are kept in `folder`."""
+        """The cells to measure, which are kept in `folder`."""
         from longwave.evaluation.comparison import Comparison
         from longwave.models import open_model, place
 
@@ -99,11 +104,11 @@ class Asked:
 
 
 def results_folder(output: Path | None, command: str, model: str) -> Path:
-    """Where results will go."""
+    """The folder of the results: as given, or COMMAND-MODEL."""
     return Path(f"{command}-{Path(model).resolve().name}") if output is None else output
 
 
 def short_path(path: str) -> str:
-    """A model's name for titles: the last folders of a long path."""
+    """A path for titles: of a long one, the last two folders."""
     parts = Path(path).parts
     return path if len(path) <= 40 else str(Path("…", *parts[-2:]))

@@ -29,8 +29,8 @@ def export(
 ) -> None:
     """Freeze a model at one length factor, for engines that know nothing of longwave.
 
-    At one t every method is a vector of factors for the frequencies, which serving engines can read. Weights are
-    streamed; the folder appears when it is complete, with a model card.
+    At one t every method is a vector of factors for the frequencies, which serving engines can read. The folder
+    appears when it is complete, with a model card. Weights are streamed from file to file.
 
     Examples:
 

@@ -38,5 +38,5 @@ def check_inputs(*models: str | None, data: Iterable[Path] | None = None) -> Non
 
 
 def print_json(value: Any) -> None:
-    """`value` as strict JSON on stdout, and nothing else there: made for pipes."""
+    """Print `value` as strict JSON on stdout."""
     typer.echo(json.dumps(value, indent=2, allow_nan=False))

@@ -32,8 +32,8 @@ def report(
 ) -> None:
     """Write results as one HTML page: figures, tables with intervals, a summary, and what made each number.
 
-    The page needs nothing else: it works offline, in light and dark, on a phone. Records of different protocols,
-    texts or trained lengths come into separate sections. A damaged record is an error, never left out.
+    The page needs no other file and no network. Records of different protocols, texts or trained lengths come into
+    separate sections. A damaged record is an error.
 
     Examples:
 

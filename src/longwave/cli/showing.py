@@ -12,7 +12,7 @@ class Showing:
     """How a record is written and shown.
 
     Arguments:
-        whose: the model's name, or that of a comparison.
+        whose: the name of the model or the comparison.
         overwrite: replace files that exist.
         as_json: print the record instead of tables.
         name: of the files; None for that of the evaluation.

@@ -31,9 +31,9 @@ def tasks(
 ) -> None:
     """Score a model on benchmark tasks: RULER, LongBench, InfiniteBench, BABILong, ARC, ...
 
-    --tasks runs lm-evaluation-harness (pip install 'longwave[eval]'), its prompts and metrics. --samples runs local
-    files in the formats of LongBench, LongBench v2, LooGLE, BAMBOO, RULER and passkey, without a network; prompts
-    that are too long lose their middle. Writes tasks.json.
+    --tasks runs tasks of lm-evaluation-harness (pip install 'longwave[eval]') with its prompts and metrics.
+    --samples runs local files in the formats of LongBench, LongBench v2, LooGLE, BAMBOO, RULER and passkey, without a
+    network. Prompts of these that are too long lose their middle. Writes tasks.json.
 
     Examples:
 

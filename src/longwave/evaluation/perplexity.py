@@ -61,13 +61,13 @@ class PerplexitySettings(Settings):
 class PerplexityEvaluation(Evaluation[PerplexitySettings]):
     """Measure perplexity against context length.
 
-    same-targets (default): every context ends at the same tokens and the last 64 of it are scored, so columns
-    differ by the context only. stride: windows every 256 tokens, each scores what is new in it. overlap: the
-    same windows, each scored whole. truncate: the beginning of each document long enough for all lengths, scored
-    whole. chunked-cache: windows read in chunks through a cache, as the CLEX code does. Numbers of different
-    protocols cannot be compared.
+    same-targets (default): contexts of every length end at the same places, and the last 64 tokens are scored, so
+    columns differ by the context only. stride: a window every 256 tokens; each scores the tokens that are new in it.
+    overlap: the same windows, each scored whole. truncate: the beginning of each document that is long enough for
+    all lengths, scored whole. chunked-cache: windows read in chunks through a cache, as in the CLEX code. Numbers of
+    different protocols cannot be compared.
 
-    Under another method than its own, a trained model keeps its weights and its log-n; only the frequencies change.
+    Under a method that is not its own, a trained model keeps its weights and its log-n; only the frequencies change.
     Writes perplexity.json, with the loss of every window, and perplexity.png.
     """
 

@@ -108,7 +108,7 @@ def _perplexity(record: dict[str, Any]) -> str:
     data = ", ".join(f"`{Path(name).name}` ({digest[:12]})" for name, digest in (record["data"] or {}).items())
     return (
         "\n".join(lines) + f"\n\nProtocol `{record['settings']['protocol']}` on {data}, by length in tokens. Rows with "
-        "`@static` ran at one t, as this export does; for others t followed the length, as longwave has it."
+        "`@static` ran at one t, as this export does. In the other rows t followed the length."
     )
 
 
@@ -129,5 +129,5 @@ def _training(training: dict[str, Any]) -> str:
 
 
 def _without_folders(command: str) -> str:
-    """The command with names in the place of paths: where things lay on the machine is nobody else's business."""
+    """The command with names in place of paths: a card is public, and the paths of a machine are not."""
     return shlex.join(Path(word).name if "/" in word else word for word in shlex.split(command))

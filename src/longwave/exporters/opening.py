@@ -28,8 +28,8 @@ def open_source(
 
     Arguments:
         path: a folder of `longwave.save`, an official CLEX checkpoint, a Hugging Face folder or hub name.
-        method: `METHOD[@SCHEDULE]` for a plain model, of which RoPE scaling in its config is then a part.
-        factor, length: how far it is to reach, as a multiple or in tokens; default 8 times the trained length.
+        method: `METHOD[@SCHEDULE]` for a plain model. RoPE scaling in its config stays a part of the model.
+        factor, length: how far `method` is to reach, as a multiple of the trained length or in tokens; default 8 times.
 
     Raises:
         ValueError: naming the file that is missing or damaged, or the option that does not fit.
@@ -54,7 +54,7 @@ def open_source(
 
 
 def _tokenizer(*folders: Path) -> Path:
-    """The folder of the tokenizer, which can be read."""
+    """The folder that holds the tokenizer; a `ValueError` if there is none, or if it cannot be read."""
     found = tokenizer_folder(*folders)
     if found is None:
         raise ValueError(f"{folders[0]} holds no tokenizer, and an export needs one. Copy the model's files there.")

@@ -41,12 +41,12 @@ def export(
         tell: is told each step, for a display.
         **settings: the fields of `ExportSettings`:
             `target`, see `longwave.exporters.EXPORTERS`;
-            `factor` or `to`, t or the tokens that t is to suit, default the largest t of the model;
+            `factor` or `to`, t or the longest text in tokens, default the largest t of the model;
             `method`, for a plain model: `METHOD[@SCHEDULE]`, e.g. `yarn`;
             `quantize`, one of the target's quantizations, in upper or lower case;
-            `log_n`, what becomes of per-query log-n: `constant`, its value for the query at t·L, or `drop`;
-            `verify`, run the result in its engine and compare it with longwave, for which the model is loaded;
-            what does not agree is an error, and is not kept;
+            `log_n`, how per-query log-n is exported: `constant`, its value for the query at t·L, or `drop`;
+            `verify`, run the export in its engine and compare it with longwave, which loads the model; an export that
+            does not agree is an error, and is not kept;
             `verify_tokens`, the longest prompt of the verification, in tokens.
 
     Raises:

@@ -24,9 +24,9 @@ class Group:
 
     Arguments:
         sources: the records.
-        rows: runs of each row by its name in the report, unique within the group.
-        curves: the rows' values with intervals, in the order of `rows`.
-        suffix: what its title ends in.
+        rows: the runs of each row, by the name of the row in the report.
+        curves: the values of the rows with intervals, in the order of `rows`.
+        suffix: the end of its title.
     """
 
     sources: Sequence[RecordFile]
@@ -66,12 +66,12 @@ class Group:
         return {curve.label: found[length] for curve in self.curves if length in (found := curve.at())}
 
     def best(self, length: int) -> list[str]:
-        """Rows with the best value at `length`: several where they are equal, none where there is one row only."""
+        """The rows with the best value at `length`: several if they are equal, none if there is only one row."""
         values = {label: value.value for label, value in self.values(length).items()}
         return self.quantity.best(values) if len(values) > 1 else []
 
     def entries(self, label: str, length: int) -> list[Entry]:
-        """What was measured of a row at `length`, of each of its runs."""
+        """The entry of each run of a row at `length`."""
         return [entry for run in self.rows[label] for entry in run["lengths"] if entry["length"] == length]
 
     def ratio(self, length: int) -> str:
@@ -80,7 +80,7 @@ class Group:
 
 
 def grouped(sources: Iterable[RecordFile]) -> list[Group]:
-    """Sources that may stand in one table together, kinds in the order of EVALUATIONS."""
+    """Groups of records that may stand in one table, in the order of EVALUATIONS."""
     found: dict[str, list[RecordFile]] = {}
     for source in sources:
         found.setdefault(json.dumps(conditions(source.record), sort_keys=True), []).append(source)
@@ -90,7 +90,7 @@ def grouped(sources: Iterable[RecordFile]) -> list[Group]:
 
 
 def told_apart(groups: Sequence[Group]) -> list[Group]:
-    """The groups, those of one title with the names of their files in it, with their folders where that is needed."""
+    """The groups under different titles: equal titles get the names of their files, or their paths if need be."""
     found = list(groups)
     for name in (lambda path: path.stem, str):
         titles = [group.title for group in found]
@@ -131,7 +131,7 @@ def _by_label(sources: list[RecordFile]) -> dict[str, list[tuple[RecordFile, Map
 
 
 def _are_runs(owners: list[tuple[RecordFile, Mapping[str, Any]]]) -> bool:
-    """Whether rows of one label are one recipe under several training seeds, measured alike, or compared as runs."""
+    """Whether rows of one label are runs: one recipe under several training seeds, or one name in a comparison."""
     if "cells" in owners[0][0].record and len({id(source) for source, _ in owners}) == 1:
         return True  # the names in `longwave compare` say so
     seeds = [source.record["model"].get("training_seed") for source, _ in owners]
@@ -143,7 +143,7 @@ def _are_runs(owners: list[tuple[RecordFile, Mapping[str, Any]]]) -> bool:
 
 
 def _names(sources: list[RecordFile]) -> list[str]:
-    """What tells the sources apart: their models' names, or else their files."""
+    """Names that tell the sources apart: the names of their models, or their paths."""
     names = [Path(str(source.record["model"].get("path", ""))).name for source in sources]
     if all(names) and len(set(names)) == len(names):
         return names

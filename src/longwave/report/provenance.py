@@ -1,4 +1,4 @@
-"""What made a record or a training run: enough to make it again, or to see why another one differs."""
+"""What made a record or a training run: enough to repeat it, or to see why another result differs."""
 
 from __future__ import annotations
 

@@ -44,7 +44,13 @@ class Pen:
         self.count = 0
 
     def figure(self, figure: Any, description: str, caption: str, rows: Sequence[str] = ()) -> Markup:
-        """`description` for those who do not see it, `caption` for all, `rows` where their labels are scrolled away."""
+        """The element of a figure.
+
+        Arguments:
+            description: of the figure, for a screen reader.
+            caption: below the figure.
+            rows: names above the figure, which stay when the labels in it are scrolled away.
+        """
         self.count += 1
         box = scroll(inline(figure, f"f{self.count}", description), label=f"Figure {self.count}")
         names = [element("span", row, class_=f"k{index % len(COLOURS) + 1}") for index, row in enumerate(rows)]
@@ -72,7 +78,7 @@ def measured(group: Group, pen: Pen) -> Section:
 
 
 def _settings(group: Group) -> str:
-    """The settings that all records of a group share, and of same-targets what it means for the columns."""
+    """The settings that all records of a group share, and what same-targets means for the columns."""
     settings = group.settings
     shown = {key: "default" if value is None else f"{value:,}" if isinstance(value, int) else value
              for key, value in settings.items()}  # fmt: skip

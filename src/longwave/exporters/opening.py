@@ -13,12 +13,11 @@ from longwave.checkpoints.tokenizer import damaged_tokenizer
 from longwave.exporters.source import Source
 from longwave.extensions.attach import extend, restore, rope_of
 from longwave.extensions.handle import extension, find_extension
+from longwave.extensions.on_the_spot import FACTOR
 from longwave.files import read_object
 from longwave.layout import TRAINING
 from longwave.methods import parse_method, without_weights
 from longwave.schedule import Static, factor_of
-
-FACTOR = 8.0  # of a method without a reach of its own
 
 
 def open_source(
@@ -85,7 +84,7 @@ def _extended(model: PreTrainedModel, method: str, factor: float | None, length:
         raise without_weights(spec)
     if length is not None and factor is None:
         factor = factor_of(length, rope_of(model).original_length)
-    reach = FACTOR if factor is None else factor
+    reach = float(FACTOR) if factor is None else factor
     if isinstance(schedule, Static) and schedule.factor > reach:
         raise ValueError(
             f"{method} runs at t = {schedule.factor:g}, and t = {reach:g} is asked for. Leave out @static."

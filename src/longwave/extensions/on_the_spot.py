@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from longwave.extensions.attach import extend, restore
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import original_length_of
-from longwave.methods import parse_method
+from longwave.methods import parse_method, without_weights
 
 FACTOR = 8  # of a method without a length to reach
 
@@ -42,7 +42,7 @@ def extend_plain(
         return
     found, _ = parse_method(method)
     if found.trained:
-        raise ValueError(f"{found.name} needs trained weights. Run `longwave train` first, or take ntk or yarn.")
+        raise without_weights(found, name)
     original = original_length_of(restore(model))
     if to is not None and to < original:
         raise ValueError(f"{dashes}to {to} is less than the {original} tokens that the model was trained for.")

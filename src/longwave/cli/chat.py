@@ -14,8 +14,8 @@ from longwave.cli.evaluating import Device, Dtype
 from longwave.cli.generating import Method, To
 from longwave.cli.options import Model, check_inputs
 from longwave.cli.settings import with_settings
+from longwave.errors import is_out_of_memory
 from longwave.extensions.decoding import NEW_TOKENS, Decoding
-from longwave.memory import is_out_of_memory
 from longwave.settings import setting
 
 if TYPE_CHECKING:

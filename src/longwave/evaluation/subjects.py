@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from longwave.extensions.attach import extended, suspended
-from longwave.extensions.handle import find_extension, is_trained
+from longwave.extensions.handle import find_extension
 from longwave.extensions.log_n import log_n_of
 from longwave.extensions.reach import original_length_of
 from longwave.extensions.sites import host_of
@@ -62,7 +62,7 @@ def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subje
     method, schedule = parse_method(spec)
     handle = find_extension(model)
     own = handle is not None and handle.method == method.name
-    if method.trained and not (own and is_trained(model)):
+    if method.trained and not (own and handle.is_trained):
         raise without_weights(method)
     exponent = log_n_of(host_of(model))
     if handle is not None and own:

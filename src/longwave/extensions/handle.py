@@ -221,11 +221,6 @@ def let_go(host: PreTrainedModel) -> None:
         vars(module).pop(HANDLE, None)
 
 
-def is_trained(model: nn.Module) -> bool:
-    """See `Extension.is_trained`."""
-    return extension(model).is_trained
-
-
 def _has_left_its_start(trajectory: Trajectory) -> bool:
     method, end = get_method(trajectory.name), trajectory.max_factor
     if not method.trained:

@@ -8,7 +8,7 @@ from longwave.checkpoints.load import load
 from longwave.checkpoints.outline import outline
 from longwave.evaluation.subjects import PLAIN_FACTOR, TRAINING_FREE
 from longwave.extensions.attach import rope_of
-from longwave.extensions.handle import find_extension, is_trained
+from longwave.extensions.handle import find_extension
 from longwave.methods import parse_method, without_weights
 from longwave.trajectory import Trajectory
 
@@ -32,7 +32,7 @@ def trajectories_of_model(path: str, methods: Sequence[str] | None = None) -> di
     names = methods or dict.fromkeys([*([own.name] if own is not None else []), *TRAINING_FREE])
     found: dict[str, Trajectory] = {}
     for method in (parse_method(name)[0] for name in names):
-        if own is not None and own.name == method.name and is_trained(loaded):
+        if own is not None and own.name == method.name and handle.is_trained:
             found[method.name] = own
         elif method.trained:
             raise without_weights(method, path)

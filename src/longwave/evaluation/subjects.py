@@ -62,7 +62,8 @@ def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subje
     method, schedule = parse_method(spec)
     handle = find_extension(model)
     own = handle is not None and handle.method == method.name
-    if method.trained and not (own and handle.is_trained):
+    trained = handle is not None and own and handle.is_trained
+    if method.trained and not trained:
         raise without_weights(method)
     exponent = log_n_of(host_of(model))
     if handle is not None and own:

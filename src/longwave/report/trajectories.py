@@ -32,7 +32,7 @@ def trajectories_of_model(path: str, methods: Sequence[str] | None = None) -> di
     names = methods or dict.fromkeys([*([own.name] if own is not None else []), *TRAINING_FREE])
     found: dict[str, Trajectory] = {}
     for method in (parse_method(name)[0] for name in names):
-        if own is not None and own.name == method.name and handle.is_trained:
+        if handle is not None and own is not None and own.name == method.name and handle.is_trained:
             found[method.name] = own
         elif method.trained:
             raise without_weights(method, path)

@@ -22,9 +22,7 @@ def made(name: str, original_length: int = 256, max_factor: float = 32.0, **opti
 def seen(attention: Attention, t: float, tokens: int) -> torch.Tensor:
     """How many bands have each pair of query and key, [tokens, tokens]."""
     at = torch.arange(tokens, dtype=torch.float64)
-    return sum(
-        ((band.first(at)[:, None] <= at) & (at < band.last(at)[:, None])).long() for band in attention.bands(t)
-    )  # type: ignore[return-value]
+    return sum(((band.first(at)[:, None] <= at) & (at < band.last(at)[:, None])).long() for band in attention.bands(t))  # type: ignore[return-value]
 
 
 @given(st.sampled_from(METHODS), LENGTHS, st.floats(1.01, 4.0))
@@ -101,7 +99,7 @@ def test_options_that_cannot_be(name: str, options: dict[str, float], message: s
 
 
 def test_unknown_methods() -> None:
-    with pytest.raises(ValueError, match="unknown attention method 'dcaa'. Did you mean 'dca'"):
+    with pytest.raises(ValueError, match=r"unknown attention method 'dcaa'\. Did you mean 'dca'"):
         get_attention("dcaa")
 
 

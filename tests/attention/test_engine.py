@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as tur
 
 from longwave.attention import ATTENTIONS
 from longwave.attention.bands import Attention
-from longwave.attention.engine import attend, dense, merge
+from longwave.attention.engine import Scoring, attend, dense, merge
 from longwave.attention.kernels import with_lse
 from longwave.attention.layout import LAYOUTS, Layout
 from longwave.attention.placement import Placed, Spectrum, place
@@ -35,7 +35,7 @@ def placed_at(attention: Attention, t: float, positions: Tensor, columns: Tensor
     return place(attention.bands(t), Spectrum(theta(), theta() / attention.factor(t)), positions, columns)
 
 
-def tensors(tokens: int, keys: int | None = None, *, heads: int = 4, key_heads: int = 2, batch: int = 1) -> list[Tensor]:
+def tensors(tokens: int, keys: int = 0, *, heads: int = 4, key_heads: int = 2, batch: int = 1) -> list[Tensor]:
     shapes = (heads, tokens), (key_heads, keys or tokens), (key_heads, keys or tokens)
     return [torch.randn(batch, *shape, 8, dtype=torch.float64) for shape in shapes]
 
@@ -46,20 +46,20 @@ def test_tiles_equal_one_softmax(name: str, tokens: int, tile: int, interleaved:
     torch.manual_seed(seed)
     attention, at = made(name), torch.arange(tokens)[None]
     placed = placed_at(attention, tokens / L, at, at)
-    how: dict[str, Any] = {"layout": Layout(interleaved), "scale": 0.4, "mass": torch.rand(4, dtype=torch.float64)}
+    how = Scoring(Layout(interleaved), 0.4, torch.rand(4, dtype=torch.float64))
     q, k, v = tensors(tokens)
     with torch.no_grad():
-        assert torch.allclose(attend(q, k, v, placed, tile=tile, **how), dense(q, k, v, placed, **how), atol=1e-12)
+        assert torch.allclose(attend(q, k, v, placed, how, tile), dense(q, k, v, placed, how), atol=1e-12)
 
 
 @pytest.mark.parametrize("name", BANDED)
 def test_the_last_query_alone_equals_the_whole(name: str) -> None:
     attention, at = made(name), torch.arange(70)[None]
     q, k, v = tensors(70)
-    how: dict[str, Any] = {"layout": Layout(), "scale": 0.4}
+    how = Scoring(Layout(), 0.4)
     with torch.no_grad():
-        whole = attend(q, k, v, placed_at(attention, 3.0, at, at), **how)
-        last = attend(q[:, :, -1:], k, v, placed_at(attention, 3.0, at[:, -1:], at), **how)
+        whole = attend(q, k, v, placed_at(attention, 3.0, at, at), how)
+        last = attend(q[:, :, -1:], k, v, placed_at(attention, 3.0, at[:, -1:], at), how)
     assert torch.allclose(whole[:, :, -1:], last, atol=1e-12)
 
 
@@ -68,7 +68,7 @@ def test_columns_without_keys_change_nothing(name: str) -> None:
     attention, tokens = made(name), 60
     q, k, v = tensors(tokens, batch=3)
     at = torch.arange(tokens).expand(3, -1)
-    how: dict[str, Any] = {"layout": Layout(), "scale": 0.4}
+    how = Scoring(Layout(), 0.4)
     left, right = 5, 9
     columns = torch.nn.functional.pad(at, (left, right), value=-1)
     padded = [torch.nn.functional.pad(x, (0, 0, left, right), value=7.0) for x in (k, v)]
@@ -77,8 +77,8 @@ def test_columns_without_keys_change_nothing(name: str) -> None:
         x[1] = 7.0
         x[1, :, 2 : 2 + tokens] = own[1]
     with torch.no_grad():
-        expected = attend(q, k, v, placed_at(attention, 2.5, at, at), **how)
-        found = attend(q, *padded, placed_at(attention, 2.5, at, columns), tile=16, **how)
+        expected = attend(q, k, v, placed_at(attention, 2.5, at, at), how)
+        found = attend(q, *padded, placed_at(attention, 2.5, at, columns), how, 16)
     assert torch.allclose(found, expected, atol=1e-12)
 
 
@@ -89,8 +89,8 @@ def test_mass_is_a_bias_on_every_far_logit() -> None:
     beta = torch.tensor([0.3, 1.0, 0.0, 2.0], dtype=torch.float64, requires_grad=True)
     at = torch.arange(tokens)[None]
     placed = placed_at(attention, tokens / L, at, at)
-    how: dict[str, Any] = {"layout": Layout(), "scale": 0.4}
-    found = attend(q, k, v, placed, mass=beta, **how)
+    how = Scoring(Layout(), 0.4, beta)
+    found = attend(q, k, v, placed, how)
 
     query, key = at[0][:, None].double(), at[0].double()
     far = key <= query - 6
@@ -110,7 +110,7 @@ def test_mass_is_a_bias_on_every_far_logit() -> None:
     ):
         assert torch.allclose(mine, theirs, atol=1e-10) and float(mine.abs().max()) > 1e-3
     with torch.no_grad():  # and the merge of log-sum-exps
-        assert torch.allclose(attend(q, k, v, placed, mass=beta, tile=16, **how), expected, atol=1e-12)
+        assert torch.allclose(attend(q, k, v, placed, how, 16), expected, atol=1e-12)
 
 
 def test_heads_read_the_key_head_of_their_group() -> None:
@@ -121,18 +121,18 @@ def test_heads_read_the_key_head_of_their_group() -> None:
     for queries in (slice(None), slice(49, None)):
         with torch.no_grad():
             placed = placed_at(attention, 2.0, at[:, queries], at)
-            output = attend(q[:, :, queries], k, v, placed, layout=Layout(), scale=0.4)
+            output = attend(q[:, :, queries], k, v, placed, Scoring(Layout(), 0.4))
         assert torch.allclose(output.mean((0, 2, 3)), torch.tensor([0.0, 0, 0, 1, 1, 1], dtype=torch.float64))
 
 
 def test_the_scaling_reaches_keys_at_position_0() -> None:
     attention, at = made("dca"), torch.arange(40)[None]
     q, k, v = tensors(40)
-    how: dict[str, Any] = {"layout": Layout(), "scale": 0.4}
+    how = Scoring(Layout(), 0.4)
     bands = attention.bands(1.5)
     with torch.no_grad():
-        scaled = attend(q, k, v, place(bands, Spectrum(theta(), theta(), 1.2), at, at), **how)
-        by_hand = attend(q * 1.44, k, v, place(bands, Spectrum(theta(), theta()), at, at), **how)  # R = D here
+        scaled = attend(q, k, v, place(bands, Spectrum(theta(), theta(), 1.2), at, at), how)
+        by_hand = attend(q * 1.44, k, v, place(bands, Spectrum(theta(), theta()), at, at), how)  # R = D here
     assert torch.allclose(scaled, by_hand, atol=1e-12)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from longwave.attention import get_attention
-from longwave.attention.engine import attend, dense
+from longwave.attention.engine import Scoring, attend, dense
 from longwave.attention.layout import Layout
 from longwave.attention.placement import Spectrum, place
 from longwave.attention.temperature import log_n_scale
@@ -66,11 +66,11 @@ def test_the_outputs(shared: Path, method: str, rotated: bool, dtype: torch.dtyp
             phase = spectrum.phase(stored, stored.key(at.double()))[:, None]
             q, k = (Layout().turn(x, phase.cos(), phase.sin()) for x in (q, k))
         placed = place(bands, spectrum, at, at, stored)
-        scale = q.shape[-1] ** -0.5
+        scoring = Scoring(Layout(), q.shape[-1] ** -0.5)
         with torch.no_grad():
-            output = attend(q.to(dtype), k.to(dtype), v.to(dtype), placed, layout=Layout(), scale=scale, tile=tile)
+            output = attend(q.to(dtype), k.to(dtype), v.to(dtype), placed, scoring, tile)
         assert (output[0] - case.output).abs().max() < EXACT[dtype], case.about
-        assert (dense(q, k, v, placed, layout=Layout(), scale=scale)[0] - case.output).abs().max() < 1e-10
+        assert (dense(q, k, v, placed, scoring)[0] - case.output).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -108,9 +108,9 @@ def test_two_bands_with_mass_and_temperature(shared: Path) -> None:
         scale_of_queries = log_n_scale(at, about["L"], about["exponent"]) if about["exponent"] else torch.ones(at.shape)
         q = q * scale_of_queries[:, None, :, None]
         placed = place(attention.bands(t), Spectrum(case.inv_freq, far), at, at)
-        settings: dict[str, Any] = {"layout": Layout(), "scale": q.shape[-1] ** -0.5, "mass": about["beta"]}
+        scoring = Scoring(Layout(), q.shape[-1] ** -0.5, about["beta"])
         exact = 1e-10 if not about["exponent"] else 5e-7  # log-n is float32
         with torch.no_grad():
-            assert (attend(q, k, v, placed, **settings)[0] - case.output).abs().max() < exact, about
-        assert (dense(q, k, v, placed, **settings)[0] - case.output).abs().max() < exact, about
+            assert (attend(q, k, v, placed, scoring)[0] - case.output).abs().max() < exact, about
+        assert (dense(q, k, v, placed, scoring)[0] - case.output).abs().max() < exact, about
     assert seen >= 8

@@ -150,7 +150,8 @@ class NearAndFar(Attention):
     )
     reach: float = setting(1.0, "The largest distance that far keys may have, as a share of L.", least=0)
     mass: float = setting(
-        0.0, "How much the logits of far keys are lowered as there are more of them: 0 not at all, 1 by the logarithm.",
+        0.0,
+        "How much the logits of far keys are lowered as there are more of them: 0 not at all, 1 by the logarithm.",
         least=0,
     )
 

@@ -31,9 +31,7 @@ class SelfExtend(NearAndFar):
 
     def bands(self, t: float) -> tuple[Band, ...]:
         w, (g,) = self.w, self.state(t)
-        return near(w), self.far(
-            query=lambda p: (p / g).floor() + w - w // g, key=lambda j: (j / g).floor()
-        )
+        return near(w), self.far(query=lambda p: (p / g).floor() + w - w // g, key=lambda j: (j / g).floor())
 
     def state(self, t: float) -> tuple[float, ...]:
         return (math.ceil(self.compression(t) - 1e-9) if self.group is None else self.group,)

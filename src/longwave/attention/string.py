@@ -23,7 +23,10 @@ class String(Attention):
         None, "Keys so many tokens away and more are brought nearer, S. Default: L/3.", least=1, metavar="TOKENS"
     )
     local: int | None = setting(
-        None, "The distance of the nearest of those keys, W. Default: L/1024, or 16 if that is more.", least=0, metavar="TOKENS"
+        None,
+        "The distance of the nearest of those keys, W. Default: L/1024, at least 16.",
+        least=0,
+        metavar="TOKENS",
     )
 
     name: ClassVar[str] = "string"

@@ -8,8 +8,8 @@ from longwave.cli.options import Json, print_json
 def methods(as_json: Json = False) -> None:
     """List the scaling methods: what each does, where it comes from, whether it needs training.
 
-    Wherever a command takes --method or --methods, a name may carry a schedule, the rule from sequence
-    length to length factor t: NAME@continuous (default), NAME@ceiling, NAME@static=8, NAME@threshold.
+    Options --method and --methods take NAME or NAME@SCHEDULE. A schedule is the rule from the length of a text to
+    the length factor t: continuous, ceiling, static=8 or threshold. NAME alone has the schedule of the table.
 
     Example:
 
@@ -20,7 +20,13 @@ def methods(as_json: Json = False) -> None:
     if as_json:
         print_json(
             [
-                {"name": m.name, "summary": m.summary, "source": m.source, "needs_training": m.trained}
+                {
+                    "name": m.name,
+                    "summary": m.summary,
+                    "source": m.source,
+                    "schedule": m.schedule,
+                    "needs_training": m.trained,
+                }
                 for m in METHODS.values()
             ]
         )
@@ -30,7 +36,7 @@ def methods(as_json: Json = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("method", "what it does", "source", "needs training", box=box.SIMPLE)
+    table = Table("method", "what it does", "source", "schedule", "needs training", box=box.SIMPLE)
     for m in METHODS.values():
-        table.add_row(m.name, m.summary, m.source, "yes" if m.trained else "no")
+        table.add_row(m.name, m.summary, m.source, m.schedule, "yes" if m.trained else "no")
     Console().print(table)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from longwave.attention.bands import Attention, Band
 from longwave.attention.columns import is_columns, plain_mask
-from longwave.attention.engine import attend
+from longwave.attention.engine import Scoring, attend
 from longwave.attention.hook import BANDED, ON_LAYER
 from longwave.attention.layout import Layout
 from longwave.attention.placement import Placed, Spectrum, place
@@ -73,9 +73,7 @@ class Plan:
             keys = _one_row(keys)
             positions = _one_row(positions) if keys.shape[0] == 1 else positions
             rows = max(keys.shape[0], positions.shape[0])
-            found = place(
-                group.bands, group.spectrum, positions.expand(rows, -1), keys.expand(rows, -1), group.stored
-            )
+            found = place(group.bands, group.spectrum, positions.expand(rows, -1), keys.expand(rows, -1), group.stored)
             group.placed = columns, found
         return group.placed[1]
 
@@ -117,9 +115,9 @@ class BandedAttention:
             ValueError: for packed rows, and positions on several axes.
         """
         setting, last = self.rotary.dial.now, self._last
-        if last is not None and last[0] is position_ids and last[2] is setting and torch.equal(last[1], position_ids):
-            if not torch.is_grad_enabled():
-                return last[3]
+        same = last is not None and last[0] is position_ids and last[2] is setting
+        if last is not None and same and not torch.is_grad_enabled() and torch.equal(last[1], position_ids):
+            return last[3]
         plan = self._planned(position_ids)
         self._last = position_ids, position_ids.clone(), setting, plan
         return plan
@@ -154,8 +152,8 @@ class BandedAttention:
                 continue
             scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
             placed = plan.placed(group, mask, key.shape[2])
-            out = attend(q, k, v, placed, layout=self.layout, scale=scale, mass=getattr(self.attention, "mass", 0.0))
-            parts.append(out.transpose(1, 2).contiguous())
+            output = attend(q, k, v, placed, Scoring(self.layout, scale, getattr(self.attention, "mass", 0.0)))
+            parts.append(output.transpose(1, 2).contiguous())
         return _together(plan.groups, parts)
 
     def embeddings(self, plan: Plan, x: Tensor) -> Any:

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from longwave.attention import Attention
 from longwave.extensions.arguments import check_model
 from longwave.extensions.dial import Dial
-from longwave.extensions.steering import log_n_of, steering_of
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import reset_frequencies
+from longwave.extensions.steering import log_n_of, steering_of
 from longwave.methods import get_method
 from longwave.rope import Rope
 from longwave.schedule import Schedule
@@ -237,11 +237,6 @@ def let_go(host: PreTrainedModel) -> None:
     """The model is a plain one again."""
     for module in host.modules():
         vars(module).pop(HANDLE, None)
-
-
-def is_trained(model: nn.Module) -> bool:
-    """See `Extension.is_trained`."""
-    return extension(model).is_trained
 
 
 def _has_left_its_start(trajectory: Trajectory) -> bool:

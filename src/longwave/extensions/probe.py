@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,7 +41,7 @@ def banded_layers(model: PreTrainedModel, rotary: ScaledRotary) -> tuple[list[nn
     text = text_model(model)
     layers = [layer for layer in attention_layers(text) if not is_local(layer, {})]
     if not layers:
-        raise _refusal(model, "all its layers see a sliding window only. Set sliding_window to None in its config first")
+        raise _refusal(model, "all its layers see a sliding window. Set sliding_window to None in its config first")
     if next(text.parameters()).is_meta:
         return layers, LAYOUTS[0]  # nothing runs without weights
     found: dict[nn.Module, Layout | None] = {}

@@ -42,7 +42,7 @@ def parse_spec(text: str) -> Spec:
     """
     first, *rest = text.split("+")
     name, separator, schedule = first.partition("@")
-    if name in ATTENTIONS and rest or len(rest) > 1:
+    if (name in ATTENTIONS and rest) or len(rest) > 1:
         raise ValueError(f"{text!r} names two attention methods. Write METHOD[@SCHEDULE][+ATTENTION], as in yarn+dca.")
     attention = get_attention(rest[0]) if rest else None
     if name in ATTENTIONS:

@@ -13,8 +13,8 @@ from longwave.checkpoints.load import load
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.extensions.attach import extend, extend_again, restore, rope_of
 from longwave.extensions.handle import extension, find_extension
-from longwave.extensions.steering import count_keys
 from longwave.extensions.sites import host_of
+from longwave.extensions.steering import count_keys
 from longwave.methods import parse_method
 from longwave.schedule import Static
 from longwave.training.config import TrainConfig

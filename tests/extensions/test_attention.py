@@ -52,7 +52,7 @@ EXACT = {"rtol": 0, "atol": 5e-6}
 
 
 def factor_of(name: str) -> float:
-    return 1.3 if name == "string" else 4.0
+    return 1.25 if name == "string" else 4.0
 
 
 @pytest.fixture(params=FAMILIES)
@@ -94,7 +94,7 @@ def steps(model: PreTrainedModel, ids: Tensor, sizes: list[int]) -> Tensor:
 
 
 def test_within_l_the_model_is_the_plain_one_and_restore_gives_it_back(model: PreTrainedModel, method: str) -> None:
-    ids, longer = text(L, 2), text(40)
+    ids, longer = text(L, 2), text(39)
     plain, beyond = model(ids).logits, model(longer).logits
     longwave.extend(model, method, max_factor=factor_of(method))
     assert torch.equal(model(ids).logits, plain)
@@ -156,7 +156,8 @@ def test_a_learned_trajectory_gets_gradients_through_the_bands(llama: LlamaForCa
     ids = torch.randint(1, 97, (1, 150))
     llama(ids, labels=ids).loss.backward()
     (trajectory,) = longwave.extension(llama).trajectories
-    assert all(float(parameter.grad.abs().max()) > 0 for parameter in trajectory.parameters())
+    assert all(parameter.grad is not None for parameter in trajectory.parameters())
+    assert float(trajectory.field.down_proj.grad.abs().max()) > 0  # the others begin where it is 0
 
 
 def test_saved_and_loaded(llama: LlamaForCausalLM, method: str, tmp_path: Path) -> None:

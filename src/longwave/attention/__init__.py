@@ -14,7 +14,7 @@ To add a method: a file here with its class, and a line in ATTENTIONS.
 
 from __future__ import annotations
 
-from longwave.attention.bands import Attention
+from longwave.attention.bands import Attention, Band
 from longwave.attention.dca import DualChunkAttention
 from longwave.attention.rerope import LeakyReRoPE, ReRoPE
 from longwave.attention.self_extend import SelfExtend
@@ -22,6 +22,8 @@ from longwave.attention.streaming import LMInfinite, StreamingLLM
 from longwave.attention.string import String
 from longwave.attention.two_band import TwoBand
 from longwave.names import look_up
+
+__all__ = ["ATTENTIONS", "Attention", "Band", "get_attention"]
 
 ATTENTIONS: dict[str, type[Attention]] = {
     method.name: method

@@ -100,7 +100,8 @@ class Attention(Settings, ABC):
     name: ClassVar[str]
     summary: ClassVar[str]  # one line for tables
     source: ClassVar[str]  # paper or code
-    cost: ClassVar[str]  # beside full attention, for tables
+    changes: ClassVar[str] = "distances"  # for tables: distances, visible keys
+    cost: ClassVar[str] = "as full attention"  # for tables
     trajectory: ClassVar[str] = "none"  # the scaling method under it where none is named
     log_n: ClassVar[float] = 1.0  # the exponent of log-n by default
     scaling: ClassVar[float] = 1.0  # on cos and sin, beside the trajectory's own

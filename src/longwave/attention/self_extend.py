@@ -27,7 +27,6 @@ class SelfExtend(NearAndFar):
     name: ClassVar[str] = "self-extend"
     summary: ClassVar[str] = "far keys in groups that share a place"
     source: ClassVar[str] = "arXiv 2401.01325"
-    cost: ClassVar[str] = "as full attention"
 
     def bands(self, t: float) -> tuple[Band, ...]:
         w, (g,) = self.w, self.state(t)

@@ -32,7 +32,6 @@ class String(Attention):
     name: ClassVar[str] = "string"
     summary: ClassVar[str] = "far keys at the smaller distances that training saw more often"
     source: ClassVar[str] = "arXiv 2410.18745"
-    cost: ClassVar[str] = "as full attention"
     log_n: ClassVar[float] = 0.0
     scaling: ClassVar[float] = 1 + 0.1 * math.log(2)
 

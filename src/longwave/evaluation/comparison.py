@@ -28,7 +28,7 @@ from longwave.evaluation.subjects import PLAIN_FACTOR, under
 from longwave.evaluation.suites import Step
 from longwave.evaluation.windows import TOKENS_PER_BATCH, rows_per_batch
 from longwave.extensions.reach import check_lengths, original_length_of
-from longwave.methods import parse_method
+from longwave.extensions.spec import parse_spec
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,7 +69,7 @@ class Comparison:
                 raise ValueError(f"{step.name} needs text. Pass --data PATH.")
         for candidate in self.candidates:
             for spec in candidate.specs:
-                parse_method(spec)
+                parse_spec(spec)
         if self.lengths is None:
             reach = [candidate.extension[1] for candidate in self.candidates if candidate.extension is not None]
             self.lengths = doublings(min([PLAIN_FACTOR, *reach]))

@@ -13,8 +13,9 @@ from longwave.extensions.attach import extended, suspended
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import original_length_of
 from longwave.extensions.sites import host_of
+from longwave.extensions.spec import parse_spec
 from longwave.extensions.steering import log_n_of
-from longwave.methods import METHODS, parse_method, without_weights
+from longwave.methods import without_weights
 from longwave.schedule import Schedule, factor_of
 
 TRAINING_FREE = ("none", "linear", "ntk", "yarn")
@@ -26,7 +27,7 @@ class Subject:
     """What a row is about: a method on a model.
 
     Arguments:
-        method: the method's name.
+        method: the name of the scaling method, with the attention method where there is one.
         schedule: how t follows the length, as `parse_schedule` reads it.
         max_factor: the largest t in range.
         log_n: exponent of the per-query log-n attention scaling, 0 for off.
@@ -42,7 +43,10 @@ class Subject:
     @property
     def label(self) -> str:
         """The method's name, with the schedule if that is not the method's default."""
-        return self.method if self.schedule == METHODS[self.method].schedule else f"{self.method}@{self.schedule}"
+        if self.schedule == parse_spec(self.method).schedule.spec:
+            return self.method
+        first, plus, attention = self.method.partition("+")
+        return f"{first}@{self.schedule}{plus}{attention}"
 
     def to_json(self) -> dict[str, Any]:
         """The start of a row in a record, see docs/results-schema.md."""
@@ -51,17 +55,19 @@ class Subject:
 
 @contextmanager
 def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subject]:
-    """Within, the model runs under `METHOD[@SCHEDULE]`; afterwards it is as before.
+    """Within, the model runs under `METHOD[@SCHEDULE][+ATTENTION]`; afterwards it is as before.
 
     Under its own method an extended model keeps its trained trajectory. Another method replaces the trajectory: the
-    frequencies change, weights and log-n stay, and max_factor is what `lengths` need.
+    frequencies change, weights and log-n stay, and max_factor is what `lengths` need. An attention method has its own
+    log-n.
 
     Raises:
         ValueError: for an unknown method, or one that needs trained weights the model does not have.
     """
-    method, schedule = parse_method(spec)
+    parsed = parse_spec(spec)
+    method, schedule = parsed.method, parsed.schedule
     handle = find_extension(model)
-    own = handle is not None and handle.method == method.name
+    own = handle is not None and handle.spec == parsed.name
     trained = handle is not None and own and handle.is_trained
     if method.trained and not trained:
         raise without_weights(method)
@@ -70,16 +76,16 @@ def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subje
         with handle.dial.held() as dial:
             if "@" in spec:
                 dial.set(schedule=schedule)
-            yield Subject(method.name, handle.schedule.spec, handle.max_factor, handle.log_n, own=True)
+            yield Subject(parsed.name, handle.schedule.spec, handle.max_factor, handle.log_n, own=True)
         return
     original = original_length_of(model)
     factor = _range(schedule, lengths, original)
     with ExitStack() as stack:
         if handle is not None:
             stack.enter_context(suspended(model))
-        log_n = exponent or None  # None: the method's default
+        log_n = exponent if exponent and parsed.attention is None else None  # None: the method's default
         stack.enter_context(extended(model, spec, max_factor=factor, log_n=log_n, original_length=original))
-        yield Subject(method.name, schedule.spec, factor, log_n_of(host_of(model)), own=False)
+        yield Subject(parsed.name, schedule.spec, factor, log_n_of(host_of(model)), own=False)
 
 
 def _range(schedule: Schedule, lengths: Sequence[int], original: int) -> float:

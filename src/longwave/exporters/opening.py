@@ -14,9 +14,10 @@ from longwave.exporters.source import Source
 from longwave.extensions.attach import extend, restore, rope_of
 from longwave.extensions.handle import extension, find_extension
 from longwave.extensions.on_the_spot import FACTOR
+from longwave.extensions.spec import parse_spec
 from longwave.files import read_object
 from longwave.layout import TRAINING
-from longwave.methods import parse_method, without_weights
+from longwave.methods import without_weights
 from longwave.schedule import Static, factor_of
 
 
@@ -79,9 +80,10 @@ def _own_extension(outline: Outline) -> PreTrainedModel:
 def _extended(model: PreTrainedModel, method: str, factor: float | None, length: int | None) -> PreTrainedModel:
     """A plain model under a method that needs no training."""
     restore(follow_config(model))
-    spec, schedule = parse_method(method)
-    if spec.trained:
-        raise without_weights(spec)
+    spec = parse_spec(method)
+    schedule = spec.schedule
+    if spec.method.trained:
+        raise without_weights(spec.method)
     if length is not None and factor is None:
         factor = factor_of(length, rope_of(model).original_length)
     reach = float(FACTOR) if factor is None else factor

@@ -64,6 +64,11 @@ def export(
     tell("reading")
     source = open_source(model, method=asked.method, factor=asked.factor, length=asked.to)
     keep_apart(output, (source.model, source.tokenizer))
+    if (attention := source.extension.attention) is not None:
+        raise Unsupported(
+            f"{exporter.name} cannot express {attention.name}: no engine computes it. Run the model with longwave, or "
+            "export it under a scaling method alone."
+        )
     t = source.factor(asked.factor, asked.to)
     snapshot = source.snapshot(t, length=asked.to, log_n=asked.log_n == "constant")
     with other_targets(exporter):

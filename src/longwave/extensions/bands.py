@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,22 +88,25 @@ class BandedAttention:
         attention: the method.
         rotary: the scaled rotary module whose trajectory and dial it follows.
         layout: which dimensions of a head are turned.
+        layers: which attention layers have bands, by their numbers in the order of the model.
     """
 
-    def __init__(self, attention: Attention, rotary: ScaledRotary, layout: Layout) -> None:
-        self.attention, self.rotary, self.layout = attention, rotary, layout
+    def __init__(self, attention: Attention, rotary: ScaledRotary, layout: Layout, layers: Collection[int]) -> None:
+        self.attention, self.rotary, self.layout, self.layers = attention, rotary, layout, layers
         self._last: tuple[Tensor, Tensor, Any, Plan] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_last": None}
 
-    def put_on(self, layer: nn.Module) -> None:
-        """Let a layer rotate its queries and keys as the method stores them, if the layer has bands."""
-        if getattr(layer, BANDED, False):
+    def put_on(self, number: int, layer: nn.Module) -> None:
+        """Let an attention layer rotate its queries and keys as the method stores them, if the layer has bands."""
+        if number in self.layers:
+            setattr(layer, BANDED, True)
             layer.register_forward_pre_hook(store_rotated, with_kwargs=True)
 
     def take_off(self, layer: nn.Module) -> None:
         """Take off what `put_on` has put on."""
+        vars(layer).pop(BANDED, None)
         for key in [key for key, hook in layer._forward_pre_hooks.items() if hook is store_rotated]:
             del layer._forward_pre_hooks[key]
             layer._forward_pre_hooks_with_kwargs.pop(key, None)

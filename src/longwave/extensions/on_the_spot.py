@@ -19,7 +19,7 @@ def extend_plain(
     """Put `method` on a plain model, of which RoPE scaling in its config is a part; without one it stays as it is.
 
     Arguments:
-        method: `METHOD[@SCHEDULE]`.
+        method: `METHOD[@SCHEDULE][+ATTENTION]`.
         to: longest text, in tokens; default 8 times the trained length.
         name: of the model, in messages.
         dashes: what stands before the names of both options in messages.

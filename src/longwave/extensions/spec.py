@@ -21,6 +21,11 @@ class Spec:
     attention: type[Attention] | None = None
 
     @property
+    def name(self) -> str:
+        """As it is written, without the schedule: `yarn`, `yarn+dca`, `two-band`."""
+        return named(self.method.name, self.attention)
+
+    @property
     def log_n(self) -> float:
         """The exponent of log-n by default."""
         return self.method.log_n if self.attention is None else self.attention.log_n
@@ -32,6 +37,13 @@ class Spec:
             {name: value for name, value in options.items() if name not in known},
             {name: value for name, value in options.items() if name in known},
         )
+
+
+def named(method: str, attention: type[Attention] | Attention | None) -> str:
+    """The name of a scaling method with an attention method. The default below an attention method is left out."""
+    if attention is None:
+        return method
+    return attention.name if method == attention.trajectory else f"{method}+{attention.name}"
 
 
 def parse_spec(text: str) -> Spec:

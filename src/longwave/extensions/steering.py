@@ -50,10 +50,10 @@ def steer_again(model: PreTrainedModel, steering: Steering | None) -> None:
     if steering is None:
         return
     text = text_model(model)
-    for layer in attention_layers(text):
+    for number, layer in enumerate(attention_layers(text)):
         setattr(layer, ON_LAYER, steering)
         if steering.bands is not None:
-            steering.bands.put_on(layer)
+            steering.bands.put_on(number, layer)
     set_attention(text, steering.name)
 
 

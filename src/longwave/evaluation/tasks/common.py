@@ -36,7 +36,7 @@ def steering(model: nn.Module) -> dict[str, Any] | None:
         return None
     factor = handle.dial.now.factor
     return {
-        "method": handle.method,
+        "method": handle.spec,
         "schedule": handle.schedule.spec,
         "max_factor": handle.max_factor,
         "log_n": handle.log_n,

@@ -223,7 +223,7 @@ def toy(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
 def test_an_export_target(trained: Path, tmp_path: Path) -> None:
     """A class and a line in EXPORTERS; help, command, verification, model card and kind of folder follow."""
     text = toy("export", "--help").stdout
-    assert "hf|gguf|ctranslate2|toy" in text and "toy: a folder in a box" in text
+    assert "One of: hf, gguf, ctranslate2, toy." in text and "toy: a folder in a box" in text
     assert "toy: whole (default), split" in text
 
     out = tmp_path / "out"

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalL
 from longwave.cli.main import main
 from longwave.demo.corpus import stdlib_files, write_corpus
 from longwave.demo.journal import Journal
-from longwave.demo.plan import ROWS, Settings
+from longwave.demo.plan import ROWS, DemoSettings
 from longwave.demo.run import BASE, run_demo
 from longwave.demo.summary import comparisons, show
 from longwave.evaluation.registry import EVALUATIONS
@@ -25,7 +25,7 @@ from longwave.evaluation.statistics import Interval
 from longwave.files import read_json
 from longwave.report.tables import curve_table
 
-TINY = Settings(max_factor=2, steps=2, batch_size=2, lengths=("1x", "2x"), windows=3, trials=2, text=5_000)
+TINY = DemoSettings(max_factor=2, steps=2, batch_size=2, lengths=("1x", "2x"), windows=3, trials=2, text=5_000)
 
 
 def quiet() -> Console:
@@ -125,6 +125,13 @@ def test_the_whole_demo_and_its_second_start(base: Path, tmp_path: Path) -> None
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
     assert again["perplexity"]["rows"] == result["perplexity"]["rows"]
     assert again["passkey"]["rows"] == result["passkey"]["rows"]
+
+    # Equal in settings, data and targets to what the commands write: one picture holds both.
+    asked = [str(base), "--lengths", ",".join(TINY.lengths), "--methods", "linear"]
+    heldout = ["--data", str(output / "text" / "heldout.jsonl"), "--windows", str(TINY.windows)]
+    for command, more in (("perplexity", heldout), ("passkey", ["--trials", str(TINY.trials)])):
+        assert main([command, *asked, *more, "-o", str(tmp_path / command)]) == 0
+        assert main(["plot", str(output / f"{command}.json"), f"again={tmp_path / command}"]) == 0
 
     ratios = comparisons(result["perplexity"])
     expected = rows["CLEX, tuned"][1]["ppl"] / rows["NTK, tuned"][1]["ppl"]

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,24 @@ def test_chat(
     assert "error: cannot write /absent/talk.json: No such file or directory\n" in printed.err
     assert "the conversation would have" in printed.err
     assert [message["role"] for message in json.loads(saved.read_text())] == ["user", "assistant"] * 2
+
+
+def test_a_chat_goes_on_after_a_turn_that_did_not_fit_the_memory(
+    trained: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failing = Conversation._answer, [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")]
+
+    def answer(self: Conversation, *rest: Any) -> str:
+        if failing:
+            raise failing.pop()
+        return real(self, *rest)
+
+    monkeypatch.setattr(Conversation, "_answer", answer)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello.\nHello again.\n"))
+    assert run("chat", trained, "--max-new-tokens", 4) == 1  # piped, and not every turn worked
+    error = capfd.readouterr().err
+    assert "error: the memory does not suffice for this turn." in error
+    assert error.count("tokens/s") == 1 and "Traceback" not in error
 
 
 def test_a_chat_without_a_failure_ends_well(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from longwave.checkpoints.folder import Kind, kind_of
 from longwave.checkpoints.load import extension_of
 from longwave.cli import main as command_line
 from longwave.cli.main import main
-from longwave.evaluation.base import Entry, Evaluation, Inputs, Plan, Progress
+from longwave.evaluation.base import Cost, Evaluation, Inputs, Measured, Progress
 from longwave.evaluation.kinds import Share
 from longwave.evaluation.registry import EVALUATIONS
 from longwave.evaluation.results import read
@@ -74,11 +74,11 @@ class LastToken(Evaluation[LastSettings]):
     Settings = LastSettings
     examples = ("longwave last MODEL --data book.txt --trials 8",)
 
-    def plan(self, inputs: Inputs, settings: LastSettings) -> Plan:
-        return Plan(settings.trials * sum(inputs.lengths))
+    def plan(self, inputs: Inputs, settings: LastSettings) -> Cost:
+        return Cost(settings.trials * sum(inputs.lengths))
 
     @torch.no_grad()
-    def measure(self, inputs: Inputs, settings: LastSettings, progress: Progress) -> Iterable[Entry]:
+    def measure(self, inputs: Inputs, settings: LastSettings, progress: Progress) -> Iterable[Measured]:
         for length in inputs.lengths:
             hits = []
             for trial in range(settings.trials):
@@ -223,7 +223,7 @@ def toy(*arguments: Path | str) -> subprocess.CompletedProcess[str]:
 def test_an_export_target(trained: Path, tmp_path: Path) -> None:
     """A class and a line in EXPORTERS; help, command, verification, model card and kind of folder follow."""
     text = toy("export", "--help").stdout
-    assert "hf|gguf|ctranslate2|toy" in text and "toy: a folder in a box" in text
+    assert "One of: hf, gguf, ctranslate2, toy." in text and "toy: a folder in a box" in text
     assert "toy: whole (default), split" in text
 
     out = tmp_path / "out"

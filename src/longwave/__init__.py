@@ -18,6 +18,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "longwave.attention": ("ATTENTIONS", "Attention", "Band"),
     "longwave.checkpoints.load": ("load",),
     "longwave.checkpoints.save": ("save",),
     "longwave.evaluation.losses": ("LengthLoss", "Perplexity"),
@@ -31,6 +32,7 @@ _HOMES = {
     "longwave.extensions.conversation": ("Conversation",),
     "longwave.extensions.handle": ("Extension", "extension", "rotaries"),
     "longwave.extensions.policy": ("frozen", "set_length", "set_policy", "snapshot"),
+    "longwave.extensions.spec": ("Spec", "parse_spec"),
     "longwave.methods": ("METHODS", "Method", "parse_method"),
     "longwave.rope": ("Rope",),
     "longwave.schedule": ("Ceiling", "Continuous", "Schedule", "Static", "Threshold", "parse_schedule"),

@@ -1,5 +1,8 @@
 """The public names for type checkers; `__init__.py` imports them when they are first used."""
 
+from longwave.attention import ATTENTIONS as ATTENTIONS
+from longwave.attention import Attention as Attention
+from longwave.attention import Band as Band
 from longwave.checkpoints.load import load as load
 from longwave.checkpoints.save import save as save
 from longwave.evaluation.losses import LengthLoss as LengthLoss
@@ -39,6 +42,8 @@ from longwave.extensions.policy import (
 from longwave.extensions.policy import (
     snapshot as snapshot,
 )
+from longwave.extensions.spec import Spec as Spec
+from longwave.extensions.spec import parse_spec as parse_spec
 from longwave.methods import METHODS as METHODS
 from longwave.methods import Method as Method
 from longwave.methods import parse_method as parse_method

@@ -9,9 +9,10 @@ def run() -> int:
     """Run the command line of this process; returns the exit code."""
     try:
         from longwave.cli.main import main
-    except KeyboardInterrupt:
+
+        return main()
+    except KeyboardInterrupt:  # outside of a command, where typer catches it
         return 130
-    return main()
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ import longwave
 from longwave.attention.kernels import decode as _decode
 from longwave.attention.temperature import log_n_scale
 from longwave.extensions.attach import suspended
-from longwave.extensions.steering import count_keys, log_n_of
 from longwave.extensions.policy import frozen
 from longwave.extensions.sites import host_of
+from longwave.extensions.steering import count_keys, log_n_of
 
 L = 64
 LENGTH = 160

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import longwave
-from longwave.extensions.handle import extension, is_trained
-from longwave.extensions.steering import log_n_of
+from longwave.extensions.handle import extension
 from longwave.extensions.sites import host_of
+from longwave.extensions.steering import log_n_of
 
 L = 64
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -161,8 +161,8 @@ def test_a_plain_model_comes_back_plain(llama: LlamaForCausalLM, tmp_path: Path)
 
 def test_is_trained(llama: LlamaForCausalLM) -> None:
     for method, fresh in (("yarn", True), ("clex", False), ("clex-paper", False)):
-        assert is_trained(longwave.extend(llama, method, max_factor=4)) is fresh
-        assert is_trained(trained(longwave.restore(llama), method))
+        assert longwave.extension(longwave.extend(llama, method, max_factor=4)).is_trained is fresh
+        assert longwave.extension(trained(longwave.restore(llama), method)).is_trained
         longwave.restore(llama)
 
 

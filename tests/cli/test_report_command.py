@@ -7,8 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from longwave.cli.main import main
+from longwave.report import trajectories
+from longwave.report.trajectories import trajectories_of_model
 
 
 def run(*arguments: object) -> int:
@@ -64,6 +67,22 @@ def test_a_plain_model_alone(plain: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     assert run("report", "--model", plain) == 0
     assert "Frequencies · none, linear, ntk, yarn" in Path("report.html").read_text()
+
+
+def test_frequencies_are_drawn_without_the_weights(plain: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise AssertionError("the weights were loaded")
+
+    for path in map(str, (plain, trained)):
+        with monkeypatch.context() as changed:
+            changed.setattr(trajectories, "outline", lambda _: None)
+            whole = trajectories_of_model(path)
+        with monkeypatch.context() as changed:
+            changed.setattr(trajectories, "load", fails)
+            found = trajectories_of_model(path)
+        assert list(found) == list(whole) and len(found) >= 4
+        for name, trajectory in found.items():
+            assert torch.equal(trajectory.at(3.0).inv_freq, whole[name].at(3.0).inv_freq)
 
 
 def test_what_cannot_be_shown_is_an_error(

@@ -134,7 +134,7 @@ def test_errors_name_the_file_in_one_line(tmp_path: Path, name: str, content: by
 def test_missing_and_empty_paths(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="absent does not exist"):
         read_documents([tmp_path / "absent"])
-    with pytest.raises(ValueError, match="no text, jsonl or parquet file"):
+    with pytest.raises(ValueError, match=r"no file of documents .* reads text, JSON lines"):
         read_documents([tmp_path])
     pq.write_table(pa.table({"body": ["a"]}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="no column `text`; it has body"):

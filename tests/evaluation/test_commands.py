@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -213,8 +215,18 @@ def test_plot_of_two_models_and_of_two_runs(
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
-    assert run("plot", tmp_path / "a", f"other={tmp_path / 'c'}", "--force", "-o", tmp_path / "mixed.svg") == 0
-    assert (tmp_path / "mixed.svg").stat().st_size > 10_000
+    mixed = tmp_path / "new" / "folder" / "mixed.svg"
+    assert run("plot", tmp_path / "a", f"other={tmp_path / 'c'}", "--force", "-o", mixed) == 0
+    assert mixed.stat().st_size > 10_000
+
+
+def test_a_figure_of_an_earlier_record_does_not_stay(plain: Path, book: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = ("perplexity", plain, "--data", book, "--lengths", "2x", "--windows", 2, "--methods", "none", "-o", out)
+    assert run(*asked, "--protocol", "overlap", "--by-position", 4) == 0
+    assert (out / "perplexity-by-position.png").exists()
+    assert run(*asked, "--protocol", "overlap", "--overwrite") == 0
+    assert sorted(path.name for path in out.iterdir()) == ["perplexity.json", "perplexity.png"]
 
 
 def test_a_command_that_was_stopped_goes_on(
@@ -289,3 +301,65 @@ def test_longppl_has_a_command(
     found = read(tmp_path / "out" / "longppl.json", LONGPPL)
     assert (found["settings"]["trunc_len"], found["settings"]["alpha"]) == (32, -9.0)
     assert found["rows"][0]["lengths"][0]["key_tokens"] > 0
+
+
+TYPOS = {
+    "lengths": ("passkey", "MODEL", "--lengths", "2y"),
+    "methods": ("passkey", "MODEL", "--methods", ","),
+    "batch": ("passkey", "MODEL", "--tokens-per-batch", "0"),
+    "setting": ("longppl", "MODEL", "--data", "absent", "--alpha", "nan"),
+    "suite": ("evaluate", "MODEL", "--suite", "quik"),
+    "tasks": ("tasks", "MODEL"),
+    "limit": ("tasks", "MODEL", "--tasks", "arc_easy", "--limit", "0"),
+    "samples": ("tasks", "MODEL", "--samples", "absent"),
+    "report": ("report", "--model", "MODEL", "--methods", ","),
+}
+
+
+@pytest.mark.parametrize("typo", TYPOS)
+def test_a_wrong_value_is_told_before_anything_slow_is_imported(typo: str, plain: Path, tmp_path: Path) -> None:
+    code = "import sys; from longwave.cli.main import main; code = main(sys.argv[1:])\n"
+    code += "print(code, [name for name in ('torch', 'transformers', 'datasets') if name in sys.modules])"
+    arguments = [str(plain) if part == "MODEL" else part for part in TYPOS[typo]]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    assert done.stdout == "1 []\n", done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [("passkey", "passkey-plain/x"), ("evaluate", "evaluate-plain/x"), ("tasks", "tasks-plain/x"),
+     ("report", "report.html")],
+)  # fmt: skip
+def test_a_default_output_that_is_full_hides_no_other_mistake(
+    command: str, default: str, plain: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / default).parent.mkdir(exist_ok=True)
+    (tmp_path / default).touch()
+    (tmp_path / "suite.yaml").write_text("- passkey: {trials: 2}\n")
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "passkey": (plain, "--methods"), "evaluate": (plain, "--suite", "suite.yaml", "--methods"),
+        "tasks": (plain, "--tasks", "arc_easy", "--method"), "report": ("--model", plain, "--methods"),
+    }  # fmt: skip
+    assert run(command, *given[command], "nkt") == 1
+    assert "Did you mean 'ntk'?" in capfd.readouterr().err
+    assert run(command, *given[command], "ntk") == 1
+    assert default.removesuffix("/x") in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "tasks", "report"])
+def test_an_unknown_method_is_told_before_the_model_is_loaded(
+    command: str, plain: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "generate": (plain, "--prompt", "x", "--method"), "chat": (plain, "--method"),
+        "tasks": (plain, "--tasks", "arc_easy", "-o", tmp_path / "out", "--method"),
+        "report": ("--model", plain, "-o", tmp_path / "page.html", "--methods"),
+    }  # fmt: skip
+    (plain / "model.safetensors").write_bytes(b"no weights")
+    assert run(command, *given[command], "nkt") == 1
+    assert "unknown method 'nkt'. Did you mean 'ntk'?" in capfd.readouterr().err

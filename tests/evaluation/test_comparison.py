@@ -263,6 +263,7 @@ def test_suites_of_longwave_are_valid() -> None:
         ("- perplexity: {}\n  passkey: {}", "item 1 must name one evaluation"),
         ("- perplexity\n- perplexity: {windows: 4}", "two evaluations called 'perplexity'"),
         ("- perplexity: {}\n  name: ../x", "may have letters"),
+        ("- perplexity: {}\n  lengths: 2y", "item 1: bad length '2y'"),
     ],
 )
 def test_bad_suites(text: str, message: str) -> None:
@@ -280,6 +281,7 @@ def test_bad_suites(text: str, message: str) -> None:
         (("--methods", "nkt"), "unknown method 'nkt'. Did you mean 'ntk'?"),
         (("--methods", "own"), "has no method of its own"),
         (("--lengths", "1000x"), "fewer than one window of 64000"),
+        (("--lengths", "2y"), "bad length '2y'"),
         (("--base", "/absent"), "/absent"),
     ],
 )
@@ -333,3 +335,29 @@ def test_models_of_other_lengths_are_refused(
     assert run("compare", plain, other, "--data", book, "--suite", suite, "-o", tmp_path / "out") == 1
     assert "trained at different lengths (plain 64, other 32)" in capfd.readouterr().err
     assert cells(tmp_path / "out") == {}
+
+
+def test_a_folder_of_other_files_is_no_place_for_a_comparison(
+    plain: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """--overwrite replaces tables only, so the message must not advise it."""
+    (tmp_path / "suite.yaml").write_text("- passkey: {trials: 2}\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    asked = ("--suite", tmp_path / "suite.yaml", "--lengths", "3x", "--methods", "none", "-o", tmp_path / "out")
+    for command in ("evaluate", "compare"):
+        assert run(command, plain, *asked, "--overwrite") == 1
+        assert capfd.readouterr().err == (
+            f"error: output folder {tmp_path / 'out'} holds other files than a comparison. Choose another --output.\n"
+        )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_a_model_in_the_current_folder_has_a_name(
+    plain: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "suite.yaml").write_text("- passkey: {trials: 2}\n")
+    monkeypatch.chdir(plain)
+    asked = ("--suite", tmp_path / "suite.yaml", "--lengths", "3x")
+    assert run("evaluate", ".", "--base", trained, *asked, "--methods", "none", "-o", tmp_path / "out") == 0
+    assert [row["label"] for row in read(tmp_path / "out" / "passkey.json")["rows"]] == ["plain", "base"]

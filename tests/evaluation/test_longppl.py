@@ -19,10 +19,12 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 import longwave
+from longwave.checkpoints.folder import ModelFolder
 from longwave.cli.main import main
 from longwave.data.documents import read_documents
 from longwave.data.tokens import stream_and_starts
 from longwave.demo.run import BASE
+from longwave.evaluation import keytokens
 from longwave.evaluation.choice import Choice
 from longwave.evaluation.keytokens import Evaluator, digest_of, evaluator_of
 from longwave.evaluation.longppl import longppl
@@ -147,6 +149,19 @@ def test_texts_are_those_of_their_tokens(data: Path, tokenizer: PreTrainedTokeni
     assert texts.text(4, 8)[0] == "é —"
     starts = [window.ends for window in texts.plan([3, 5], None)]
     assert starts == [tuple(place + n for place in (0, 5, size, size + 5)) for n in (3, 5)]
+
+
+def test_the_files_of_an_evaluator_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, real = [], keytokens.fingerprint
+
+    def fingerprint(found: ModelFolder) -> dict[str, str]:
+        read.append(found.name)
+        return real(found)
+
+    monkeypatch.setattr(keytokens, "fingerprint", fingerprint)
+    digest_of.cache_clear()
+    assert digest_of(str(folder)) == digest_of(str(folder))
+    assert read == [str(folder)]
 
 
 def suite(path: Path, **settings: object) -> Path:

@@ -19,7 +19,7 @@ import longwave
 from longwave.checkpoints import plain as plain_models
 from longwave.checkpoints.outline import outline
 from longwave.evaluation import comparison as module
-from longwave.evaluation.base import Entry, Inputs, Progress
+from longwave.evaluation.base import Inputs, Measured, Progress
 from longwave.evaluation.candidates import Candidate
 from longwave.evaluation.cells import Cell
 from longwave.evaluation.comparison import Comparison
@@ -258,7 +258,7 @@ def test_an_evaluation_that_yields_is_read_under_its_method(
                     "by_depth": [], "depths": [0.0], "correct": [False]}  # fmt: skip
 
     class Lazily(PasskeyEvaluation):
-        def measure(self, inputs: Inputs, settings: PasskeySettings, progress: Progress) -> Iterator[Entry]:
+        def measure(self, inputs: Inputs, settings: PasskeySettings, progress: Progress) -> Iterator[Measured]:
             for length in inputs.lengths:
                 yield Factor(rotaries(inputs.model)[0].factor_for(length))
 

@@ -137,7 +137,7 @@ def change_correct(entry: dict[str, Any]) -> None:
     ("made", "change", "complaint"),
     [
         (surprise, lambda entry: entry["nll"].pop(), "ends has 20 values, nll has 19 values, tokens has 20 values"),
-        (surprise, lambda entry: entry.update(nll=["1"] * 20), "0 is '1' where a number must be"),
+        (surprise, lambda entry: entry.update(nll=["1"] * 20), "nll[0] is '1' where a number must be"),
         (surprise, lambda entry: entry.update(length=True), "length is True where a number must be"),
         (surprise, lambda entry: entry.update(factor="2"), "factor is '2' where a number must be"),
         (tracing, change_correct, "its correct must be true or false for each trial"),

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 import longwave
-from longwave.evaluation.subjects import default_specs, under
+from longwave.evaluation.subjects import under
 from longwave.extensions.handle import find_extension, rotaries
 
 
@@ -27,7 +27,6 @@ def logits(model: LlamaForCausalLM, length: int = 200) -> torch.Tensor:
 
 def test_a_plain_model_is_extended_for_a_while(llama: LlamaForCausalLM) -> None:
     before = logits(llama)
-    assert default_specs(llama) == ["none", "linear", "ntk", "yarn"]
     with under(llama, "ntk@static=8", [64, 256]) as subject:
         assert (subject.label, subject.max_factor, subject.own) == ("ntk@static=8", 8.0, False)
         assert rotaries(llama)[0].factor_for(64) == 8.0
@@ -46,7 +45,6 @@ def test_max_factor_has_room_for_every_length(llama: LlamaForCausalLM) -> None:
 
 def test_an_extended_model_keeps_its_own_trajectory(trained: LlamaForCausalLM) -> None:
     before, trajectory = logits(trained), rotaries(trained)[0].trajectory
-    assert default_specs(trained) == ["clex"]
     with under(trained, "clex", [256]) as subject:
         assert (subject.own, subject.label, subject.max_factor, subject.log_n) == (True, "clex", 4.0, 1.0)
         assert rotaries(trained)[0].trajectory is trajectory

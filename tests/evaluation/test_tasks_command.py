@@ -58,6 +58,7 @@ def test_local_samples(plain: Path, samples: Path, tmp_path: Path, capsys: pytes
             "error: samples empty.jsonl holds no sample. Replace the file or leave it out.\n",
         ),
         (("--samples", "/absent", "--chat"), "--factor, --chat and --lengths are for --tasks"),
+        (("--samples", "empty.jsonl", "--truncate", "left"), "Leave out --truncate left."),
         (("--tasks", "niah_single_9", "--method", "yran"), "Did you mean 'yarn'"),
     ],
 )

@@ -62,6 +62,29 @@ def test_a_perplexity_record_goes_into_the_card(trained: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda record: record["rows"][0]["lengths"][0].pop("ppl"), "is damaged: it lacks ppl"),
+        (lambda record: record["rows"][0]["lengths"][0].update(ppl="low"), "is damaged"),
+        (lambda record: record.update(data=["text.txt"]), "is damaged"),
+        (lambda record: record.update(rows=[1]), "is damaged"),
+        (lambda record: record.update(schema="longwave.passkey/1"), "is no record of `longwave perplexity`"),
+    ],
+)
+def test_a_damaged_record_is_told_before_the_work(damage, message: str, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    entry = {"length": 64, "ppl": 5.0}
+    record = {"schema": "longwave.perplexity/1", "rows": [{"label": "ntk", "lengths": [entry]}],
+              "data": {"text.txt": "5f"}, "settings": {"protocol": "stride"}}  # fmt: skip
+    path, steps = tmp_path / "perplexity.json", list[str]()
+    damage(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=message) as error:
+        export(trained, tmp_path / "out", results=[path], tell=steps.append)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert steps == []
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--factor", "5"], "factor 5 is not within 1 to 4"),

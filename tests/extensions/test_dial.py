@@ -223,8 +223,8 @@ def test_a_constant_of_one_is_frozen_too(llama: LlamaForCausalLM, tmp_path: Path
 
 def test_a_t_out_of_range_freezes_nothing(llama: LlamaForCausalLM) -> None:
     longwave.extend(llama, "yarn", max_factor=4, log_n=1.0)
-    for factor in (5.0, 0.5, float("nan"), "4x", torch.tensor([])):
-        with pytest.raises(ValueError, match="factor must be"), longwave.frozen(llama, factor):
+    for factor in (5.0, 0.5, float("nan"), "4x", True, torch.tensor([]), [2.0, 3.0]):
+        with pytest.raises(ValueError, match=r"factor must be|one t for all rows"), longwave.frozen(llama, factor):
             pass
     assert longwave.extension(llama).log_n == 1 and longwave.extension(llama).dial.policy == "fit"
 

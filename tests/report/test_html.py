@@ -14,13 +14,13 @@ from browser import CHROMIUM, browser
 from examples import LENGTHS, metrics, perplexity, retrieval
 
 from longwave.evaluation.records import is_ours
-from longwave.evaluation.results import NEEDLE, Record
+from longwave.evaluation.results import NEEDLE, PASSKEY, Record
 from longwave.methods import METHODS
 from longwave.report.groups import grouped, told_apart
 from longwave.report.html import page
 from longwave.report.markup import Markup, element
 from longwave.report.plots import curve_figure, save
-from longwave.report.sources import Source, Training, check_metrics, read_source
+from longwave.report.sources import RecordFile, Training, check_metrics, read_source
 from longwave.report.summary import summary
 from longwave.rope import Rope
 
@@ -63,8 +63,8 @@ class Read(HTMLParser):
         return sum(tag == name for tag, _ in self.elements)
 
 
-def sources(*records: Record) -> list[Source]:
-    return [Source(Path(f"run{index}/record.json"), value) for index, value in enumerate(records)]
+def sources(*records: Record) -> list[RecordFile]:
+    return [RecordFile(Path(f"run{index}/record.json"), value) for index, value in enumerate(records)]
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_equal_labels_are_runs_only_under_other_training_seeds() -> None:
     assert list(group.rows) == ["clex (a)", "clex (b)"]
     (group,) = grouped(sources(perplexity(values), perplexity(values)))
     assert list(group.rows) == ["clex (run0/record.json)", "clex (run1/record.json)"]
-    (group,) = grouped([Source(Path("r.json"), perplexity(values))] * 2)
+    (group,) = grouped([RecordFile(Path("r.json"), perplexity(values))] * 2)
     assert list(group.rows) == ["clex (r.json)", "clex (r.json) #2"]
 
 
@@ -325,8 +325,17 @@ def test_one_window_has_no_interval_and_no_comparison() -> None:
         (lambda r: r["rows"][0]["lengths"][1].pop("nll"), "an entry of lengths lacks nll"),
         (lambda r: r["rows"][0]["lengths"][1].update(ppl="6"), "ppl is '6' where a number must be"),
         (lambda r: r["rows"][0]["lengths"][1].update(ppl=float("nan")), "ppl is nan where a number must be"),
-        (lambda r: r["rows"][0]["lengths"][1].update(interval=[1]), "1 is None where a number must be"),
+        (
+            lambda r: r["rows"][0]["lengths"][1].update(interval=[1]),
+            "values in interval is 1 and must be 2",
+        ),
+        (lambda r: r["rows"][0]["lengths"][1].update(interval=[1, "2"]), "interval[1] is '2' where a number must be"),
         (lambda r: r["rows"][0]["lengths"][1].update(by_position=[{"start": 0}]), "end is None"),
+        (
+            lambda r: r["rows"][0]["lengths"][1].update(by_position=7),
+            "its by_position must be a list",
+        ),
+        (lambda r: r["rows"][0]["lengths"][1]["nll"].__setitem__(3, None), "nll[3] is None where a number must be"),
         (lambda r: r.update(model="base"), "its model must be an object"),
         (lambda r: r.update(data=["book.txt"]), "its data must be an object or null"),
         (lambda r: r.update(original_length=0), "original_length is 0 where a whole number from 1 on must be"),
@@ -345,6 +354,15 @@ def test_a_damaged_record_is_named(change: Any, complaint: str, tmp_path: Path) 
     with pytest.raises(ValueError, match=r"perplexity\.json .*") as error:
         read_source(path)
     assert complaint in str(error.value)
+
+
+@pytest.mark.parametrize("schema", [PASSKEY, NEEDLE])
+def test_a_depth_too_many_is_noticed(schema: str, tmp_path: Path) -> None:
+    made = retrieval({"ntk": (1, 0.5, 0)}, schema)
+    made["rows"][0]["lengths"][2]["depths"].append(0.5)
+    (tmp_path / "r.json").write_text(json.dumps(made))
+    with pytest.raises(ValueError, match="the number of values in depths is 13 and must be 12"):
+        read_source(tmp_path / "r.json")
 
 
 def test_a_cut_off_record_is_still_known_as_ours(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ To add a method: a file here with its class, and a line in ATTENTIONS.
 
 from __future__ import annotations
 
-from longwave.attention.bands import Attention
+from longwave.attention.bands import Attention, Band
 from longwave.attention.dca import DualChunkAttention
 from longwave.attention.infllm import InfLLM
 from longwave.attention.ms_poe import MsPoE
@@ -29,6 +29,8 @@ from longwave.attention.string import String
 from longwave.attention.token_select import TokenSelect
 from longwave.attention.two_band import TwoBand
 from longwave.names import look_up
+
+__all__ = ["ATTENTIONS", "Attention", "Band", "get_attention"]
 
 ATTENTIONS: dict[str, type[Attention]] = {
     method.name: method

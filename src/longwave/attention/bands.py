@@ -90,6 +90,9 @@ class Attention(Settings, ABC):
         ValueError: naming the option, what it got, and what is allowed.
     """
 
+    def __init_subclass__(cls) -> None:
+        cls.whose = getattr(cls, "name", "")
+
     original_length: int = setting(REQUIRED, "L, in tokens.", least=2)
     max_factor: float = setting(REQUIRED, "The largest length factor t.", least=1)
 
@@ -97,7 +100,8 @@ class Attention(Settings, ABC):
     name: ClassVar[str]
     summary: ClassVar[str]  # one line for tables
     source: ClassVar[str]  # paper or code
-    cost: ClassVar[str]  # beside full attention, for tables
+    changes: ClassVar[str] = "distances"  # for tables: distances, visible keys
+    cost: ClassVar[str] = "as full attention"  # for tables
     trajectory: ClassVar[str] = "none"  # the scaling method under it where none is named
     log_n: ClassVar[float] = 1.0  # the exponent of log-n by default
     scaling: ClassVar[float] = 1.0  # on cos and sin, beside the trajectory's own
@@ -154,7 +158,8 @@ class NearAndFar(Attention):
     )
     reach: float = setting(1.0, "The largest distance that far keys may have, as a share of L.", least=0)
     mass: float = setting(
-        0.0, "How much the logits of far keys are lowered as there are more of them: 0 not at all, 1 by the logarithm.",
+        0.0,
+        "How much the logits of far keys are lowered as there are more of them: 0 not at all, 1 by the logarithm.",
         least=0,
     )
 

@@ -33,7 +33,6 @@ class DualChunkAttention(Attention):
     name: ClassVar[str] = "dca"
     summary: ClassVar[str] = "places start anew in every chunk"
     source: ClassVar[str] = "arXiv 2402.17463"
-    cost: ClassVar[str] = "as full attention"
 
     def __post_init__(self) -> None:
         super().__post_init__()

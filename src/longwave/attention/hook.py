@@ -65,14 +65,14 @@ class _Hook:
             elif not steering.temperature.by_keys:
                 raise ValueError(f"log-n scaling lacks the positions: {without_positions(module)} Pass log_n=False.")
         if steering is not None and steering.bands is not None:
-            mask, *args = args or (kwargs.pop("attention_mask", None),)
+            mask, *rest = args or (kwargs.pop("attention_mask", None),)
             if getattr(module, BANDED, False):
 
                 def stock(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **own: Any) -> Tensor:
-                    return self._stock(attention, module, query, key, value, mask, *args, **{**kwargs, **own})[0]
+                    return self._stock(attention, module, query, key, value, mask, *rest, **{**kwargs, **own})[0]
 
                 return steering.bands.attend(query, key, value, mask, stock, kwargs), None
-            args = [plain_mask(mask), *args]
+            args = plain_mask(mask), *rest
         return self._stock(attention, module, query, key, value, *args, **kwargs)
 
     def _stock(

@@ -32,9 +32,7 @@ def decode(
     return output.reshape(batch, 1, heads, value.shape[-1]), None
 
 
-def with_lse(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
+def with_lse(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """softmax(q kᵀ · scale) v, and the log-sum-exp of the logits.
 
     Arguments:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -53,15 +52,6 @@ class Placed:
     key: Turn | None
     excess: Tensor | None
 
-    @cached_property
-    def empty(self) -> Tensor:
-        """Queries without a key in this band, bool [B or 1, 1, n]."""
-        return (self.high <= self.low)[:, None]
-
-    @cached_property
-    def has_empty(self) -> bool:
-        return bool(self.empty.any())
-
     def mask(self, rows: slice, columns: slice) -> Tensor:
         """Which of the columns the queries see, bool [B or 1, 1, rows, columns]."""
         column = torch.arange(columns.start, columns.stop, device=self.low.device)
@@ -94,10 +84,7 @@ def place(
     scale = torch.as_tensor(spectrum.scaling, dtype=wide) ** 2
     placed = []
     for band in bands:
-        low, high = (
-            torch.searchsorted(columns, edge(where).clamp(min=0).to(torch.int64).expand(columns.shape[0], -1).contiguous())
-            for edge in (band.first, band.last)
-        )
+        low, high = (_column(columns, edge(where)) for edge in (band.first, band.last))
         own = 1.0 if band.own else scale
         phase = spectrum.phase(band, band.query(where)) + band.lead * spectrum.own - before_query
         key = None
@@ -109,6 +96,12 @@ def place(
             excess = ((high - low).to(wide) / band.room).clamp(min=1.0).log()[:, None]
         placed.append(Placed(low, high, _turn(phase, own), key, excess))
     return placed
+
+
+def _column(columns: Tensor, positions: Tensor) -> Tensor:
+    """The first column whose key is not before the position, int64 [B, n]."""
+    wanted = positions.clamp(min=0).to(torch.int64).expand(columns.shape[0], -1)
+    return torch.searchsorted(columns, wanted.contiguous())
 
 
 def _same_key(band: Band, stored: Band) -> bool:

@@ -19,7 +19,6 @@ class ReRoPE(NearAndFar):
     name: ClassVar[str] = "rerope"
     summary: ClassVar[str] = "all far keys at one distance, w"
     source: ClassVar[str] = "github.com/bojone/rerope"
-    cost: ClassVar[str] = "as full attention"
 
     def bands(self, t: float) -> tuple[Band, ...]:
         return near(self.w), self.far(query=always(self.w), key=zero)
@@ -41,7 +40,6 @@ class LeakyReRoPE(NearAndFar):
     name: ClassVar[str] = "leaky-rerope"
     summary: ClassVar[str] = "distances beyond a window are divided"
     source: ClassVar[str] = "github.com/bojone/rerope"
-    cost: ClassVar[str] = "as full attention"
 
     def bands(self, t: float) -> tuple[Band, ...]:
         (f,) = self.state(t)

@@ -27,13 +27,10 @@ class SelfExtend(NearAndFar):
     name: ClassVar[str] = "self-extend"
     summary: ClassVar[str] = "far keys in groups that share a place"
     source: ClassVar[str] = "arXiv 2401.01325"
-    cost: ClassVar[str] = "as full attention"
 
     def bands(self, t: float) -> tuple[Band, ...]:
         w, (g,) = self.w, self.state(t)
-        return near(w), self.far(
-            query=lambda p: (p / g).floor() + w - w // g, key=lambda j: (j / g).floor()
-        )
+        return near(w), self.far(query=lambda p: (p / g).floor() + w - w // g, key=lambda j: (j / g).floor())
 
     def state(self, t: float) -> tuple[float, ...]:
         return (math.ceil(self.compression(t) - 1e-9) if self.group is None else self.group,)

@@ -31,6 +31,7 @@ class StreamingLLM(Attention):
     name: ClassVar[str] = "streaming-llm"
     summary: ClassVar[str] = "the first keys and the last ones, no others"
     source: ClassVar[str] = "arXiv 2309.17453"
+    changes: ClassVar[str] = "visible keys"
     cost: ClassVar[str] = "constant for each token"
     log_n: ClassVar[float] = 0.0
 
@@ -64,6 +65,7 @@ class LMInfinite(Attention):
     name: ClassVar[str] = "lm-infinite"
     summary: ClassVar[str] = "the first keys, at one distance, and the last ones"
     source: ClassVar[str] = "arXiv 2308.16137"
+    changes: ClassVar[str] = "visible keys"
     cost: ClassVar[str] = "constant for each token"
     log_n: ClassVar[float] = 0.0
 

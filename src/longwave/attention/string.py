@@ -23,13 +23,15 @@ class String(Attention):
         None, "Keys so many tokens away and more are brought nearer, S. Default: L/3.", least=1, metavar="TOKENS"
     )
     local: int | None = setting(
-        None, "The distance of the nearest of those keys, W. Default: L/1024, or 16 if that is more.", least=0, metavar="TOKENS"
+        None,
+        "The distance of the nearest of those keys, W. Default: L/1024, at least 16.",
+        least=0,
+        metavar="TOKENS",
     )
 
     name: ClassVar[str] = "string"
     summary: ClassVar[str] = "far keys at the smaller distances that training saw more often"
     source: ClassVar[str] = "arXiv 2410.18745"
-    cost: ClassVar[str] = "as full attention"
     log_n: ClassVar[float] = 0.0
     scaling: ClassVar[float] = 1 + 0.1 * math.log(2)
 

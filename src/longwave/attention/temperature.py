@@ -23,9 +23,14 @@ class LogN:
         original_length: L in tokens.
         exponent: a number > 0.
         by_keys: count the keys before the query instead of p, see `count_keys`.
+
+    Raises:
+        ValueError: for another exponent.
     """
 
     def __init__(self, original_length: int, exponent: float, by_keys: bool = False) -> None:
+        if not (math.isfinite(exponent) and exponent > 0):
+            raise ValueError(f"log_n must be True, False or an exponent >= 0, got {exponent}.")
         self.original_length, self.exponent, self.by_keys = original_length, exponent, by_keys
         self._last: tuple[Tensor, int, Tensor] | None = None  # position ids, their version, their scale
 

@@ -29,7 +29,6 @@ class TwoBand(NearAndFar):
     name: ClassVar[str] = "two-band"
     summary: ClassVar[str] = "near keys as they are, far keys along the trajectory, with mass"
     source: ClassVar[str] = "longwave, after github.com/bojone/rerope"
-    cost: ClassVar[str] = "as full attention"
     trajectory: ClassVar[str] = "linear"
     log_n: ClassVar[float] = 0.0
 

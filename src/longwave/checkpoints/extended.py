@@ -20,6 +20,7 @@ from longwave.files import read_json
 from longwave.layout import CONFIG, MODEL, SETTINGS, WEIGHTS
 
 FORMAT = 2  # 1 had the bounded field start from the prior's rate at t instead of its mean
+WITH_ATTENTION = 3  # of a folder with an attention method, which versions before it would leave out
 TYPES = {"method": str, "options": dict, "schedule": str}
 REQUIRED = ("format", "method", "options", "max_factor", "schedule", "beyond", "log_n", "original_length")
 
@@ -42,13 +43,14 @@ def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     try:
         (extend_again if unscaled else extend)(
             model,
-            settings["method"],
+            _spec(settings),
             max_factor=settings["max_factor"],
             schedule=settings["schedule"],
             log_n=settings["log_n"],
             beyond=settings["beyond"],
             original_length=settings["original_length"],
             **settings["options"],
+            **settings.get("attention", {}).get("options", {}),
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / SETTINGS}: {error}") from None
@@ -61,14 +63,25 @@ def read_settings(path: Path) -> dict[str, Any]:
     missing = [key for key in REQUIRED if not isinstance(settings, dict) or key not in settings]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: not written by longwave.save, or damaged.")
-    if settings["format"] != FORMAT:
+    if settings["format"] not in (FORMAT, WITH_ATTENTION):
         what = "Train again" if settings["format"] == 1 else "Update longwave"
-        raise ValueError(f"{path} has format {settings['format']}, this version reads {FORMAT}. {what}.")
+        raise ValueError(
+            f"{path} has format {settings['format']}, this version reads {FORMAT} and {WITH_ATTENTION}. {what}."
+        )
     for key, kind in TYPES.items():
         if not isinstance(settings[key], kind):
             what = "a text" if kind is str else "an object"
             raise ValueError(f"{path}: {key} is {settings[key]!r}, it must be {what}. Restore the file.")
+    attention = settings.get("attention", {"name": "", "options": {}})
+    known = isinstance(attention, dict) and isinstance(attention.get("name"), str)
+    if not (known and isinstance(attention.get("options"), dict)):
+        raise ValueError(f"{path}: attention is {attention!r}, it must have a name and options. Restore the file.")
     return settings
+
+
+def _spec(settings: dict[str, Any]) -> str:
+    attention = settings.get("attention")
+    return str(settings["method"]) if attention is None else f"{settings['method']}+{attention['name']}"
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

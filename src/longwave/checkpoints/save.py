@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longwave.checkpoints.extended import FORMAT
+from longwave.checkpoints.extended import FORMAT, WITH_ATTENTION
 from longwave.extensions.attach import suspended
 from longwave.extensions.handle import Extension, extension
 from longwave.files import prepare_output, write_json
@@ -80,8 +80,10 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 def _settings(handle: Extension) -> dict[str, Any]:
+    attention = handle.attention
+    own = {} if attention is None else {"attention": {"name": attention.name, "options": attention.options()}}
     return {
-        "format": FORMAT,
+        "format": FORMAT if attention is None else WITH_ATTENTION,
         "method": handle.method,
         "options": handle.trajectories[0].options(),
         "max_factor": handle.max_factor,
@@ -91,4 +93,5 @@ def _settings(handle: Extension) -> dict[str, Any]:
         "original_length": handle.original_length,
         "unscaled": handle.unscaled,
         "trained": handle.is_trained,
+        **own,
     }

@@ -14,6 +14,7 @@ from longwave.cli.evaluating import Device, Dtype
 from longwave.cli.generating import Method, To
 from longwave.cli.options import Model, check_inputs
 from longwave.cli.settings import with_settings
+from longwave.errors import is_out_of_memory
 from longwave.extensions.decoding import NEW_TOKENS, Decoding
 from longwave.settings import setting
 
@@ -25,10 +26,10 @@ HELP = "/reset forgets the conversation · /save FILE writes it as JSON · /exit
 
 @dataclass(frozen=True)
 class ChatSettings(Decoding):
-    """How the model answers: livelier than a text is continued."""
+    """How the model answers: by default less predictably than `longwave generate` continues a text."""
 
     temperature: float = setting(0.7, "0 takes the most likely token every time.")
-    top_p: float = setting(0.95, "Sample among the most likely tokens of that much together.")
+    top_p: float = setting(0.95, "Sample among the most likely tokens whose probabilities sum to this.")
 
 
 @with_settings(ChatSettings)
@@ -45,8 +46,8 @@ def chat(
 ) -> None:
     """Talk with a model: t doubles as the conversation grows, and answers are exact at every length.
 
-    Models without a chat template continue the text. Commands: /help, /reset, /save FILE, /exit. A turn that fails
-    is told and forgotten; where turns come from a pipe, the exit code is then 1.
+    A model without a chat template continues the text. Commands: /help, /reset, /save FILE, /exit. A turn that fails
+    prints an error and is forgotten. If turns come from a pipe, the exit code is then 1.
 
     Examples:
 
@@ -99,8 +100,8 @@ class Session:
 
     Arguments:
         talk: the conversation.
-        most: tokens of an answer.
-        failed: whether anything went wrong so far.
+        most: the most tokens of an answer.
+        failed: whether a turn or a command has failed so far.
     """
 
     talk: Conversation
@@ -108,7 +109,7 @@ class Session:
     failed: bool = False
 
     def do(self, line: str) -> None:
-        """A turn, or what a line that begins with / says."""
+        """Take a line of the user: a command if it begins with /, or a turn."""
         name, _, argument = line.partition(" ")
         if name == "/reset":
             self.talk.reset()
@@ -143,6 +144,11 @@ class Session:
             return
         except ValueError as error:
             self.fail(f"error: {error}")
+            return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self.fail("error: the memory does not suffice for this turn. Say it in fewer words, or start over: /reset.")
             return
         sys.stdout.flush()
         speed = (talk.length - before) / (time.perf_counter() - started)

@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from longwave.cli import comparing
 from longwave.cli.comparing import AskedOfSuite, Suite, Texts, named
 from longwave.cli.options import check_inputs
 from longwave.cli.settings import with_fields
+from longwave.evaluation.alike import model_name
+from longwave.evaluation.suites import read_suite
 
 
 @with_fields("asked", AskedOfSuite)
@@ -28,9 +31,9 @@ def compare(
     models run under the methods given there; `own` is a model's own method. Models of one NAME are runs of the same
     thing, for example with different seeds. Their row is the mean, and its interval covers runs and texts.
 
-    Every cell (a model under a method in an evaluation) is kept under a hash of all it depends on. An interrupted
-    comparison goes on where it was. More rows cost only themselves. Several processes may share an output folder.
-    Writes JSON and PNG for each evaluation, and report.html.
+    A cell is one model under one method in one evaluation. Finished cells are kept: an interrupted comparison goes on
+    where it stopped, and another row costs only its own cells. Several processes may share an output folder. Writes
+    JSON and PNG for each evaluation, and report.html.
 
     Examples:
 
@@ -38,12 +41,8 @@ def compare(
 
     longwave compare clex=out-seed0 clex=out-seed1 ntk=out-ntk0 ntk=out-ntk1 --data held-out.txt --suite standard
     """
-    check_inputs(*(named(model)[1] for model in models), data=data)
-
-    from longwave.cli import comparing
-    from longwave.evaluation.suites import read_suite
-
     steps = read_suite(suite)
-    folder = comparing.open_folder(asked.output, "compare-" + "-".join(Path(model).name for model in models)[:60])
+    check_inputs(*(named(model)[1] for model in models), data=data)
     candidates = comparing.candidates(models, asked.specs)
+    folder = asked.output or Path("compare-" + "-".join(map(model_name, models))[:60])
     comparing.measure(asked.comparison(candidates, steps, folder, data), asked)

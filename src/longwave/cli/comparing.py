@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longwave.cli.evaluating import Asked
+from longwave.cli.options import DATA_HELP
+from longwave.evaluation.alike import model_name
 
 if TYPE_CHECKING:
     from longwave.evaluation.candidates import Candidate
@@ -25,15 +27,13 @@ Suite = Annotated[
 ]
 Texts = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--data", metavar="PATH", help="Text, jsonl, json, csv, parquet, arrow: a file or a folder; repeatable."
-    ),
+    typer.Option("--data", metavar="PATH", help=DATA_HELP),
 ]
 Folder = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="DIR", help="For results; one of an earlier run is continued."),
+    typer.Option("--output", "-o", metavar="DIR", help="Folder for results; an earlier run in it goes on."),
 ]
-Replace = Annotated[bool, typer.Option("--overwrite", help="Replace tables of other rows; finished cells stay.")]
+Replace = Annotated[bool, typer.Option("--overwrite", help="Replace tables that have other rows; cells stay.")]
 
 
 @dataclass(frozen=True)
@@ -45,39 +45,42 @@ class AskedOfSuite(Asked):
 
 
 def named(argument: str) -> tuple[str, str]:
-    """Name (empty if there is none) and path of `[NAME=]MODEL`."""
+    """Name and path of `[NAME=]MODEL`; the name is empty if none is given."""
     name, separator, path = argument.partition("=")
     return ("", argument) if not separator or Path(argument).exists() else (name.strip(), path)
 
 
 def candidates(models: list[str], methods: tuple[str, ...]) -> list[Candidate]:
-    """`[NAME=]MODEL` each; without a name the folder's, with its parent where two are called alike."""
+    """A candidate for each `[NAME=]MODEL`. Without NAME its name is the folder's, with the parent's for equal ones."""
     from longwave.evaluation.candidates import Candidate
 
     found = [named(argument) for argument in models]
-    ends = [Path(path).name for _, path in found]
+    ends = [model_name(path) for _, path in found]
     unnamed = {path for name, path in found if not name}
     if len(unnamed) != sum(not name for name, _ in found):
-        raise ValueError("a model is given twice. Leave one out, or name both: NAME=MODEL.")
+        raise ValueError("a model is given twice. Leave one out, or give both a name: NAME=MODEL.")
     return [
         Candidate(path, name or (str(Path(*Path(path).parts[-2:])) if ends.count(end) > 1 else end), methods)
         for (name, path), end in zip(found, ends, strict=True)
     ]
 
 
-def open_folder(output: Path | None, default: str) -> Path:
-    """A new folder, an empty one, or one with cells to go on with."""
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but an earlier comparison."""
     from longwave.evaluation.cells import FOLDER
     from longwave.files import check_output
 
-    folder = output or Path(default)
-    return check_output(folder, overwrite=(folder / FOLDER).is_dir())
+    check_output(folder, overwrite=True)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / FOLDER).is_dir():
+        raise ValueError(f"output folder {folder} holds other files than a comparison. Choose another --output.")
 
 
 def measure(comparison: Comparison, asked: Asked, *, model: str | None = None) -> None:
-    """Compute the missing cells, progress shown; write and show the rest as if there had been no interruption.
+    """Compute the missing cells with a progress bar, then write and show the records of all cells.
 
-    The page of a single `model` also shows its frequencies and, if it was trained here, how that went.
+    Arguments:
+        model: the path of a single model. The page then shows its frequencies, too, and the course of its training if
+            its folder has metrics.jsonl.
     """
     from filelock import FileLock
     from rich.console import Console
@@ -85,6 +88,7 @@ def measure(comparison: Comparison, asked: Asked, *, model: str | None = None) -
     from longwave.cli.options import print_json
     from longwave.cli.showing import Showing, show
 
+    check_folder(comparison.folder)  # here: a default folder that is full must not hide what else is wrong
     _refuse_other_rows(comparison, asked.overwrite)
     compute(comparison)
     records = comparison.records()
@@ -104,11 +108,11 @@ def compute(
     name: Callable[[Cell], str] = attrgetter("title"),
     claim: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """Compute the cells that are missing, progress shown; those that other processes finish meanwhile are told, too.
+    """Compute the missing cells with a progress bar. A cell that another process finishes is shown, too.
 
     Arguments:
-        name: what a cell is called.
-        claim: entered after all is planned, and before a first cell is computed.
+        name: (cell) -> its name in the progress.
+        claim: a context that is entered after the planning and before the first cell.
     """
     from longwave.cli.progressing import progress
     from longwave.evaluation.records import quantity_of
@@ -182,5 +186,5 @@ def _refuse_other_rows(comparison: Comparison, overwrite: bool) -> None:
         if lost:
             raise ValueError(
                 f"{path} has rows that this command does not measure, or not alike ({', '.join(lost)}). Choose another "
-                "--output, or pass --overwrite to replace the table; cells stay."
+                "--output, or pass --overwrite to replace the table. Finished cells stay."
             )

@@ -23,8 +23,7 @@ def demo(
 ) -> None:
     """Extend a small Llama from 256 to 4,096 tokens and measure it, on CPU, without a download.
 
-    Needs at most ten minutes on two cores. Interrupted, it takes up where it stopped when it is started
-    again with the same folder.
+    Needs at most ten minutes on two cores. Started again with the same folder, it goes on where it stopped.
 
     Example:
 
@@ -36,7 +35,7 @@ def demo(
     from rich.console import Console
     from transformers.utils import logging
 
-    from longwave.demo.plan import QUICK, Settings
+    from longwave.demo.plan import QUICK, DemoSettings
     from longwave.demo.run import run_demo
     from longwave.demo.summary import numbers, show
 
@@ -45,7 +44,7 @@ def demo(
         torch.set_num_threads(min(_cores(), 8))
     console = Console(stderr=as_json)
     try:
-        result = run_demo(output, QUICK if quick else Settings(), overwrite=overwrite, console=console)
+        result = run_demo(output, QUICK if quick else DemoSettings(), overwrite=overwrite, console=console)
     except KeyboardInterrupt:
         console.print("\ninterrupted: finished steps are kept, start again to go on")
         raise

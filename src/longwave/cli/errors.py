@@ -17,10 +17,10 @@ SMALLER = "Take shorter texts, fewer --tokens-per-batch, --dtype bfloat16, or a 
 
 
 def explain(error: Exception) -> str:
-    """What to tell a user of the command line.
+    """The message for a user of the command line.
 
-    `ValueError` and `OSError` say it themselves, and at most two lines of them are told. Of anything else the
-    traceback says who is at fault: a library, or longwave.
+    A `ValueError` or `OSError` gives its own message, at most two lines of it. For any other error the traceback tells
+    who is at fault: a library, or longwave.
     """
     first = first_line(error)
     if is_out_of_memory(error):
@@ -49,7 +49,7 @@ def _install(error: ImportError) -> str:
 
 
 def _raised_in(error: Exception) -> str:
-    """The package whose code raised the error: that of the class if a library defines it, else of the last frame."""
+    """The package whose code raised the error: the one that defines the error's class, or that of the last frame."""
     home = type(error).__module__.partition(".")[0]
     if home not in ("builtins", "longwave"):
         return home.removesuffix("_rust")

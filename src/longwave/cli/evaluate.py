@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from longwave.cli import comparing
 from longwave.cli.comparing import AskedOfSuite, Suite, Texts
+from longwave.cli.evaluating import results_folder
 from longwave.cli.options import Model, check_inputs
 from longwave.cli.settings import with_fields
+from longwave.evaluation.suites import read_suite
 
 
 @with_fields("asked", AskedOfSuite)
@@ -20,17 +22,17 @@ def evaluate(
     suite: Suite = "quick",
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="MODEL", help="The model it was made from, measured beside it, unscaled."),
+        typer.Option("--base", metavar="MODEL", help="The model that it was made from, measured too, unscaled."),
     ] = None,
 ) -> None:
     """Run a suite of evaluations on one model.
 
-    quick: perplexity of the same targets, passkeys. standard: more of both, perplexity by stride, and windows
-    shorter than the trained length, where nothing may be lost. A YAML file lists evaluations with their settings,
-    see docs/evaluating.md.
+    quick: perplexity of the same targets, passkeys. standard: more of both, perplexity by stride and by position,
+    needles, and windows shorter than the trained length, where nothing may be lost. A YAML file lists evaluations
+    with their settings, see docs/evaluating.md.
 
-    Writes JSON and PNG for each evaluation, and report.html. An interrupted run goes on where it was when it is
-    started again.
+    Writes JSON and PNG for each evaluation, and report.html. The same command goes on where an interrupted run
+    stopped.
 
     Examples:
 
@@ -38,15 +40,13 @@ def evaluate(
 
     longwave evaluate my-model --data held-out.txt --methods none,ntk,yarn
     """
+    steps = read_suite(suite)
     check_inputs(model, base, data=data)
 
-    from longwave.cli import comparing
     from longwave.evaluation.candidates import Candidate
-    from longwave.evaluation.suites import read_suite
 
-    steps = read_suite(suite)
-    folder = comparing.open_folder(asked.output, f"evaluate-{Path(model).resolve().name}")
     candidates = comparing.candidates([model], asked.specs)
     if base is not None:
         candidates.append(Candidate(base, "base", ("none",)))
+    folder = results_folder(asked.output, "evaluate", model)
     comparing.measure(asked.comparison(candidates, steps, folder, data), asked, model=model)

@@ -1,4 +1,4 @@
-"""What the measuring commands share: their options, and where results go."""
+"""The options of the measuring commands, and the folder of their results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from longwave.cli.options import Json, Overwrite
+from longwave.evaluation.lengths import check_spelling
+from longwave.evaluation.windows import TOKENS_PER_BATCH, rows_per_batch
 
 if TYPE_CHECKING:
     from longwave.evaluation.candidates import Candidate
@@ -39,10 +41,15 @@ Results = Annotated[
 Batch = Annotated[int, typer.Option("--tokens-per-batch", metavar="N", help="Tokens read at a time.")]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option("--dtype", help="Of the weights; auto: float32 on CPU, elsewhere as they are stored."),
+    typer.Option(
+        "--dtype",
+        metavar="TYPE",
+        help="Of the weights: auto, float32, bfloat16 or float16. auto: float32 on CPU, elsewhere as stored.",
+    ),
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", metavar="NAME", help="E.g. cpu, cuda:1; default the accelerator, if any.")
+    str | None,
+    typer.Option("--device", metavar="NAME", help="For example cpu or cuda:1; default the accelerator, if any."),
 ]
 
 
@@ -56,7 +63,11 @@ def specs_in(methods: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Asked:
-    """The options that every measuring command has; a field is an option."""
+    """The options that every measuring command has; a field is an option.
+
+    Raises:
+        ValueError: for what no model could be measured under, before one is looked for.
+    """
 
     lengths: Lengths = None
     methods: Methods = None
@@ -65,7 +76,13 @@ class Asked:
     as_json: Json = False
     dtype: Dtype = "auto"
     device: Device = None
-    tokens_per_batch: Batch = 8192
+    tokens_per_batch: Batch = TOKENS_PER_BATCH
+
+    def __post_init__(self) -> None:
+        check_spelling(self.lengths)
+        rows_per_batch(self.tokens_per_batch, 1)
+        if self.methods is not None:
+            specs_in(self.methods)
 
     @property
     def specs(self) -> tuple[str, ...]:
@@ -75,7 +92,7 @@ class Asked:
     def comparison(
         self, candidates: list[Candidate], steps: list[Step], folder: Path, data: list[Path] | None
     ) -> Comparison:
-        """What is to be measured; finished cells are kept in `folder`."""
+        """The cells to measure, which are kept in `folder`."""
         from longwave.evaluation.comparison import Comparison
         from longwave.models import open_model, place
 
@@ -87,11 +104,11 @@ class Asked:
 
 
 def results_folder(output: Path | None, command: str, model: str) -> Path:
-    """Where results will go."""
+    """The folder of the results: as given, or COMMAND-MODEL."""
     return Path(f"{command}-{Path(model).resolve().name}") if output is None else output
 
 
-def short(path: str) -> str:
-    """A model's name for titles: the last folders of a long path."""
+def short_path(path: str) -> str:
+    """A path for titles: of a long one, the last two folders."""
     parts = Path(path).parts
     return path if len(path) <= 40 else str(Path("…", *parts[-2:]))

@@ -29,8 +29,8 @@ def export(
 ) -> None:
     """Freeze a model at one length factor, for engines that know nothing of longwave.
 
-    At one t every method is a vector of factors for the frequencies, which serving engines can read. Weights are
-    streamed; the folder appears when it is complete, with a model card.
+    At one t every method is a vector of factors for the frequencies, which serving engines can read. The folder
+    appears when it is complete, with a model card. Weights are streamed from file to file.
 
     Examples:
 
@@ -40,10 +40,10 @@ def export(
 
     longwave export MODEL --method yarn --factor 4 --output yarn-4x
     """
-    check_inputs(model)
     settings["to"] = tokens(settings["to"], length)
-    if settings["factor"] is not None and settings["to"] is not None:
-        raise ValueError("give the length factor or the length in tokens, not both: --factor 8 or --to 32768.")
+    asked = ExportSettings.create(**settings)
+    EXPORTERS[asked.target].quantization(asked.quantize)
+    check_inputs(model)
     check_output(output, overwrite=overwrite)
 
     from rich.console import Console
@@ -54,7 +54,7 @@ def export(
     logging.disable_progress_bar()
     console = Console(stderr=True, highlight=False)
     with console.status("reading") as status:
-        done = run(model, output, results=results or (), overwrite=overwrite, tell=status.update, **settings)
+        done = run(model, output, results=results or (), overwrite=overwrite, tell=status.update, **asked.as_dict())
     if as_json:
         print_json(done.to_json())
         return

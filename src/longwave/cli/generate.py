@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Prompt = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="The text to go on from.")]
 PromptFile = Annotated[
-    Path | None, typer.Option("--prompt-file", metavar="FILE", help="The same from a file; - for stdin.")
+    Path | None, typer.Option("--prompt-file", metavar="FILE", help="A file with that text; - for stdin.")
 ]
 Stream = Annotated[bool, typer.Option("--stream", help="Print the text while it is generated.")]
 
@@ -40,8 +40,8 @@ def generate(
 ) -> None:
     """Continue a text, at the length factor that its length asks for.
 
-    Prints the new text on stdout, and a line about lengths, t and speed on stderr. With --method any local model
-    is extended on the spot, without training.
+    Prints the new text on stdout, and a line about lengths, t and speed on stderr. --method extends a plain model for
+    this text, without training.
 
     Examples:
 
@@ -79,7 +79,11 @@ def generate(
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The text of exactly one of both."""
+    """The text of the one that is given.
+
+    Raises:
+        ValueError: if both are given or none, or the text cannot be read or is empty.
+    """
     if (prompt is None) == (file is None):
         raise ValueError("give the prompt as --prompt TEXT or as --prompt-file FILE (- for stdin), one of them.")
     if file is None:
@@ -94,12 +98,12 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
         except UnicodeDecodeError as error:
             raise ValueError(f"prompt file {file} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
     if not text.strip():
-        raise ValueError("the prompt is empty.")
+        raise ValueError("the prompt is empty. Give some text.")
     return text
 
 
 def extension_hint(model: PreTrainedModel) -> str:
-    """For a text that is too long: the way to more room, if the model can be extended on the spot."""
+    """Advice for a text that is too long; empty if the model cannot be extended by `--method`."""
     from longwave.checkpoints.scaled import unrecognised
     from longwave.extensions.handle import find_extension
 

@@ -1,4 +1,4 @@
-"""What `generate`, `chat` and `tasks` share: a model made ready, extended on the spot if it is asked for."""
+"""What `generate`, `chat` and `tasks` share: they load a model, and extend a plain one by `--method`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 Method = Annotated[
     str | None,
     typer.Option(
-        "--method", metavar="METHOD[@SCHEDULE]", help="Extend a Hugging Face model with it; see `longwave methods`."
+        "--method", metavar="METHOD[@SCHEDULE]", help="Extend a plain model without training; see `longwave methods`."
     ),
 ]
 To = Annotated[
@@ -21,11 +21,23 @@ To = Annotated[
 ]
 
 
+def check_method(method: str | None) -> None:
+    """Refuse a `METHOD[@SCHEDULE]` that there is not, before a model is loaded."""
+    from longwave.methods import parse_method
+
+    if method is not None:
+        parse_method(method)
+
+
 def load(path: str, *, method: str | None, to: int | None, dtype: str, device: str | None) -> Opened:
-    """A folder's own extension, or `method` put on a plain model, of which RoPE scaling in its config is a part."""
+    """A model with the extension of its folder, or a plain model under `method`.
+
+    RoPE scaling in the config of a plain model stays a part of it.
+    """
     from longwave.extensions.on_the_spot import extend_plain
     from longwave.models import open_model
 
+    check_method(method)
     loaded = open_model(path, dtype, device)
     extend_plain(loaded.model, method, to, name=path)
     return loaded

@@ -97,9 +97,6 @@ def main(argv: list[str] | None = None) -> int:
             app(args, prog_name="longwave")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted")
-        return 130
     except BrokenPipeError:  # `longwave methods | head`: the reader left, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

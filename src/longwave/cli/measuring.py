@@ -9,10 +9,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from longwave.cli.evaluating import Asked, results_folder, short
+from longwave.cli.evaluating import Asked, results_folder, short_path
 from longwave.cli.options import Data, Model, check_inputs
 from longwave.cli.settings import with_fields, with_settings
+from longwave.evaluation.alike import model_name
 from longwave.evaluation.base import Evaluation
+from longwave.evaluation.suites import Step
 
 UNFINISHED = ".unfinished"  # in the output folder: the cells of a run, until its record is written
 
@@ -38,22 +40,21 @@ def measure_one(
 
     The cells of a run are kept until the record is written: a run that was stopped goes on where it was.
     """
+    step = Step(evaluation.name, evaluation, evaluation.Settings.create(**settings))
     check_inputs(model, data=data)
 
     from longwave.cli.comparing import compute
     from longwave.cli.showing import Showing, show
     from longwave.evaluation.candidates import Candidate
     from longwave.evaluation.merging import of_one_model
-    from longwave.evaluation.suites import Step
 
-    step = Step(evaluation.name, evaluation, evaluation.Settings.create(**settings))
     folder = results_folder(asked.output, evaluation.name, model)
-    _check(folder, asked.overwrite)
-    candidate = Candidate(model, Path(model).name, asked.specs)
+    candidate = Candidate(model, model_name(model), asked.specs)
     comparison = asked.comparison([candidate], [step], folder / UNFINISHED, data)
+    _check(folder, asked.overwrite)  # last: a default folder that is full must not hide what else is wrong
     compute(comparison, attrgetter("label"), lambda: _claimed(folder))
     found = of_one_model([comparison.store.read(cell) for cell in comparison.cells])
-    show(found, folder, Showing(short(model), asked.overwrite, asked.as_json))
+    show(found, folder, Showing(short_path(model), asked.overwrite, asked.as_json))
     shutil.rmtree(folder / UNFINISHED)
 
 

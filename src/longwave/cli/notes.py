@@ -1,4 +1,4 @@
-"""What the library has to say of a model while a command runs, on stderr."""
+"""The library's warnings about a model, on stderr while a command runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Notes(logging.Handler):
 
 @contextmanager
 def notes() -> Iterator[None]:
-    """For the length of one command."""
+    """Within, warnings of the library are printed; for the length of one command."""
     logger, handler = logging.getLogger("longwave"), Notes()
     logger.addHandler(handler)
     try:

@@ -16,15 +16,13 @@ Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A folder that `longwave train` wrote, or a Hugging Face model."),
 ]
+DATA_HELP = "Text, jsonl, json, csv, parquet, arrow: a file or a folder; repeatable."
 Data = Annotated[
     list[Path],
-    typer.Option(
-        "--data", metavar="PATH", help="Text, jsonl, json, csv, parquet, arrow: a file or a folder; repeatable."
-    ),
+    typer.Option("--data", metavar="PATH", help=DATA_HELP),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of every random draw.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 
 
@@ -40,5 +38,5 @@ def check_inputs(*models: str | None, data: Iterable[Path] | None = None) -> Non
 
 
 def print_json(value: Any) -> None:
-    """`value` as strict JSON on stdout, and nothing else there: made for pipes."""
+    """Print `value` as strict JSON on stdout."""
     typer.echo(json.dumps(value, indent=2, allow_nan=False))

@@ -19,16 +19,14 @@ def plot(
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="PNG, PDF or SVG; without it only the table.")
     ] = None,
     title: Annotated[str | None, typer.Option("--title", metavar="TEXT", help="Title of the plot.")] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also what cannot be compared: other protocols, texts, windows.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Draw records together that cannot be compared.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
-    """Draw results together: a line for each row, runs of equal names as mean and interval.
+    """Draw results together: a line for each row; rows of one name are runs, drawn as their mean and interval.
 
-    NAME=RECORD renames the rows of a record, so that two models under one method are two lines; records without
-    a name whose rows are called alike count as runs of the same thing. Records of different protocols, texts or
-    windows are refused, for their numbers cannot be compared.
+    NAME=RECORD renames the rows of a record, so that two models under one method are two lines. Without a NAME, rows
+    of one name in several records count as runs of the same thing. Records of different protocols, texts or windows
+    are refused: their numbers cannot be compared.
 
     Examples:
 
@@ -51,6 +49,7 @@ def plot(
     for table in shown.tables():
         console.print(table)
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         notes = (shown.note, "not comparable" if force else "")
         save(shown.figure(title or shown.title, " · ".join(note for note in notes if note)), output)
         console.print(f"written: {output}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""How far a measurement is: a bar on a terminal; elsewhere, in a log for example, plain lines."""
+"""The progress of a measurement: a bar on a terminal, plain lines elsewhere, in a log for example."""
 
 from __future__ import annotations
 
@@ -16,13 +16,19 @@ EVERY = 60.0  # seconds between lines while nothing is finished
 
 
 class Meter(Protocol):
-    """Where a measurement tells how far it is."""
+    """What a measurement reports its progress to."""
 
     def start(self, name: str) -> Callable[[int], None]:
-        """A callback for tokens read by what is called `name`."""
+        """Begin what has that name; returns a callback for the number of tokens read."""
 
     def finished(self, what: str, number: int, of: int) -> None:
-        """Something is done: `what` tells its values, `number` how many are now."""
+        """Report that something is done.
+
+        Arguments:
+            what: its name and values.
+            number: how many are done now.
+            of: how many there are.
+        """
 
 
 @contextmanager
@@ -60,7 +66,7 @@ class Bar:
 
 
 class Lines:
-    """A line for everything that is finished, and one a minute in between."""
+    """Prints a line when something is finished, and a line a minute in between."""
 
     def __init__(self, total: int) -> None:
         self.total, self.read = total, 0

@@ -21,8 +21,8 @@ def push(
 ) -> None:
     """Upload a model folder to the Hugging Face hub, in one commit.
 
-    Hidden files (half-written ones are) and checkpoints of a training run stay here; files of the repository that
-    the folder does not have stay there. The token is that of `hf auth login`, or HF_TOKEN.
+    Hidden files and the checkpoints of a training run are not uploaded. Files of the repository that the folder does
+    not have stay there. The token is that of `hf auth login`, or HF_TOKEN.
 
     Examples:
 

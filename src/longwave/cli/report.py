@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from longwave.cli.evaluating import specs_in
+from longwave.cli.options import check_inputs
 
 if TYPE_CHECKING:
     from longwave.trajectory import Trajectory
@@ -31,8 +32,8 @@ def report(
 ) -> None:
     """Write results as one HTML page: figures, tables with intervals, a summary, and what made each number.
 
-    The page needs nothing else: it works offline, in light and dark, on a phone. Records of different protocols,
-    texts or trained lengths come into separate sections. A damaged record is an error, never left out.
+    The page needs no other file and no network. Records of different protocols, texts or trained lengths come into
+    separate sections. A damaged record is an error.
 
     Examples:
 
@@ -40,14 +41,21 @@ def report(
 
     longwave report results/ out/metrics.jsonl --model out --methods none,ntk,clex -o report.html
     """
+    if methods is not None and model is None:
+        raise ValueError("--methods chooses what is drawn for --model. Pass a model too.")
+    specs = None if methods is None else specs_in(methods)
+    if model is not None:
+        check_inputs(model)
+
     from rich.console import Console
 
+    from longwave.cli.generating import check_method
     from longwave.files import write_text
     from longwave.report.html import page
     from longwave.report.sources import find_files, read_source, read_training
 
-    if methods is not None and model is None:
-        raise ValueError("--methods chooses what is drawn for --model. Pass a model too.")
+    for spec in specs or ():
+        check_method(spec)
     if output.suffix != ".html":
         raise ValueError(f"output {output} must end in .html.")
     if output.exists() and not overwrite:
@@ -56,7 +64,7 @@ def report(
     text = page(
         [read_source(file) for file in files if file.suffix == ".json"],
         trainings=[read_training(file) for file in files if file.suffix == ".jsonl"],
-        trajectories={} if model is None else _trajectories(model, methods),
+        trajectories={} if model is None else _trajectories(model, specs),
         title=title,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +72,10 @@ def report(
     Console().print(f"written: {output}", highlight=False, soft_wrap=True)
 
 
-def _trajectories(model: str, methods: str | None) -> dict[str, Trajectory]:
+def _trajectories(model: str, specs: tuple[str, ...] | None) -> dict[str, Trajectory]:
     from transformers.utils.logging import disable_progress_bar
 
     from longwave.report.trajectories import trajectories_of_model
 
     disable_progress_bar()
-    return trajectories_of_model(model, None if methods is None else specs_in(methods))
+    return trajectories_of_model(model, specs)

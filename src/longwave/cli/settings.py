@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from longwave.settings import REQUIRED, Settings, kind_of
 
+WIDEST = 22  # characters of choices beside an option; more would be broken within a word on 80 columns
 METAVARS: dict[Any, str] = {int: "N", float: "X", str: "TEXT", list[str]: "KEY=VALUE"}
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -22,12 +23,12 @@ def with_settings(
 ) -> Callable[[Command], Command]:
     """Replace `**settings` in a command's signature by an option for every field of a `Settings` class.
 
-    An option that is not given is None: `Settings.create` then takes the default. A field that is a mapping becomes
-    an option `KEY=VALUE` that may be repeated; `parse_pairs` reads its values.
+    An option that is not given is None, for which `Settings.create` takes the default. A mapping becomes an option
+    KEY=VALUE that may be repeated; `parse_pairs` reads its values.
 
     Arguments:
         group: the part of the help page for fields that name none.
-        as_text: fields whose value the command gets as the user wrote it, to read it itself.
+        as_text: fields that the command reads itself: it gets their values as text.
     """
 
     def decorate(command: Command) -> Command:
@@ -69,13 +70,15 @@ def _option(item: Field[Any], kind: Any, group: str | None) -> inspect.Parameter
     choices, text, kind = item.metadata["choices"], item.metadata["help"], kind_of(kind)
     if isinstance(item.default, int | float | str) and item.default is not False and item.default != "":
         text += f' Default "{item.default}".' if " " in str(item.default) else f" Default {item.default}."
-    pairs = get_origin(kind) is Mapping
+    listed, pairs = "|".join(choices), get_origin(kind) is Mapping
+    if len(listed) > WIDEST:
+        text += f" One of: {', '.join(choices)}."
     name = item.name.replace("_", "-")
     kind = list[str] if pairs else Literal[tuple(choices)] if choices else kind
     information = typer.Option(
         f"--{name.removesuffix('s') if pairs else name}",  # a second name --no-… would leave no room on 80 columns
         help=escape(text),
-        metavar=item.metadata["metavar"] or METAVARS.get(kind),
+        metavar=item.metadata["metavar"] or ("NAME" if len(listed) > WIDEST else METAVARS.get(kind)),
         show_default=False,
         rich_help_panel=item.metadata["group"] or group,
     )

@@ -12,7 +12,7 @@ class Showing:
     """How a record is written and shown.
 
     Arguments:
-        whose: the model's name, or that of a comparison.
+        whose: the name of the model or the comparison.
         overwrite: replace files that exist.
         as_json: print the record instead of tables.
         name: of the files; None for that of the evaluation.
@@ -55,7 +55,10 @@ def show(record: dict[str, Any], folder: Path, how: Showing) -> None:
 
 
 def _along(record: dict[str, Any], path: Path) -> list[Path]:
-    """A figure by position in the window at the longest length, if the record has it."""
+    """A figure by position in the window at the longest length, if the record has it.
+
+    Without it the figure of an earlier record of that name goes, unless it belongs to another record.
+    """
     from longwave.evaluation.quantity import BY_POSITION
     from longwave.evaluation.records import quantity_of
     from longwave.report.figures import by_position
@@ -65,6 +68,9 @@ def _along(record: dict[str, Any], path: Path) -> list[Path]:
         return []
     last = {row["label"]: max(row["lengths"], key=lambda entry: entry["length"]) for row in record["rows"]}
     bins = {label: entry[BY_POSITION.key] for label, entry in last.items() if entry.get(BY_POSITION.key)}
-    if not bins:
-        return []
-    return [save(by_position(bins, record["original_length"]), path.with_name(f"{path.stem}-by-position.png"))]
+    picture = path.with_name(f"{path.stem}-by-position.png")
+    if bins:
+        return [save(by_position(bins, record["original_length"]), picture)]
+    if not picture.with_suffix(".json").exists():  # a suite may have a step of that name
+        picture.unlink(missing_ok=True)
+    return []

@@ -31,9 +31,9 @@ def tasks(
 ) -> None:
     """Score a model on benchmark tasks: RULER, LongBench, InfiniteBench, BABILong, ARC, ...
 
-    --tasks runs lm-evaluation-harness (pip install 'longwave[eval]'), its prompts and metrics. --samples runs local
-    files in the formats of LongBench, LongBench v2, LooGLE, BAMBOO, RULER and passkey, without a network; prompts
-    that are too long lose their middle. Writes tasks.json.
+    --tasks runs tasks of lm-evaluation-harness (pip install 'longwave[eval]') with its prompts and metrics.
+    --samples runs local files in the formats of LongBench, LongBench v2, LooGLE, BAMBOO, RULER and passkey, without a
+    network. Prompts of these that are too long lose their middle. Writes tasks.json.
 
     Examples:
 
@@ -43,6 +43,8 @@ def tasks(
 
     longwave tasks my-model --method yarn --to 32768 --samples longbench/
     """
+    asked = TaskSettings.create(**settings)
+    asked.check()
     check_inputs(model)
 
     from rich.console import Console
@@ -54,8 +56,7 @@ def tasks(
     from longwave.files import check_output
     from longwave.report.tables import tasks_table
 
-    asked = TaskSettings.create(**settings)
-    asked.check()
+    generating.check_method(method)
     folder = check_output(results_folder(output, "tasks", model), overwrite=overwrite)
     loaded = generating.load(model, method=method, to=to, dtype=dtype, device=device)
     original = original_length_of(loaded.model)

@@ -9,6 +9,7 @@ import typer
 
 from longwave.cli.options import Data, Json, Model, Output, Overwrite, check_inputs, print_json
 from longwave.cli.settings import parse_pairs, with_settings
+from longwave.evaluation.lengths import doublings
 from longwave.training.config import TrainConfig
 
 Resume = Annotated[
@@ -65,7 +66,7 @@ def train(
     if as_json:
         print_json(summary)
         return
-    lengths = ",".join(f"{2**k}x" for k in range(int(settings["max_factor"]).bit_length()))
+    lengths = doublings(settings["max_factor"])
     typer.echo(
         f"{summary['steps']} steps, {summary['tokens']:,} tokens, loss {summary['first_loss']:.3f} -> "
         f"{summary['last_loss']:.3f} (mean of the last {min(10, summary['steps'])}), written to {folder}\n"

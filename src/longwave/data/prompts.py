@@ -37,7 +37,7 @@ def closing_length(tokenizer: PreTrainedTokenizerBase) -> int:
     return len(_frame(tokenizer)[1])
 
 
-def identity(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Hex SHA-256 of everything in the tokenizer that changes the ids of a text. A copy in another folder has the same.
 
     None for a slow tokenizer, which cannot be written as one text.

@@ -54,7 +54,8 @@ def find(paths: Iterable[Path | str]) -> Found:
     if not found.sources:
         where = ", ".join(map(str, named)) or "nothing"
         passed = f" Passed over: {found.passed_over()}." if found.passed else ""
-        raise ValueError(f"no text, jsonl or parquet file in the data given ({where}).{passed}")
+        kinds = "text, JSON lines, JSON, csv, tsv, parquet and arrow, packed or not"
+        raise ValueError(f"no file of documents in the data given ({where}). longwave reads {kinds}.{passed}")
     sources = {source.file: source for source in found.sources}
     found.sources = list(sources.values())
     found.passed = {path: reason for path, reason in found.passed.items() if path not in sources}

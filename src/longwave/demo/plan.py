@@ -9,7 +9,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Settings:
+class DemoSettings:
     """How much the demo does: the defaults are for two CPU cores and ten minutes.
 
     Arguments:
@@ -31,7 +31,7 @@ class Settings:
     seed: int = 0
 
 
-QUICK = Settings(max_factor=4, steps=6, batch_size=4, lengths=("1x", "2x", "4x"), windows=8, trials=4, text=100_000)
+QUICK = DemoSettings(max_factor=4, steps=6, batch_size=4, lengths=("1x", "2x", "4x"), windows=8, trials=4, text=100_000)
 
 # What both fine-tunings share, so that only the method differs. Eight chunks rather than one break leave
 # fewer distances unseen, real windows show how dense a long context is, and the original window stays in practice.

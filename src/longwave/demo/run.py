@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,8 +23,12 @@ from longwave.data.documents import read_documents
 from longwave.data.tokens import token_stream
 from longwave.demo.corpus import write_corpus
 from longwave.demo.journal import Journal
-from longwave.demo.plan import ROWS, TRAINING, Row, Settings, cpu_precision
+from longwave.demo.plan import ROWS, TRAINING, DemoSettings, Row, cpu_precision
+from longwave.evaluation.base import Inputs, Text
 from longwave.evaluation.lengths import parse_lengths
+from longwave.evaluation.passkey import PasskeySettings
+from longwave.evaluation.perplexity import PerplexitySettings
+from longwave.evaluation.registry import EVALUATIONS
 from longwave.evaluation.results import PASSKEY, PERPLEXITY, record, write
 from longwave.files import sha256
 from longwave.methods import METHODS
@@ -34,7 +39,7 @@ BASE = Path(__file__).parent / "model"
 
 def run_demo(
     output: Path,
-    settings: Settings | None = None,
+    settings: DemoSettings | None = None,
     *,
     base: Path = BASE,
     overwrite: bool = False,
@@ -50,7 +55,7 @@ def run_demo(
     Raises:
         ValueError: if `output` holds something else, or a demo with other settings, unless `overwrite`.
     """
-    demo = Demo(output, settings or Settings(), base, console or Console(), overwrite)
+    demo = Demo(output, settings or DemoSettings(), base, console or Console(), overwrite)
     demo.collect_text()
     for row in ROWS:
         if row.fine_tuned:
@@ -62,7 +67,7 @@ def run_demo(
 class Demo:
     """The steps, and what several of them need."""
 
-    def __init__(self, output: Path, settings: Settings, base: Path, console: Console, overwrite: bool) -> None:
+    def __init__(self, output: Path, settings: DemoSettings, base: Path, console: Console, overwrite: bool) -> None:
         self.output, self.settings, self.base, self.console = output, settings, base, console
         known = {
             "base": sha256(base / "model.safetensors"),
@@ -152,24 +157,25 @@ class Demo:
             yield lambda done: bar.advance(task, done)
 
     def finish(self) -> dict[str, Any]:
-        """Write both records, in the format that every `longwave` evaluation has."""
-        written = {}
-        for schema, settings in (
-            (PERPLEXITY, {"protocol": "same-targets", "windows": self.settings.windows, "targets": 64}),
-            (PASSKEY, {"template": "short", "trials": self.settings.trials}),
+        """Write both records as the commands would: `longwave plot` draws those of the demo and theirs together."""
+        s, written = self.settings, {}
+        counts, text = parse_lengths(s.lengths, self.original_length), Text(self.documents, self.heldout, (0,))
+        inputs = Inputs(self.model, self.tokenizer, counts, self.original_length, text)
+        for evaluation, asked in (
+            (EVALUATIONS["perplexity"], PerplexitySettings(windows=s.windows)),
+            (EVALUATIONS["passkey"], PasskeySettings(trials=s.trials, seed=s.seed)),
         ):
             made = record(
-                schema,
+                evaluation.schema,
                 model={"path": self.base.name, "sha256": sha256(self.base / "model.safetensors")},
-                settings=settings,
+                settings=evaluation.recorded(inputs, asked),
                 original_length=self.original_length,
-                rows=self.rows[schema],
-                data={"text/heldout.jsonl": self.hashes["heldout"]},
-                seed=self.settings.seed,
+                rows=self.rows[evaluation.schema],
+                data={"text/heldout.jsonl": self.hashes["heldout"]} if evaluation.needs_data else None,
+                seed=asked.as_dict().get("seed"),
             )
-            name = schema.split(".")[1].split("/")[0]
-            write(self.output / f"{name}.json", made, overwrite=True)
-            written[name] = made
+            write(self.output / f"{evaluation.name}.json", made, overwrite=True)
+            written[evaluation.name] = made
         return {**written, "seconds": self.journal.seconds}
 
     @cached_property
@@ -185,5 +191,9 @@ class Demo:
         return AutoTokenizer.from_pretrained(self.base)
 
     @cached_property
+    def documents(self) -> Dataset:
+        return read_documents([self.text / "heldout.jsonl"])
+
+    @cached_property
     def heldout(self) -> torch.Tensor:
-        return token_stream(read_documents([self.text / "heldout.jsonl"]), self.tokenizer)
+        return token_stream(self.documents, self.tokenizer)

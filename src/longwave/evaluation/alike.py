@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,25 +11,25 @@ from typing import Any
 
 @dataclass
 class Table:
-    """The rows of one step of a suite, as far as they are known.
+    """The rows of one step of a suite that are known so far.
 
     Arguments:
-        step: its name.
+        step: the name of the step.
     """
 
     step: str
     _first: tuple[str, dict[str, Any]] | None = field(default=None, init=False)
 
     def add(self, model: str, settings: Mapping[str, Any]) -> None:
-        """Another row; a `ValueError` if its settings are not those of the rows before."""
+        """Add a row of a model; a `ValueError` if its settings are not those of the rows before."""
         if self._first is None:
             self._first = model, dict(settings)
         other, known = self._first
         names = [name for name in {**known, **settings} if known.get(name) != settings.get(name)]
         if names:
+            one, two = name_beside(other, model), name_beside(model, other)
             differing = ", ".join(
-                f"{name} {known.get(name)} of {short(other, model)} and {settings.get(name)} of {short(model, other)}"
-                for name in names
+                f"{name} {known.get(name)} of {one} and {settings.get(name)} of {two}" for name in names
             )
             raise ValueError(
                 f"the rows of {self.step} differ in their settings ({differing}) and cannot be compared. Models with "
@@ -43,10 +44,15 @@ def check_trained_lengths(lengths: Mapping[str, int]) -> None:
         lengths: L of each model, by its path.
     """
     if len(set(lengths.values())) > 1:
-        trained = ", ".join(f"{Path(path).name} {length}" for path, length in lengths.items())
+        trained = ", ".join(f"{model_name(path)} {length}" for path, length in lengths.items())
         raise ValueError(f"the models were trained at different lengths ({trained}). Compare them apart.")
 
 
-def short(path: str, other: str) -> str:
-    """The name of a model's folder, or its path where the other's folder is called alike."""
-    return path if Path(path).name == Path(other).name else Path(path).name
+def model_name(path: str) -> str:
+    """The last part of a model's path or hub name; for `.` and `..` the name of the folder that they mean."""
+    return Path(os.path.abspath(path)).name  # not resolved: a link has a name of its own
+
+
+def name_beside(path: str, other: str) -> str:
+    """The name of a model beside another one: its path where both names are the same."""
+    return path if model_name(path) == model_name(other) else model_name(path)

@@ -10,6 +10,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from longwave import settings as base
+from longwave.evaluation.windows import TOKENS_PER_BATCH
 from longwave.names import unknown
 
 if TYPE_CHECKING:
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 
     from longwave.evaluation.quantity import Quantity
 
+BLOCK_ELEMENTS = 2**24  # logits alive at a time: 64 MiB in float32
 Progress = Callable[[int], None]
 Kind = TypeVar("Kind", bound=base.Settings)
 
 
-class Entry(Protocol):
-    """What was measured at one length."""
+class Measured(Protocol):
+    """What was measured at one length; `to_json` makes an entry of a record of it."""
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -46,18 +48,18 @@ class Text:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model is read. No number is meant to depend on it.
+    """How a model is read. No result should depend on it.
 
     Arguments:
-        original_length: what `1x` means; None for the model's own L.
-        tokens_per_batch: rows are batched up to that many tokens.
+        original_length: the length that `1x` stands for; None for the model's own L.
+        tokens_per_batch: the most tokens in a batch of rows.
         block_elements: logits (rows x positions x vocabulary) that are computed at a time.
-        progress: told tokens as they are read.
+        progress: called with the number of tokens after each read.
     """
 
     original_length: int | None = None
-    tokens_per_batch: int = 8192
-    block_elements: int = 2**24  # 64 MiB in float32
+    tokens_per_batch: int = TOKENS_PER_BATCH
+    block_elements: int = BLOCK_ELEMENTS
     progress: Progress | None = None
 
     def told(self, tokens: int) -> None:
@@ -84,7 +86,7 @@ class Inputs:
     lengths: Sequence[int]
     original_length: int
     given: Text | None = None
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int = TOKENS_PER_BATCH
 
     @property
     def text(self) -> Text:
@@ -98,11 +100,11 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What an evaluation is going to do.
+class Cost:
+    """What an evaluation of a model under one method will cost.
 
     Arguments:
-        tokens: how many it will read, under one method.
+        tokens: how many it will read.
     """
 
     tokens: int
@@ -118,8 +120,8 @@ class Evaluation(ABC, Generic[Kind]):
         name: of its command, its files, and in a suite.
         summary: one line for lists.
         schema: of its records, `longwave.NAME/1`; the number changes when a field changes its meaning.
-        quantity: what its numbers are: tables, plots, the report and the check of a record follow from it.
-        Settings: its settings with defaults, help and checks; they are the options of its command.
+        quantity: the kind of its numbers. Tables, plots, the report and the check of a record follow from it.
+        Settings: its settings with defaults, help and checks. They are the options of its command.
         examples: command lines for the help.
         needs_data: whether it reads the user's text.
     """
@@ -133,33 +135,35 @@ class Evaluation(ABC, Generic[Kind]):
     needs_data: ClassVar[bool] = False
 
     @abstractmethod
-    def plan(self, inputs: Inputs, settings: Kind) -> Plan:
-        """What `measure` will do.
+    def plan(self, inputs: Inputs, settings: Kind) -> Cost:
+        """What `measure` will cost.
 
         Arguments:
-            inputs: the model's parameters may be on the meta device: only their shapes count.
+            inputs: as for `measure`, but the model's parameters may be on the meta device: they have shapes and no
+                values.
 
         Raises:
             ValueError: for what cannot be measured.
         """
 
     @abstractmethod
-    def measure(self, inputs: Inputs, settings: Kind, progress: Progress) -> Iterable[Entry]:
-        """An entry for each length, in order; `progress` is told tokens as they are read."""
+    def measure(self, inputs: Inputs, settings: Kind, progress: Progress) -> Iterable[Measured]:
+        """Measure at each length, in order; `progress` is told the number of tokens after each read."""
 
     def recorded(self, inputs: Inputs, settings: Kind) -> dict[str, Any]:
-        """The settings that a record states: rows are comparable where these are equal."""
+        """The settings that a record states. Rows can be compared if these are equal."""
         return {name: value for name, value in settings.as_dict().items() if name != "seed"}
 
     def depends(self, settings: Kind) -> dict[str, Any]:
-        """What its numbers depend on besides, for the hash of a cell; `ValueError` for what is not there.
+        """What else the numbers depend on, for the hash of a cell. An entry `settings` replaces the settings there.
 
-        An entry `settings` stands for the settings themselves.
+        Raises:
+            ValueError: for something that is missing, a second model for example.
         """
         return {}
 
     def settings(self, given: Mapping[str, Any]) -> base.Settings:
-        """Defaults, and what a suite gives in their place; None is a value like any other.
+        """The settings of a step of a suite, with defaults for those that it does not give. None is a value, too.
 
         Raises:
             ValueError: naming the setting, what it got, and what is allowed.

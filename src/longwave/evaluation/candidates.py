@@ -20,7 +20,8 @@ class Candidate:
     Arguments:
         path: a folder, or a name on a hub.
         name: what its rows are called; candidates of one name are runs (seeds) of the same thing.
-        methods: to measure it under, `own` for its own one, if it has one; empty for that, or the training-free ones.
+        methods: those that it is measured under. `own` stands for the method that the model was extended with. None
+            given: that method, or for a plain model the training-free ones.
     """
 
     path: str
@@ -39,7 +40,7 @@ class Candidate:
 
     @cached_property
     def specs(self) -> tuple[str, ...]:
-        """The methods, known without loading the model."""
+        """The methods to measure, `own` replaced. The model is not loaded for that."""
         own = () if self.extension is None else (self.extension[0],)
         found = [spec for given in self.methods for spec in (own if given == OWN else (given,))]
         if self.methods and not found:
@@ -48,19 +49,22 @@ class Candidate:
 
     @property
     def _plain_specs(self) -> tuple[str, ...]:
-        """As `default_specs` of the loaded model: on scaling that is not recognised no other method is put."""
+        """The methods of a plain model that is given none: the training-free ones.
+
+        A model with RoPE scaling that longwave cannot read is measured as it is: a method would scale it twice.
+        """
         return ("none",) if unrecognised_scaling(self.folder) else TRAINING_FREE
 
 
 def label(candidates: Sequence[Candidate], candidate: Candidate, spec: str) -> str:
-    """The method where one model is measured, the name where each has one method, else both."""
+    """The label of a row: the method, the candidate's name, or both, whichever tells the rows apart."""
     if len({each.name for each in candidates}) == 1:
         return spec
     return candidate.name if len(candidate.specs) == 1 else f"{candidate.name}: {spec}"
 
 
 def refuse_copies(candidates: Sequence[Candidate], identities: Mapping[str, dict[str, str]]) -> None:
-    """Runs of one name must be different ones: a copy would count twice and narrow the interval.
+    """Refuse the same model twice under one name: it would count as two runs, and narrow the interval.
 
     Arguments:
         identities: the fingerprint of each model, by its path.

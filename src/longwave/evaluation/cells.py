@@ -27,14 +27,14 @@ VERSIONS = ("longwave", "torch", "transformers")
 
 @dataclass(frozen=True)
 class Cell:
-    """What one number of a comparison depends on, and what it is called.
+    """One model under one method in one evaluation.
 
     Arguments:
-        label: the row's name; another name is no other cell.
+        label: name of the row. It is no part of the key: a renamed row is not measured again.
         model: folder, or name on a hub.
         method: `METHOD[@SCHEDULE]`.
-        step: name of the record that it belongs to.
-        depends: everything that the numbers depend on, as JSON.
+        step: name of the step of the suite, and of its record.
+        depends: everything that the numbers of the cell depend on, as JSON.
     """
 
     label: str
@@ -45,12 +45,12 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """What it is called among cells of several steps."""
+        """The name of the cell in messages: step and row."""
         return f"{self.step}, {self.label}"
 
     @property
     def key(self) -> str:
-        """Hex SHA-256 of `depends`, the first 20 digits of it."""
+        """The first 20 hex digits of the SHA-256 of `depends`."""
         text = json.dumps(self.depends, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -71,15 +71,15 @@ def fingerprint(model: str | ModelFolder) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries whose change would make a cell another one."""
+    """Versions of the libraries that a cell depends on: another version measures the cell again."""
     return {name: version for name, version in provenance.versions().items() if name in VERSIONS}
 
 
 class Store:
     """Finished cells in a folder, one JSON file each, written whole or not at all.
 
-    Several processes may share it: a cell is claimed by a lock that the system releases when its owner dies,
-    however it dies.
+    Several processes may share the folder. A process claims a cell by a lock. The system releases the lock when the
+    process ends, also when it is killed.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -106,7 +106,7 @@ class Store:
 
     @contextmanager
     def claim(self, cell: Cell) -> Iterator[bool]:
-        """Within, the cell is this process's to compute; False if another one has it."""
+        """Claim a cell for the length of a `with` block; gives False if another process has it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.folder / f"{cell.key}.lock", blocking=False)
         try:

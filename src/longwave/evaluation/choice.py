@@ -8,11 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Choice:
-    """Which tokens are key: -ln p is below -beta with the whole context, and more than alpha higher with a short one.
+    """Which tokens are key.
+
+    A key token is likely with the whole text before it, ln p_long > beta, and much less so with a short context,
+    ln p_long - ln p_short > alpha.
 
     Arguments:
-        trunc_len: tokens of the short context; the first ones of a text, which have no longer one, are never key.
-        sliding_window: tokens that share the start of a short context; the last of them sees that many more, less one.
+        trunc_len: tokens of the short context. The first `trunc_len` tokens of a text are never key: they have no
+            longer context.
+        sliding_window: tokens from one start of a short context to the next. The tokens in between share a start, so a
+            short context has up to `sliding_window` - 1 tokens more.
         alpha, beta: in nats.
     """
 
@@ -22,7 +27,7 @@ class Choice:
     beta: float = -2.0
 
     def check(self, lengths: Sequence[int]) -> None:
-        """Refuse what leaves no token to be chosen, or what the library cannot do."""
+        """Refuse lengths without a token to choose from, and numbers that the library longppl cannot take."""
         if self.trunc_len < 1 or self.sliding_window < 2:
             raise ValueError(
                 "trunc_len must be at least 1 and sliding_window at least 2, got "
@@ -35,6 +40,6 @@ class Choice:
             )
 
     def cost(self, length: int) -> int:
-        """Tokens read for a text by the evaluator, which has a tokenizer of its own: about that many."""
+        """The number of tokens that the evaluator reads for a text. Roughly: it has a tokenizer of its own."""
         steps = range(0, length - self.trunc_len, self.sliding_window)
         return length + sum(min(self.trunc_len + self.sliding_window, length - start) for start in steps)

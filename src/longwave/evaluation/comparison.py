@@ -14,7 +14,7 @@ from longwave.checkpoints.outline import outline
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes, data_identity
-from longwave.data.prompts import identity
+from longwave.data.prompts import tokenizer_identity
 from longwave.data.tokens import stream_and_starts
 from longwave.evaluation.alike import Table, check_trained_lengths
 from longwave.evaluation.base import Inputs, Text
@@ -23,12 +23,12 @@ from longwave.evaluation.cells import Cell, Store, fingerprint, versions
 from longwave.evaluation.lengths import doublings, parse_lengths
 from longwave.evaluation.merging import merged
 from longwave.evaluation.results import Record, record
-from longwave.evaluation.sketches import Outline, Sketch
-from longwave.evaluation.subjects import under
+from longwave.evaluation.sketches import Sketch, Weightless
+from longwave.evaluation.subjects import PLAIN_FACTOR, under
 from longwave.evaluation.suites import Step
-from longwave.evaluation.windows import rows_per_batch
+from longwave.evaluation.windows import TOKENS_PER_BATCH, rows_per_batch
 from longwave.extensions.reach import check_lengths, original_length_of
-from longwave.methods import parse_method
+from longwave.extensions.spec import parse_spec
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from longwave.models import Opened
 
-MOST = 16.0  # times L, by default
 POLL = 1.0  # seconds between looks at cells that another process computes
 
 
@@ -48,11 +47,11 @@ class Comparison:
         candidates: the models.
         steps: the suite.
         folder: where finished cells are kept, and found again.
-        load: a model's files -> model and tokenizer, ready to be measured.
-        data: the user's text, for evaluations that read it.
-        lengths: for steps that set none; None for doublings of L up to what all candidates reach, 16x at most.
-        setup: what else numbers depend on: the dtype, the kind of device.
-        tokens_per_batch: how much is read at a time.
+        load: (files of a model) -> model and tokenizer, ready to be measured.
+        data: paths of the user's text, for evaluations that read it.
+        lengths: for steps that set none. None stands for doublings of L up to what all candidates reach, at most 16x.
+        setup: dtype and kind of device: the numbers depend on them.
+        tokens_per_batch: tokens read at a time.
     """
 
     candidates: Sequence[Candidate]
@@ -62,7 +61,7 @@ class Comparison:
     data: Sequence[Path] = ()
     lengths: str | None = None
     setup: Mapping[str, Any] = field(default_factory=dict)
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int = TOKENS_PER_BATCH
 
     def __post_init__(self) -> None:
         for step in self.steps:
@@ -70,10 +69,10 @@ class Comparison:
                 raise ValueError(f"{step.name} needs text. Pass --data PATH.")
         for candidate in self.candidates:
             for spec in candidate.specs:
-                parse_method(spec)
+                parse_spec(spec)
         if self.lengths is None:
             reach = [candidate.extension[1] for candidate in self.candidates if candidate.extension is not None]
-            self.lengths = doublings(min([MOST, *reach]))
+            self.lengths = doublings(min([PLAIN_FACTOR, *reach]))
         self.store = Store(self.folder)
         self._loaded: tuple[str, Opened] | None = None
         self._texts: dict[str, Text] = {}  # by the model's path, and by the tokenizer's identity
@@ -98,31 +97,31 @@ class Comparison:
         """All cells, model by model."""
         found, identities = [], {path: fingerprint(folder) for path, folder in self.folders.items()}
         refuse_copies(self.candidates, identities)
-        measured = {
-            step.name: {"schema": step.evaluation.schema, "settings": step.settings.as_dict()}
-            | step.evaluation.depends(step.settings)
+        shared = {"setup": dict(self.setup), "versions": versions()}
+        of_step = {
+            step.name: {
+                "evaluation": {"schema": step.evaluation.schema, "settings": step.settings.as_dict()}
+                | step.evaluation.depends(step.settings),
+                "lengths": step.lengths or self.lengths,
+                "data": data_identity(self.hashes) if step.evaluation.needs_data else [],
+            }
             for step in self.steps
         }
         for candidate in self.candidates:
             for spec in candidate.specs:
-                for step in self.steps:
-                    depends = {
-                        "model": identities[candidate.path],
-                        "method": spec,
-                        "evaluation": measured[step.name],
-                        "lengths": step.lengths or self.lengths,
-                        "data": data_identity(self.hashes) if step.evaluation.needs_data else [],
-                        "setup": dict(self.setup),
-                        "versions": versions(),
-                    }
-                    name = label(self.candidates, candidate, spec)
-                    found.append(Cell(name, candidate.path, spec, step.name, depends))
+                name = label(self.candidates, candidate, spec)
+                row = {"model": identities[candidate.path], "method": spec}
+                found += [
+                    Cell(name, candidate.path, spec, step, {**row, **measured, **shared})
+                    for step, measured in of_step.items()
+                ]
         return found
 
     def missing(self) -> list[Cell]:
-        """Cells that are not finished, all of a model together; those of one that is loaded come first.
+        """Cells that are not finished. The cells of the model that is loaded come first.
 
-        Of a model, those of a step stand together: what an evaluation loads besides, it loads once.
+        They are sorted by model and then by step: each model is loaded once, and so is a second model that an
+        evaluation needs.
         """
         found = list({cell.key: cell for cell in self.cells if not self.store.has(cell)}.values())
         paths, steps = list(dict.fromkeys(cell.model for cell in found)), [step.name for step in self.steps]
@@ -130,13 +129,13 @@ class Comparison:
         return sorted(found, key=lambda cell: (cell.model != held, paths.index(cell.model), steps.index(cell.step)))
 
     def cost(self) -> int:
-        """Tokens that the missing cells will read. Tries what will be asked of each model, without its weights.
+        """The number of tokens that the missing cells will read.
 
-        A model that cannot be had without its weights is loaded, and stays for its cells if it is the last such one.
+        Every evaluation checks its settings on each model, without the weights where that is possible. A model that
+        has to be loaded for this stays loaded until the next model is.
 
         Raises:
-            ValueError: for anything that could not be measured, or not be put into one table with the finished
-                cells, before a first cell is measured.
+            ValueError: for a cell that cannot be measured, or that cannot stand in one table with the others.
         """
         rows_per_batch(self.tokens_per_batch, 1)
         tables = {step.name: Table(step.name) for step in self.steps}
@@ -155,7 +154,7 @@ class Comparison:
         return total
 
     def _plan(self, sketch: Sketch, cells: Sequence[Cell], tables: Mapping[str, Table]) -> int:
-        """Tokens that the cells of one model will read, each of its methods tried."""
+        """The number of tokens that the cells of one model will read. Each of its methods is put on once, as a test."""
         total, tried = 0, set[tuple[Any, ...]]()
         for step in self.steps:
             methods = [cell.method for cell in cells if cell.step == step.name]
@@ -176,11 +175,11 @@ class Comparison:
         progress: Callable[[Cell], Callable[[int], None]],
         finished: Callable[[Cell], None] = lambda cell: None,
     ) -> None:
-        """Compute what is missing; what another process computes meanwhile is waited for.
+        """Compute the missing cells, and wait for those that another process computes.
 
         Arguments:
-            progress: a cell that begins -> callback for tokens read.
-            finished: told each cell that was missing, when it is there.
+            progress: (cell that begins) -> callback for the number of tokens read.
+            finished: called with each cell that was missing, when it is finished.
         """
         waiting = self.missing()
         while waiting:
@@ -226,20 +225,20 @@ class Comparison:
         return Inputs(sketch.model, sketch.tokenizer, lengths, original, given, self.tokens_per_batch)
 
     def _text(self, path: str, tokenizer: PreTrainedTokenizerBase) -> Text:
-        """The data as tokens of a model; models with one tokenizer share them."""
+        """The data in the tokens of a model. Models with the same tokenizer share them."""
         if path not in self._texts:
-            key = identity(tokenizer) or path
+            key = tokenizer_identity(tokenizer) or path
             if key not in self._texts:
                 self._texts[key] = Text(self.documents, *stream_and_starts(self.documents, tokenizer))
             self._texts[path] = self._texts[key]
         return self._texts[path]
 
     def _sketch(self, path: str) -> Sketch:
-        """The model without its weights; loaded where it cannot be had so, for `load` says best what is wrong."""
+        """The model without its weights, or the loaded model where that fails: `load` says best what is wrong."""
         model = outline(self.folders[path])
         if model is not None:
             try:
-                return Outline(model, load_tokenizer(self.folders[path]))
+                return Weightless(model, load_tokenizer(self.folders[path]))
             except (OSError, ValueError):
                 pass
         return self._get(path)

@@ -64,11 +64,11 @@ class Grid:
         return self.label + (f" ({self.runs} runs)" if self.runs > 1 else "")
 
 
-def identity(record: Record) -> dict[str, Any]:
-    """What must be equal in records that share a table, by name.
+def conditions(record: Record) -> dict[str, Any]:
+    """What was measured on what: the part of a record that must be equal in records that share a table, by name.
 
-    Data is known by its contents, in the order in which they were read: folders move, and windows are cut from the
-    order. Where every length scores the same targets, these are part of it: they follow from the longest length.
+    Data files are compared by their contents and their order: folders move, and windows are cut from the texts in
+    that order. Under the protocol same-targets the targets must be equal, too: they follow from the longest length.
     """
     data, settings = record.get("data"), record["settings"]
     same = scores_same_targets(settings or {})
@@ -85,15 +85,15 @@ def check_together(records: Sequence[Record], *, mixed: bool = False) -> None:
     """Refuse records that cannot share a table.
 
     Arguments:
-        mixed: take records of other protocols, data and trained lengths together all the same, but not other schemas.
+        mixed: accept records of different protocols, data and trained lengths; they must have one schema all the same.
 
     Raises:
         ValueError: if there are none, or they differ in what must be equal.
     """
     if not records:
         raise ValueError("no records to show.")
-    first = identity(records[0])
-    for other in (identity(each) for each in records[1:]):
+    first = conditions(records[0])
+    for other in (conditions(each) for each in records[1:]):
         for key in ("schema",) if mixed else first:
             if other[key] != first[key]:
                 which = f"settings ({_differing(first[key], other[key])})" if key == "settings" else key
@@ -105,9 +105,9 @@ def check_together(records: Sequence[Record], *, mixed: bool = False) -> None:
 def curves(records: Iterable[Record], *, mixed: bool = False) -> list[Curve]:
     """The rows of one or more records that may share a table, rows with equal labels taken as runs of the same thing.
 
-    A single run's interval is the one in the record, from its windows or trials. That of several runs comes
-    from a bootstrap over windows and runs (losses), or is of the trials of all runs (shares).
-    A loss of one window has none: low and high are its value.
+    The interval of a single run is that of its record. The interval of several runs comes from a bootstrap over
+    windows and runs for losses, and from the trials of all runs for shares. A loss of one window has no interval: low
+    and high are its value.
 
     Arguments:
         mixed: see `check_together`.

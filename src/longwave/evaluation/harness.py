@@ -26,7 +26,7 @@ from longwave.checkpoints.folder import Kind, resolve
 from longwave.checkpoints.load import load
 from longwave.data.prompts import check_ids, closing_length
 from longwave.evaluation.tasks.truncation import truncate_middle
-from longwave.extensions.handle import find_extension, is_trained
+from longwave.extensions.handle import find_extension
 from longwave.extensions.on_the_spot import extend_plain
 from longwave.extensions.policy import set_policy
 from longwave.extensions.reach import max_length_of
@@ -102,7 +102,8 @@ class LongwaveLM(HFLM):
                 arguments["tokenizer"] = str(found.fetch(weights=False).path)
         super().__init__(source, device=device, revision=revision, max_length=max_length, **arguments)
         extend_plain(self.model, method, to, dashes="")
-        if find_extension(self.model) is not None and not is_trained(self.model):
+        handle = find_extension(self.model)
+        if handle is not None and not handle.is_trained:
             raise ValueError("the model's extension is not trained yet. Run `longwave train` first.")
         self._keeps_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         limit = max_length_of(self.model)

@@ -22,11 +22,11 @@ SENTENCE_END = re.compile(
 
 
 class Haystack:
-    """A text as the filler of prompts: the needle goes between two sentences, a prompt starts with a random one.
+    """A text as the filler of prompts. A prompt starts with a random sentence, its needle lies between two sentences.
 
     Arguments:
         text: longer than any context; it should not contain the needle.
-        depths: how many are going to be told apart.
+        depths: how many depths the needles will have.
 
     Raises:
         ValueError: for a text with fewer sentences than depths, and from `fill` for one shorter than the context.
@@ -41,7 +41,7 @@ class Haystack:
         self.starts = [0, *accumulate(len(piece) for piece in encoded)]
 
     def fill(self, room: int, depth: float, key: str) -> tuple[list[int], int]:
-        """`room` tokens from the start of a sentence on, and the start of a sentence that is nearest to `depth`."""
+        """`room` tokens from the start of a sentence on, and the start of a sentence near `depth` in them."""
         if len(self.ids) < room:
             raise ValueError(
                 f"the haystack has {len(self.ids)} tokens, fewer than the {room} that a prompt takes. "
@@ -54,13 +54,13 @@ class Haystack:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, joined they are the text: white space goes with the sentence behind it."""
+    """The sentences of a text. White space belongs to the sentence after it: joined, the sentences are the text."""
     cuts = sorted({0, *(match.end() for match in SENTENCE_END.finditer(text)), len(text)})
     return [text[start:end] for start, end in pairwise(cuts)]
 
 
 def template_of(needle: str, question: str) -> Template:
-    """The template of a needle and its question, which may name a `{city}`; the answer is the needle's `{key}`.
+    """The template of a needle and its question. The answer is the needle's `{key}`; both may name a `{city}`.
 
     Raises:
         ValueError: for a needle without `{key}`, a question with it, or other names in braces.

@@ -38,7 +38,7 @@ class KeyLoss:
     all_nll: float
 
     def to_json(self) -> dict[str, Any]:
-        """One entry of `lengths` in a record, see docs/results-schema.md: texts without key tokens only counted."""
+        """One entry of `lengths` in a record, see docs/results-schema.md. It lists the texts that have key tokens."""
         kept = [index for index, count in enumerate(self.tokens) if count]
         ends, nll, tokens = ([values[index] for index in kept] for values in (self.ends, self.nll, self.tokens))
         mean, error = mean_nll(nll, tokens)
@@ -62,12 +62,12 @@ class KeyLoss:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Texts, and who says which of their tokens are key.
+    """Texts, and what decides which of their tokens are key.
 
     Arguments:
-        texts: of the user.
-        evaluator: with its weights.
-        choice: of key tokens.
+        texts: the user's texts.
+        evaluator: the model that chooses the key tokens.
+        choice: the rule that it chooses them by.
     """
 
     texts: Texts
@@ -75,7 +75,7 @@ class Judged:
     choice: Choice
 
     def at_length(self, model: nn.Module, scorer: Scorer, windows: Windows, how: Reading) -> KeyLoss:
-        """The loss over the key tokens of all texts of one length; a `ValueError` where there is none."""
+        """The loss over the key tokens of all texts of one length; a `ValueError` if no text has a key token."""
         from longppl.longppl import cal_overlap
 
         length, texts = windows.length, self.texts

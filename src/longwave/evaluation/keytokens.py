@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Reader:
-    """An evaluator without its weights: what it can read, and what a record says of it.
+    """An evaluator without its weights.
 
     Arguments:
         path: folder, or name on a hub.
-        tokenizer: what is there.
-        digest: of the contents.
-        limit: tokens that it reads, None where that is not known.
+        tokenizer: the evaluator's tokenizer.
+        digest: of its files, see `digest_of`.
+        limit: the longest text that it reads, in its tokens; None if that is not known.
     """
 
     path: str
@@ -42,20 +42,20 @@ class Reader:
     limit: int | None
 
     def encode(self, text: str) -> dict[str, Tensor]:
-        """Ids and offsets; a text beyond what the model reads is a `ValueError`."""
+        """Token ids and offsets of a text; a `ValueError` for a text that is longer than the limit."""
         encoded = self.tokenizer(text, return_tensors="pt", return_offsets_mapping=True, verbose=False)
         count = encoded["input_ids"].shape[1]
         if self.limit is not None and count > self.limit:
             raise ValueError(
                 f"the evaluator {self.path} reads {self.limit} tokens, and a text has {count} of its tokens. "
-                "Give one with a longer context, or shorter lengths."
+                "Name an evaluator with a longer context, or give shorter lengths."
             )
         return {name: encoded[name] for name in ("input_ids", "offset_mapping")}
 
 
 @dataclass(eq=False)
 class Evaluator(Reader):
-    """A long-context model that says which tokens of a text are key ones. It keeps its answers.
+    """A long-context model that says which tokens of a text are key. It says so once for each text.
 
     Arguments:
         model: with its weights.
@@ -65,7 +65,7 @@ class Evaluator(Reader):
     _known: dict[tuple[str, Choice], list[list[int]]] = field(default_factory=dict, init=False, repr=False)
 
     def key_intervals(self, text: str, choice: Choice) -> list[list[int]]:
-        """The characters that key tokens cover: start and end of each run of them."""
+        """The start and end, in characters, of each run of key tokens."""
         known = text, choice
         if known not in self._known:
             self._known[known] = self._find(text, choice)
@@ -101,7 +101,7 @@ def folder_of(path: str) -> ModelFolder:
 
 @lru_cache(maxsize=4)
 def reader_of(path: str) -> Reader:
-    """The evaluator without its weights; a `ValueError` for none, or one whose tokenizer has no offsets."""
+    """The evaluator without its weights; a `ValueError` if there is none, or if its tokenizer gives no offsets."""
     digest = digest_of(path)
     tokenizer = load_tokenizer(folder_of(path))
     check_fast(tokenizer)
@@ -118,8 +118,9 @@ def evaluator_of(path: str, dtype: torch.dtype, device: torch.device) -> Evaluat
     return Evaluator(path, reader.tokenizer, reader.digest, _limit(model), model)
 
 
+@lru_cache(maxsize=4)  # weights are read whole: gigabytes
 def digest_of(path: str) -> str:
-    """What an evaluator is, whatever its folder is called: hex SHA-256 of its files' hashes, the first 20 digits."""
+    """The first 20 hex digits of the SHA-256 of an evaluator's files: the same for a copy in another folder."""
     if not path:
         raise ValueError(
             "LongPPL needs an evaluator, a model with a long context. Name it in the suite: "
@@ -129,7 +130,7 @@ def digest_of(path: str) -> str:
 
 
 def package() -> str:
-    """The library and its version; a `ValueError` where it is missing."""
+    """Name and version of the library that finds key tokens; a `ValueError` if it is not installed."""
     try:
         from longppl.longppl import find_key_token  # noqa: F401
     except ImportError as error:

@@ -22,7 +22,7 @@ SAMPLES = 2_000  # of a bootstrap that only has to say on which side of 1 a rati
 
 @dataclass(frozen=True)
 class Loss(Quantity):
-    """exp of a mean loss over windows: perplexity and its like. Every entry keeps the loss of each window."""
+    """exp of a mean loss over windows, such as perplexity. Every entry keeps the loss of each window."""
 
     unit: str = "window"
 
@@ -86,7 +86,7 @@ class Share(Quantity):
 
     Arguments:
         place: what lies at a depth of the prompt, `needle` for example; empty if nothing does.
-        mapped: show it by length and depth.
+        mapped: whether it is shown as a map of lengths and depths.
     """
 
     unit: str = "trial"
@@ -141,16 +141,18 @@ class Share(Quantity):
     def check(self, entry: dict[str, Any], outside: Outside) -> None:
         depths = ("by_depth",) if self.place else ()
         self.check_common(entry, ("trials", "correct", *depths), outside)
-        if not all(isinstance(hit, bool) for hit in outside.filled(entry["correct"], "correct")):
+        hits = outside.filled(entry["correct"], "correct")
+        if not all(isinstance(hit, bool) for hit in hits):
             raise outside.damaged("its correct must be true or false for each trial")
         if self.mapped:
             outside.require(entry, ("depths",), "an entry of lengths")
-            outside.numbers(dict(enumerate(outside.filled(entry["depths"], "depths"))), range(len(entry["correct"])))
+        if self.place and "depths" in entry:
+            outside.series(entry["depths"], "depths", len(hits))
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Values of tasks, each with a metric of its own: they have no lengths, and are shown one by one."""
+    """Scores of tasks. Each task has its own metric and no lengths, so a score is shown alone."""
 
     title: str
 
@@ -158,9 +160,11 @@ class Scores:
 
 
 def compare(a: Sequence[Entry], b: Sequence[Entry], **options: Any) -> Interval:
-    """Paired bootstrap of two rows of losses at one length: each a list of runs' entries of `lengths`.
+    """Paired bootstrap of two rows of losses at one length. A ratio below 1 favours a.
 
-    Takes the options of `paired_bootstrap`. A ratio below 1 favours a.
+    Arguments:
+        a, b: the entry of each run of the row, at that length.
+        options: those of `paired_bootstrap`.
 
     Raises:
         ValueError: if the windows are not the same ones.

@@ -5,6 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+LONG = 2**60  # tokens; every multiple that is a length at all is one of so long a model
+
+
+def check_spelling(lengths: str | None) -> None:
+    """Refuse a text that names no lengths, before the model's own length is known; None names the default.
+
+    Raises:
+        ValueError: as `parse_lengths`.
+    """
+    if lengths is not None:
+        parse_lengths(lengths, LONG)
+
 
 def parse_lengths(lengths: str | Iterable[int | str], original_length: int) -> list[int]:
     """Token counts from `"1x,2x,4096"` or a list of such, in the order given, repetitions dropped.

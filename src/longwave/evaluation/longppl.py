@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from longwave.evaluation.base import Entry, Evaluation, Inputs, Plan, Progress, Reading
+from longwave.evaluation.base import Cost, Evaluation, Inputs, Measured, Progress, Reading
 from longwave.evaluation.choice import Choice
 from longwave.evaluation.kinds import Loss
 from longwave.settings import Settings, setting
@@ -29,8 +29,8 @@ class LongPPLSettings(Settings):
     windows: int | None = setting(None, "Texts of each length; default 64 or what fits, 0 for all.")
     trunc_len: int = setting(Choice.trunc_len, "Tokens of the short context; every length must exceed it.")
     sliding_window: int = setting(Choice.sliding_window, "Tokens that share the start of a short context.")
-    alpha: float = setting(Choice.alpha, "Key is what has a loss that much higher with the short context, in nats.")
-    beta: float = setting(Choice.beta, "And -ln p below minus that with the whole text, in nats.")
+    alpha: float = setting(Choice.alpha, "The short context raises the loss of a key token by more, in nats.")
+    beta: float = setting(Choice.beta, "With the whole text, ln p of a key token is above this, in nats.")
 
     @property
     def choice(self) -> Choice:
@@ -62,7 +62,7 @@ class LongPPLEvaluation(Evaluation[LongPPLSettings]):
         "longwave longppl MODEL --data books/ --evaluator LONG_CONTEXT_MODEL --lengths 2x,4x --trunc-len 1024",
     )
 
-    def plan(self, inputs: Inputs, settings: LongPPLSettings) -> Plan:
+    def plan(self, inputs: Inputs, settings: LongPPLSettings) -> Cost:
         from longwave.data.prompts import check_ids
         from longwave.evaluation.keytokens import reader_of
 
@@ -74,9 +74,9 @@ class LongPPLEvaluation(Evaluation[LongPPLSettings]):
         longest = max(plans, key=lambda each: each.length)
         for end in longest.ends:
             evaluator.encode(texts.text(end - longest.length, end)[0])  # refuses what the evaluator cannot read
-        return Plan(sum(len(each.ends) * (each.length + choice.cost(each.length)) for each in plans))
+        return Cost(sum(len(each.ends) * (each.length + choice.cost(each.length)) for each in plans))
 
-    def measure(self, inputs: Inputs, settings: LongPPLSettings, progress: Progress) -> Iterable[Entry]:
+    def measure(self, inputs: Inputs, settings: LongPPLSettings, progress: Progress) -> Iterable[Measured]:
         from longwave.evaluation.keytokens import evaluator_of
 
         weight = next(inputs.model.parameters())
@@ -144,7 +144,7 @@ def longppl(
     """
     from longwave.data.prompts import check_ids
     from longwave.evaluation.keyloss import Judged
-    from longwave.evaluation.loss import Scorer
+    from longwave.evaluation.loss import Scorer, evaluating
     from longwave.extensions.reach import check_lengths
 
     check_lengths(model, lengths)
@@ -153,9 +153,5 @@ def longppl(
     check_ids(texts.tokens, model, texts.tokenizer)
     judged, reading = Judged(texts, evaluator, choice), Reading(**how)
     scorer = Scorer(model, block_elements=reading.block_elements)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return [judged.at_length(model, scorer, each, reading) for each in plans]
-    finally:
-        model.train(training)

@@ -12,19 +12,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from longwave.evaluation.base import BLOCK_ELEMENTS
 from longwave.extensions.sites import host_of
 
-BLOCK_ELEMENTS = 2**24  # logits alive at a time: 64 MiB in float32
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, the model is in eval mode; afterwards it is in the mode that it was in."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 class Scorer:
     """-ln p(token | all tokens before it) for the last tokens of each row, its head applied in blocks.
 
     The backbone runs once over the whole row, without cache and without mask (so that attention stays
-    causal-by-flag and never materialises [length x length]). Its hidden states are then passed through the
-    model's *own* forward in blocks, the backbone standing still: soft-capping, logit scaling, biases and casts
-    are the model's business and stay exact. At first use this is compared with the plain forward on a few
-    tokens; a model whose head needs more than hidden states is run plainly, with a warning.
+    causal-by-flag and never materialises [length x length]). Its hidden states then pass through the model's own
+    forward in blocks, with a backbone that returns them: soft-capping, logit scaling, biases and casts stay exact. At
+    first use this is compared with the plain forward on a few tokens. A model whose head needs more than hidden states
+    is run plainly, with a warning.
 
     Arguments:
         model: a transformers causal LM; only `model(input_ids).logits` is required of it.

@@ -10,7 +10,7 @@ from longwave.evaluation.results import Record, record
 
 
 def merged(cells: Sequence[Cell], found: Sequence[Record]) -> Record:
-    """One record of all rows, which names each row's model and the cells that they come from.
+    """One record of all rows. It names the model of each row, and the cells that the rows come from.
 
     Arguments:
         cells: of one step.
@@ -34,7 +34,7 @@ def merged(cells: Sequence[Cell], found: Sequence[Record]) -> Record:
 
 
 def of_one_model(found: Sequence[Record]) -> Record:
-    """One record of all rows of one model, which needs no cells any more: they are thrown away.
+    """One record of all rows of one model. It names no cells: they are deleted after it.
 
     Arguments:
         found: the record of each cell.

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from longwave.evaluation.base import Entry, Evaluation, Inputs, Plan, Progress, split
+from longwave.evaluation.base import Cost, Evaluation, Inputs, Measured, Progress, split
 from longwave.evaluation.kinds import Share
 from longwave.evaluation.retrieval import Retrieval
 from longwave.settings import Settings, setting
@@ -30,11 +30,15 @@ class NeedleSettings(Settings):
     needle: str = setting(NEEDLE, "The sentence to hide, with {key} for its random answer.")
     question: str = setting(QUESTION, "The end of the prompt, up to the answer.")
     trials: int = setting(100, "Prompts for each length.")
-    depths: int = setting(10, "Places of the needle, from start to end, dealt out in turn.")
+    depths: int = setting(10, "Places of the needle from start to end; the prompts have them in turn.")
     seed: int = setting(0, "Seed of every random draw.")
 
     def quiz(self, tokenizer: PreTrainedTokenizerBase, haystack: str) -> Quiz:
-        """What is asked in that text; `ValueError` for texts without their names, or a haystack that is too short."""
+        """The prompts in a haystack.
+
+        Raises:
+            ValueError: for a needle or question without the names that it needs, or a haystack that is too short.
+        """
         from longwave.evaluation.haystack import Haystack, template_of
         from longwave.evaluation.retrieve import Quiz
         from longwave.evaluation.trials import Prompts
@@ -48,8 +52,8 @@ class NeedleEvaluation(Evaluation[NeedleSettings]):
     """Measure how often a fact hidden between the sentences of a text is recalled, by length and depth.
 
     --data is the haystack: text with more tokens than the longest context. By default the magic number of a city
-    is hidden; texts of your own may name the {city}, too. Greedy decoding has to repeat the answer exactly. Every
-    method gets the same prompts. Writes needle.json and needle.png, a heat map.
+    is hidden; your own --needle and --question may name the {city}, too. Greedy decoding has to repeat the answer
+    exactly. Every method gets the same prompts. Writes needle.json and needle.png, a heat map.
     """
 
     name = "needle"
@@ -64,10 +68,10 @@ class NeedleEvaluation(Evaluation[NeedleSettings]):
         'longwave needle out --data essays/ --needle "The vault opens with {key}." --question "The vault opens with"',
     )
 
-    def plan(self, inputs: Inputs, settings: NeedleSettings) -> Plan:
-        return Plan(self._quiz(inputs, settings).cost(inputs.model, inputs.lengths))
+    def plan(self, inputs: Inputs, settings: NeedleSettings) -> Cost:
+        return Cost(self._quiz(inputs, settings).cost(inputs.model, inputs.lengths))
 
-    def measure(self, inputs: Inputs, settings: NeedleSettings, progress: Progress) -> Iterable[Entry]:
+    def measure(self, inputs: Inputs, settings: NeedleSettings, progress: Progress) -> Iterable[Measured]:
         from longwave.evaluation.retrieve import retrieve
 
         quiz = self._quiz(inputs, settings)

@@ -37,12 +37,22 @@ class Outside:
             raise self.damaged(f"its {name} must be a list that is not empty")
         return value
 
-    def numbers(self, value: Any, keys: Sequence[Any]) -> None:
-        """Finite numbers under all of `keys`: JSON of other writers may say NaN, or "6"."""
+    def numbers(self, value: Any, keys: Sequence[str]) -> None:
+        """A finite number under each of `keys`. JSON of other writers may hold NaN, or "6"."""
         for key in keys:
-            found = value.get(key) if isinstance(value, dict) else None
-            if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
-                raise self.damaged(f"{key} is {found!r} where a number must be")
+            self._number(value.get(key) if isinstance(value, dict) else None, key)
+
+    def series(self, value: Any, name: str, count: int | None = None) -> None:
+        """A list of finite numbers that is not empty.
+
+        Arguments:
+            name: of the list, for the message.
+            count: how many there must be; None for any number.
+        """
+        for index, found in enumerate(self.filled(value, name)):
+            self._number(found, f"{name}[{index}]")
+        if count is not None and len(value) != count:
+            raise self.damaged(f"the number of values in {name} is {len(value)} and must be {count}")
 
     def counts(self, value: Any, keys: Sequence[str]) -> None:
         """Whole numbers from 1 on under all of `keys`."""
@@ -52,9 +62,13 @@ class Outside:
                 raise self.damaged(f"{key} is {value[key]!r} where a whole number from 1 on must be")
 
     def columns(self, entry: dict[str, Any], keys: Sequence[str]) -> None:
-        """Lists of equally many finite numbers, at least one, under all of `keys`."""
+        """Under each of `keys` a list of finite numbers. All lists are of one size, and not empty."""
         for key in keys:
-            self.numbers(dict(enumerate(self.filled(entry[key], key))), range(len(entry[key])))
+            self.series(entry[key], key)
         sizes = {key: len(entry[key]) for key in keys}
         if len(set(sizes.values())) > 1:
             raise self.damaged(", ".join(f"{key} has {size} values" for key, size in sizes.items()))
+
+    def _number(self, found: Any, name: str) -> None:
+        if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+            raise self.damaged(f"{name} is {found!r} where a number must be")

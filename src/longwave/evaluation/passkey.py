@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from longwave.evaluation.base import Entry, Evaluation, Inputs, Plan, Progress, split
+from longwave.evaluation.base import Cost, Evaluation, Inputs, Measured, Progress, split
 from longwave.evaluation.kinds import Share
 from longwave.evaluation.retrieval import Retrieval
 from longwave.evaluation.templates import SHORT, TEMPLATES, Template
@@ -29,7 +29,7 @@ class PasskeySettings(Settings):
         "short", "landmark: with instructions, for large models; short: without.", choices=tuple(TEMPLATES)
     )
     trials: int = setting(100, "Prompts for each length.")
-    depths: int = setting(10, "Places of the key, from start to end, dealt out in turn.")
+    depths: int = setting(10, "Places of the key from start to end; the prompts have them in turn.")
     seed: int = setting(0, "Seed of every random draw.")
 
     def quiz(self, tokenizer: PreTrainedTokenizerBase, template: Template | None = None) -> Quiz:
@@ -58,10 +58,10 @@ class PasskeyEvaluation(Evaluation[PasskeySettings]):
         "longwave passkey out --lengths 1x,2x,4x,8x,16x --trials 100 --template landmark",
     )
 
-    def plan(self, inputs: Inputs, settings: PasskeySettings) -> Plan:
-        return Plan(settings.quiz(inputs.tokenizer).cost(inputs.model, inputs.lengths))
+    def plan(self, inputs: Inputs, settings: PasskeySettings) -> Cost:
+        return Cost(settings.quiz(inputs.tokenizer).cost(inputs.model, inputs.lengths))
 
-    def measure(self, inputs: Inputs, settings: PasskeySettings, progress: Progress) -> Iterable[Entry]:
+    def measure(self, inputs: Inputs, settings: PasskeySettings, progress: Progress) -> Iterable[Measured]:
         from longwave.evaluation.retrieve import retrieve
 
         quiz = settings.quiz(inputs.tokenizer)
@@ -79,15 +79,15 @@ def passkey(
     """Share of five-digit keys that greedy decoding repeats exactly, by length and depth of the needle.
 
     A trial needs one forward, not one per answer token: greedy decoding emits the whole answer if and only if
-    each of its tokens is the most likely one after the prompt and the *correct* answer tokens before it, for
-    as long as it is right its own output is that prefix. t is fixed from prompt and answer together.
+    each of its tokens is the most likely one after the prompt and the *correct* answer tokens before it. (While it
+    is right, its own output is that prefix.) t is fixed from prompt and answer together.
 
     Arguments:
         model: a transformers causal LM, extended or not; put in eval mode for the while.
         lengths: `"1x,2x,4096"` or a list; tokens of prompt and answer together.
         template: `SHORT` (default) for small models and windows, `LANDMARK` for real ones.
         settings: those of `PasskeySettings`, by name:
-            trials: trials for each length, dealt out over the depths in turn, default 100.
+            trials: trials for each length, default 100. They have the depths in turn.
             depths: how many depths from 0 (start of the filler) to 1 (end), default 10.
             seed: of the keys, default 0; every method and model is asked for the same ones.
             And those of `Reading`:

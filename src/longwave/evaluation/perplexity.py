@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from longwave.evaluation.base import Entry, Evaluation, Inputs, Plan, Progress, split
+from longwave.evaluation.base import Cost, Evaluation, Inputs, Measured, Progress, split
 from longwave.evaluation.kinds import Loss
 from longwave.evaluation.lengths import parse_lengths
 from longwave.evaluation.losses import Perplexity
@@ -61,13 +61,13 @@ class PerplexitySettings(Settings):
 class PerplexityEvaluation(Evaluation[PerplexitySettings]):
     """Measure perplexity against context length.
 
-    same-targets (default): every context ends at the same tokens and the last 64 of it are scored, so columns
-    differ by the context only. stride: windows every 256 tokens, each scores what is new in it. overlap: the
-    same windows, each scored whole. truncate: the beginning of each document long enough for all lengths, scored
-    whole. chunked-cache: windows read in chunks through a cache, as the CLEX code does. Numbers of different
-    protocols cannot be compared.
+    same-targets (default): contexts of every length end at the same places, and the last 64 tokens are scored, so
+    columns differ by the context only. stride: a window every 256 tokens; each scores the tokens that are new in it.
+    overlap: the same windows, each scored whole. truncate: the beginning of each document that is long enough for
+    all lengths, scored whole. chunked-cache: windows read in chunks through a cache, as in the CLEX code. Numbers of
+    different protocols cannot be compared.
 
-    Under another method than its own, a trained model keeps its weights and its log-n; only the frequencies change.
+    Under a method that is not its own, a trained model keeps its weights and its log-n; only the frequencies change.
     Writes perplexity.json, with the loss of every window, and perplexity.png.
     """
 
@@ -84,12 +84,12 @@ class PerplexityEvaluation(Evaluation[PerplexitySettings]):
         "longwave perplexity out --data proofs.jsonl --lengths 8x --protocol truncate --by-position 32",
     )
 
-    def plan(self, inputs: Inputs, settings: PerplexitySettings) -> Plan:
+    def plan(self, inputs: Inputs, settings: PerplexitySettings) -> Cost:
         plans = self._windows(inputs, settings)
         settings.check(inputs.model, inputs.text.tokens, inputs.tokenizer)
-        return Plan(sum(windows.length * len(windows.ends) for windows in plans))
+        return Cost(sum(windows.length * len(windows.ends) for windows in plans))
 
-    def measure(self, inputs: Inputs, settings: PerplexitySettings, progress: Progress) -> Iterable[Entry]:
+    def measure(self, inputs: Inputs, settings: PerplexitySettings, progress: Progress) -> Iterable[Measured]:
         from longwave.evaluation.read_windows import read_windows
 
         plans, how = self._windows(inputs, settings), inputs.reading(progress)

@@ -16,11 +16,11 @@ Entry = Mapping[str, Any]  # of `lengths` in a row of a record
 
 @dataclass(frozen=True)
 class Parts:
-    """Numbers that an entry may give beside its value, by place.
+    """Values by place, which an entry may give beside its own value.
 
     Arguments:
-        key: of their list in an entry.
-        numbers: that each item of the list has.
+        key: the key of their list in an entry.
+        numbers: the keys of each item of that list.
     """
 
     key: str
@@ -36,11 +36,11 @@ class Quantity(ABC):
     """A number that is measured at several lengths.
 
     Arguments:
-        title: of its sections and plots: `Perplexity`.
-        noun: on axes and in sentences: `perplexity`, `passkeys retrieved`.
-        key: of the value in an entry.
+        title: the title of its sections and plots: `Perplexity`.
+        noun: its name on axes and in sentences: `perplexity`, `passkeys retrieved`.
+        key: the key of the value in an entry.
         unit: what is drawn at random, in the singular: `window`, `trial`.
-        words: settings of a record -> what was done, in words; empty for nothing to add.
+        words: (settings of a record) -> how it was measured, in words; empty if there is nothing to say.
     """
 
     title: str
@@ -60,12 +60,12 @@ class Quantity(ABC):
     @property
     @abstractmethod
     def measure(self) -> str:
-        """What a value is, within a sentence: `perplexity`, `share of passkeys retrieved`."""
+        """The name of a value within a sentence: `perplexity`, `share of passkeys retrieved`."""
 
     @property
     @abstractmethod
     def parts(self) -> Parts | None:
-        """What an entry may give by place beside its value."""
+        """The values by place that an entry may give; None for none."""
 
     @property
     def caption(self) -> str:
@@ -81,7 +81,7 @@ class Quantity(ABC):
         return float(entry[self.key])
 
     def best(self, values: Mapping[str, float]) -> list[str]:
-        """The names of the best value; several where they are equal."""
+        """The names with the best value: several if their values are equal."""
         best = (min if self.lower_is_better else max)(values.values())
         return [name for name, value in values.items() if math.isclose(value, best, rel_tol=1e-9)]
 
@@ -95,7 +95,7 @@ class Quantity(ABC):
 
     @abstractmethod
     def about(self, settings: Mapping[str, Any], entries: Sequence[Entry]) -> str:
-        """What was measured, in words: how, and how many units at each length."""
+        """How it was measured, and with how many units at each length, in words."""
 
     @abstractmethod
     def combine(self, runs: Sequence[Entry]) -> Interval:
@@ -103,7 +103,11 @@ class Quantity(ABC):
 
     @abstractmethod
     def compare(self, a: Sequence[Entry], b: Sequence[Entry]) -> Interval:
-        """The runs of row a against those of row b at one length; a `ValueError` if they cannot be compared."""
+        """Row a against row b at one length, each with one or several runs.
+
+        Raises:
+            ValueError: if they cannot be compared.
+        """
 
     @abstractmethod
     def text(self, value: float) -> str:
@@ -115,20 +119,25 @@ class Quantity(ABC):
 
     @abstractmethod
     def beside(self, interval: Interval) -> str:
-        """An interval as it is written beside a value; empty where there is none."""
+        """An interval as it is written beside its value; empty for an interval of no width."""
 
     @abstractmethod
     def check(self, entry: dict[str, Any], outside: Outside) -> None:
-        """Refuse an entry of a file that lacks something, or holds something else than it must."""
+        """Refuse an entry of a file that lacks a field, or has a wrong value in one."""
 
     def check_common(self, entry: Any, own: Sequence[str], outside: Outside) -> None:
-        """The part of `check` that every quantity has in common; `own` fields are those that it needs besides."""
+        """The part of `check` that all quantities share.
+
+        Arguments:
+            own: the fields that this quantity needs besides.
+        """
         outside.require(entry, ("length", "factor", self.key, "interval", *own), "an entry of lengths")
         outside.counts(entry, ("length",))
         outside.numbers(entry, (self.key,))
         if entry["factor"] is not None:
             outside.numbers(entry, ("factor",))
         if entry["interval"] is not None:
-            outside.numbers(dict(enumerate(outside.filled(entry["interval"], "interval"))), (0, 1))
-        for part in (entry.get(self.parts.key) if self.parts else None) or ():
-            outside.numbers(part, self.parts.numbers if self.parts else ())
+            outside.series(entry["interval"], "interval", 2)
+        if self.parts is not None and entry.get(self.parts.key):
+            for part in outside.filled(entry[self.parts.key], self.parts.key):
+                outside.numbers(part, self.parts.numbers)

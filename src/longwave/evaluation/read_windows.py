@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from longwave.evaluation.base import Reading
-from longwave.evaluation.loss import Scorer
+from longwave.evaluation.loss import Scorer, evaluating
 from longwave.evaluation.losses import LengthLoss, Stretch
 from longwave.evaluation.windows import Windows
 from longwave.extensions.reach import fixed_length
@@ -30,12 +30,8 @@ def read_windows(
         by_position: in how many stretches of the window to report the loss; 0 for none.
     """
     scorer = Scorer(model, block_elements=how.block_elements)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return tuple(_at_length(model, scorer, tokens, windows, by_position, how) for windows in plans)
-    finally:
-        model.train(training)
 
 
 def _at_length(
@@ -50,12 +46,13 @@ def _at_length(
                 nll = scorer.nll(rows, windows.scored[batch.start]).double()
             else:
                 nll = _through_cache(scorer, rows, windows.chunk).double()
-            sums += nll.sum(1).tolist()
-            if not math.isfinite(sums[-1]) or not math.isfinite(sum(sums)):
+            found = nll.sum(1).tolist()
+            if not all(map(math.isfinite, found)):
                 raise ValueError(
                     f"the loss at length {windows.length} is not a finite number. "
                     "Try --dtype float32; if it stays, the model's weights are damaged."
                 )
+            sums += found
             if by_position:
                 along[windows.positions()] += nll.sum(0)
             how.told(rows.numel())

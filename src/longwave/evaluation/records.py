@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 
 def quantities() -> dict[str, Quantity | Scores]:
-    """What the rows of each schema hold: of every evaluation in EVALUATIONS, and of tasks."""
+    """The quantity of each schema: those of the evaluations in EVALUATIONS, and that of tasks."""
     from longwave.evaluation.registry import EVALUATIONS  # here: an evaluation may write records
 
     return {each.schema: each.quantity for each in EVALUATIONS.values()} | {TASKS: Scores("Tasks")}
@@ -44,7 +44,7 @@ def quantity_of(record: Mapping[str, Any]) -> Quantity:
 
 
 def name_of(record: Mapping[str, Any]) -> str:
-    """What was run, `perplexity` for longwave.perplexity/1: the name of its file."""
+    """The name of a record's evaluation and file: `perplexity` for longwave.perplexity/1."""
     return str(record["schema"]).removeprefix("longwave.").partition("/")[0]
 
 
@@ -61,12 +61,12 @@ def record(
     """A complete record of one evaluation.
 
     Arguments:
-        schema: of the evaluation, `longwave.NAME/VERSION`.
-        model: `path`, and what else identifies it.
+        schema: the schema of the evaluation, `longwave.NAME/VERSION`.
+        model: its `path`, and more to know it by.
         settings: protocol and its numbers.
-        rows: a row for each method, `Subject.to_json()` and `lengths`; or for each task and metric.
+        rows: a row for each method, with `Subject.to_json()` and `lengths`; or a row for each task and metric.
         data: SHA-256 of each data file.
-        seed: of random draws, None where nothing is drawn.
+        seed: the seed of the random draws; None if nothing is drawn.
     """
     return {
         "schema": schema,
@@ -92,7 +92,7 @@ def write(path: Path | str, value: Record, *, overwrite: bool = False) -> Path:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a JSON file says that it is a record, also where it is damaged further on."""
+    """Whether a JSON file says that it is a record. It may be damaged."""
     return OURS.search(path.read_text("utf-8", errors="replace")) is not None
 
 
@@ -100,7 +100,7 @@ def read(path: Path | str, schema: str | None = None) -> Record:
     """Read a record, and check every field that tables, plots and the report need.
 
     Arguments:
-        schema: the only one that is accepted; None for any that is known.
+        schema: the schema that is accepted; None for every known one.
 
     Raises:
         ValueError: if the file is no record, is of another schema, or is damaged. The message names the field.

@@ -1,4 +1,4 @@
-"""What users read, group and compare: records, their curves and grids, and paired comparisons."""
+"""The names that a user of records needs: records, their curves and grids, and paired comparisons."""
 
 from __future__ import annotations
 

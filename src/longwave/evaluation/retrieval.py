@@ -10,7 +10,15 @@ from longwave.evaluation.statistics import Interval, wilson
 
 @dataclass(frozen=True)
 class LengthRetrieval:
-    """Outcome at one length, trial by trial: depth asked for, key found or not, depth that the needle has."""
+    """What was measured at one length.
+
+    Arguments:
+        length: tokens of prompt and answer.
+        factor: t that the prompts ran at, None for a model that is not extended.
+        depths: for each trial, the depth that was asked for: 0 is the start of the filler, 1 its end.
+        correct: for each trial, whether the key was found.
+        places: for each trial, the depth that the needle has. A needle between two sentences cannot have every depth.
+    """
 
     length: int
     factor: float | None

@@ -11,7 +11,7 @@ from torch import nn
 from longwave.data.prompts import check_ids
 from longwave.evaluation.base import Reading
 from longwave.evaluation.lengths import parse_lengths
-from longwave.evaluation.loss import Scorer
+from longwave.evaluation.loss import Scorer, evaluating
 from longwave.evaluation.retrieval import LengthRetrieval, Retrieval
 from longwave.evaluation.trials import Prompts, Trial
 from longwave.evaluation.windows import rows_per_batch
@@ -23,10 +23,10 @@ class Quiz:
     """What is asked at every length.
 
     Arguments:
-        prompts: of any kind.
-        trials: how many.
-        depths: among which they are dealt out.
-        seed: of the keys.
+        prompts: they make the prompts.
+        trials: the number of prompts for each length.
+        depths: the number of depths that the prompts have in turn.
+        seed: the seed of the keys.
     """
 
     prompts: Prompts
@@ -41,7 +41,7 @@ class Quiz:
         return found
 
     def cost(self, model: nn.Module, lengths: Iterable[int]) -> int:
-        """Tokens that `retrieve` reads. Every prompt is made once: what cannot be asked is a `ValueError` now."""
+        """The number of tokens that `retrieve` reads. Makes every prompt, so that a `ValueError` comes now."""
         return sum(len(trial.ids) for length in lengths for trial in self.draw(model, length))
 
 
@@ -52,12 +52,8 @@ def retrieve(model: nn.Module, quiz: Quiz, lengths: str | Iterable[int | str], h
     check_lengths(model, counts)
     asked = {length: quiz.draw(model, length) for length in counts}
     scorer = Scorer(model, block_elements=how.block_elements)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         results = [_at_length(model, scorer, length, trials, how) for length, trials in asked.items()]
-    finally:
-        model.train(training)
     return Retrieval(original, tuple(results))
 
 

@@ -1,4 +1,4 @@
-"""What a comparison is planned with."""
+"""A model with or without its weights: a comparison is planned with either."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Sketch(Protocol):
-    """A model, perhaps without its weights, and its tokenizer: what is planned with."""
+    """A model and its tokenizer. The model may be without its weights."""
 
     @property
     def model(self) -> PreTrainedModel: ...
@@ -19,7 +19,7 @@ class Sketch(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Outline:
+class Weightless:
     """A `Sketch` without weights."""
 
     model: PreTrainedModel

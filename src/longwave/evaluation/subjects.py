@@ -9,28 +9,29 @@ from typing import Any
 
 from torch import nn
 
-from longwave.checkpoints.scaled import unrecognised
 from longwave.extensions.attach import extended, suspended
-from longwave.extensions.handle import find_extension, is_trained
-from longwave.extensions.steering import log_n_of
+from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import original_length_of
 from longwave.extensions.sites import host_of
-from longwave.methods import METHODS, parse_method
+from longwave.extensions.spec import parse_spec
+from longwave.extensions.steering import log_n_of
+from longwave.methods import without_weights
 from longwave.schedule import Schedule, factor_of
 
 TRAINING_FREE = ("none", "linear", "ntk", "yarn")
+PLAIN_FACTOR = 16.0  # the largest t that a plain model is shown at
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a row measures.
+    """What a row is about: a method on a model.
 
     Arguments:
-        method: its name.
+        method: the name of the scaling method, with the attention method where there is one.
         schedule: how t follows the length, as `parse_schedule` reads it.
         max_factor: the largest t in range.
         log_n: exponent of the per-query log-n attention scaling, 0 for off.
-        own: True for the extension a folder was saved with, False for another one put in its place.
+        own: whether it is the extension that the model was saved with. Any other is put on for the measurement.
     """
 
     method: str
@@ -41,59 +42,50 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """The method, with its schedule where that is not the method's default."""
-        return self.method if self.schedule == METHODS[self.method].schedule else f"{self.method}@{self.schedule}"
+        """The method's name, with the schedule if that is not the method's default."""
+        if self.schedule == parse_spec(self.method).schedule.spec:
+            return self.method
+        first, plus, attention = self.method.partition("+")
+        return f"{first}@{self.schedule}{plus}{attention}"
 
     def to_json(self) -> dict[str, Any]:
         """The start of a row in a record, see docs/results-schema.md."""
         return {"label": self.label, **asdict(self)}
 
 
-def default_specs(model: nn.Module) -> list[str]:
-    """Its own method for an extended model, the training-free ones for any other.
-
-    A plain model with RoPE scaling that no method of ours recognises is measured as it is: another method would
-    scale it twice, and only who asks for that gets it.
-    """
-    handle = find_extension(model)
-    if handle is not None:
-        return [handle.method]
-    return ["none"] if unrecognised(model) else list(TRAINING_FREE)
-
-
 @contextmanager
 def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subject]:
-    """Within, the model runs under `METHOD[@SCHEDULE]`; afterwards it is as before.
+    """Within, the model runs under `METHOD[@SCHEDULE][+ATTENTION]`; afterwards it is as before.
 
-    An extended model that is asked for its own method keeps its trained trajectory. Any other method takes
-    the place of that: the frequencies change, weights and log-n stay, and its range is that of `lengths`.
+    Under its own method an extended model keeps its trained trajectory. Another method replaces the trajectory: the
+    frequencies change, weights and log-n stay, and max_factor is what `lengths` need. An attention method has its own
+    log-n.
 
     Raises:
         ValueError: for an unknown method, or one that needs trained weights the model does not have.
     """
-    method, schedule = parse_method(spec)
+    parsed = parse_spec(spec)
+    method, schedule = parsed.method, parsed.schedule
     handle = find_extension(model)
-    own = handle is not None and handle.method == method.name
-    if method.trained and not (own and is_trained(model)):
-        raise ValueError(
-            f"{method.name} needs trained weights, and this model has none. Run `longwave train` first, "
-            f"or choose among {', '.join(name for name, m in METHODS.items() if not m.trained)}."
-        )
+    own = handle is not None and handle.spec == parsed.name
+    trained = handle is not None and own and handle.is_trained
+    if method.trained and not trained:
+        raise without_weights(method)
     exponent = log_n_of(host_of(model))
     if handle is not None and own:
         with handle.dial.held() as dial:
             if "@" in spec:
                 dial.set(schedule=schedule)
-            yield Subject(method.name, handle.schedule.spec, handle.max_factor, handle.log_n, own=True)
+            yield Subject(parsed.name, handle.schedule.spec, handle.max_factor, handle.log_n, own=True)
         return
     original = original_length_of(model)
     factor = _range(schedule, lengths, original)
     with ExitStack() as stack:
         if handle is not None:
             stack.enter_context(suspended(model))
-        log_n = exponent or None  # None: the method's default
+        log_n = exponent if exponent and parsed.attention is None else None  # None: the method's default
         stack.enter_context(extended(model, spec, max_factor=factor, log_n=log_n, original_length=original))
-        yield Subject(method.name, schedule.spec, factor, log_n_of(host_of(model)), own=False)
+        yield Subject(parsed.name, schedule.spec, factor, log_n_of(host_of(model)), own=False)
 
 
 def _range(schedule: Schedule, lengths: Sequence[int], original: int) -> float:

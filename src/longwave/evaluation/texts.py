@@ -26,7 +26,7 @@ class Texts:
     """Stretches of documents, as tokens of a stream and as text.
 
     Arguments:
-        tokenizer: that made the stream.
+        tokenizer: the tokenizer that made the stream.
         documents: with one column, `text`.
         tokens: all of them as one stream, see `longwave.data.tokens.stream_and_starts`.
         starts: where each document starts in it.
@@ -42,7 +42,11 @@ class Texts:
         check_fast(self.tokenizer)
 
     def plan(self, lengths: Sequence[int], windows: int | None) -> list[Windows]:
-        """The first n tokens of stretches as long as the longest n, which do not overlap: the same for every n."""
+        """The windows of each length n.
+
+        The documents are cut into stretches of the longest n. A window is the first n tokens of a stretch, so every n
+        has windows of the same stretches.
+        """
         sizes = [end - start for start, end in pairwise([*self.starts, len(self.tokens)])]
         longest = max(lengths)
         places = [
@@ -53,7 +57,7 @@ class Texts:
         return plan("truncate", len(self.tokens), lengths, windows=windows, targets=1, stride=1, documents=places)
 
     def text(self, start: int, end: int) -> tuple[str, list[Span]]:
-        """The text of tokens start <= i < end of the stream, and the characters of it that each token covers."""
+        """The text of tokens start <= i < end of the stream, and for each token the characters that it covers."""
         number = bisect_right(self.starts, start) - 1
         if self._offsets[0] != number:
             self._offsets = number, self._read(number)

@@ -18,25 +18,33 @@ CITIES = ("Lisbon", "Nairobi", "Oslo", "Lima", "Hanoi", "Quebec", "Cairo", "Dubl
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt: its token ids, answer included at the end, and what was asked."""
+    """One prompt.
+
+    Arguments:
+        ids: token ids of the prompt and, at their end, of the answer.
+        answer: the number of tokens of the answer.
+        key: what the answer holds.
+        depth: where the needle should be: 0 is the start of the filler, 1 its end.
+        place: the depth that the needle has.
+    """
 
     ids: tuple[int, ...]
-    answer: int  # tokens of the answer
+    answer: int
     key: str
-    depth: float  # asked for the needle: 0 at the start of the filler, 1 at its end
-    place: float  # the depth that it has
+    depth: float
+    place: float
 
 
 class Filler(Protocol):
     """What lies round the needle."""
 
     def fill(self, room: int, depth: float, key: str) -> tuple[list[int], int]:
-        """`room` token ids, and after how many of them the needle goes; the same for the same key."""
+        """`room` token ids, and the number of them that stand before the needle; the same for the same key."""
         ...
 
 
 class Repeated:
-    """A filler that repeats and is cut to the token, so that every depth can be had in a short window."""
+    """A text that is repeated and cut at any token: the needle can have every depth, in a short window, too."""
 
     def __init__(self, ids: list[int]) -> None:
         self.ids = ids
@@ -49,8 +57,8 @@ class Repeated:
 class Prompts:
     """Builds trials of an exact number of tokens, so that prompts of one length form a batch.
 
-    The pieces are tokenised as they read after a line break and joined: intro, filler, needle, filler, question.
-    They may name the `{key}` and a `{city}` that goes with it.
+    The pieces are tokenised one by one, as after a line break, and joined: intro, filler, needle, filler, question.
+    Needle, question and answer may name the `{key}`, and the `{city}` that belongs to it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: Template, filler: Filler | None = None) -> None:
@@ -60,7 +68,7 @@ class Prompts:
         self.filler = filler or Repeated(self._encode(template.filler))
 
     def trial(self, length: int, key: str, depth: float) -> Trial:
-        """Prompt and answer of `length` tokens together, the needle after `depth` of the filler."""
+        """A prompt that has `length` tokens with its answer, and its needle at `depth` of the filler."""
         names = {"key": key, "city": CITIES[int(key) % len(CITIES)]}
         asked = self.template.question.format(**names)
         needle, question = self._encode(self.template.needle.format(**names)), self._encode(asked)
@@ -68,7 +76,9 @@ class Prompts:
         answer = self._encode(self.template.answer.format(**names), before=asked)
         room = length - len(self.intro) - len(needle) - len(question) - len(answer)
         if room < 0:
-            raise ValueError(f"a prompt needs {length - room} tokens, more than the length {length}.")
+            raise ValueError(
+                f"a prompt needs {length - room} tokens, more than the length {length}. Give longer lengths."
+            )
         filler, cut = self.filler.fill(room, depth, key)
         ids = [*self.intro, *filler[:cut], *needle, *filler[cut:], *question, *answer]
         return Trial(tuple(ids), len(answer), key, depth, cut / room if room else depth)
@@ -87,7 +97,7 @@ class Prompts:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], before: str) -> list[list[int]]:
-    """Token ids of each text as it reads after `before`, which itself is left out."""
+    """Token ids of each text where it follows `before`; the ids of `before` are left out."""
 
     def plain(texts: Sequence[str]) -> list[list[int]]:
         return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]

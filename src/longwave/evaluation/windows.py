@@ -8,18 +8,20 @@ from itertools import pairwise
 from typing import Any
 
 DEFAULT_WINDOWS = 64
+TOKENS_PER_BATCH = 8192
 DEFAULT_CHUNK = 4096  # of the official CLEX evaluation
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of one length: window w is stream[end_w - length : end_w], its last `scored_w` tokens count.
+    """Windows of one length: window w is stream[end_w - length : end_w].
 
     Arguments:
-        length: tokens of a window, all of them context.
+        length: tokens of a window.
         ends: exclusive end of each window in the stream, ascending.
-        scored: how many tokens of each window are scored: the last ones, or all but the first of each chunk.
-        chunk: tokens of the chunks that a window is read in, None for all of it at once.
+        scored: how many tokens of each window are scored. They are its last tokens; in a window that is read in chunks,
+            they are all tokens but the first of each chunk.
+        chunk: tokens of a chunk; None for a window that is read at once.
     """
 
     length: int
@@ -28,11 +30,15 @@ class Windows:
     chunk: int | None = None
 
     def positions(self) -> list[int]:
-        """Places in a window, from 0, of the tokens that are scored, for protocols that score windows whole."""
+        """Places of the scored tokens in a window, from 0, under a protocol that scores windows whole."""
         return [place for place in range(1, self.length) if place % (self.chunk or self.length)]
 
     def batches(self, tokens_per_batch: int) -> list[slice]:
-        """Runs of windows that score as many tokens each, at most `tokens_per_batch` tokens together, or one."""
+        """Slices of the windows that are read together.
+
+        The windows of a batch score equally many tokens each. A batch has at most `tokens_per_batch` tokens, or one
+        window if that is longer.
+        """
         size = rows_per_batch(tokens_per_batch, self.length)
         cuts = [0]
         for w in range(1, len(self.ends) + 1):
@@ -50,7 +56,7 @@ def rows_per_batch(tokens_per_batch: int, length: int) -> int:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a protocol; each reads what concerns it. The arguments of `plan`."""
+    """The arguments of `plan` that a protocol may need; each protocol reads its own."""
 
     windows: int | None
     targets: int
@@ -62,8 +68,8 @@ class Wanted:
 def same_targets(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Windows]:
     """Every context length ends at the same places, spread evenly; the last `targets` tokens are scored.
 
-    Columns of a table are then about the same tokens, so that only the context differs between them. No token
-    is scored twice; contexts of neighbouring windows may overlap.
+    The columns of a table are then about the same tokens, and only the context differs between them. No token is
+    scored twice. The contexts of neighbouring windows may overlap.
     """
     longest, targets = max(lengths), wanted.targets
     if min(lengths) <= targets:
@@ -78,9 +84,9 @@ def same_targets(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Wi
 
 
 def strided(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Windows]:
-    """Windows every `stride` tokens; each scores its last `stride` tokens, the very first all but one.
+    """Windows every `stride` tokens. Each scores its last `stride` tokens, the first window all tokens but one.
 
-    Where fewer windows are asked for than fit, an even selection is read.
+    If fewer windows are asked for than fit, they are spread evenly.
     Source: Press et al., Shortformer (arXiv 2012.15832); protocol of Position Interpolation (2306.15595).
     """
     plans = []
@@ -92,7 +98,7 @@ def strided(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Windows
 
 
 def overlapping(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Windows]:
-    """Windows every `stride` tokens, each scored whole: the mean is over short and long contexts alike.
+    """Windows every `stride` tokens, each scored whole: tokens with a short and with a long context count alike.
 
     Source: LongLoRA (arXiv 2309.12307), LCEG (arXiv 2409.12181).
     """
@@ -104,9 +110,9 @@ def overlapping(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Win
 
 
 def truncated(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Windows]:
-    """The first n tokens of each document, scored whole; of documents long enough for every n, the same for all.
+    """The first n tokens of each document, scored whole. Every n has the same documents: those that hold the longest n.
 
-    Where fewer windows are asked for than there are such documents, an even selection is read.
+    If fewer windows are asked for than there are such documents, they are spread evenly.
     Source: YaRN (arXiv 2309.00071), on Proof-pile.
     """
     if wanted.documents is None:
@@ -127,10 +133,10 @@ def truncated(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Windo
 
 
 def chunked(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Windows]:
-    """Windows one after another, read in chunks through a cache; of each chunk all but its first token is scored.
+    """Windows one after another, read in chunks through a cache. All tokens but the first of each chunk are scored.
 
-    The first token of a chunk is predicted by the chunk before, whose loss the official evaluation takes without
-    looking beyond its end. Where fewer windows are asked for than fit, an even selection is read.
+    The first token of a chunk would be predicted by the chunk before; the official evaluation takes the loss of each
+    chunk alone. If fewer windows are asked for than fit, they are spread evenly.
     Source: `calculate_perplexity` in github.com/DAMO-NLP-SG/CLEX.
     """
     if wanted.chunk < 2:
@@ -143,8 +149,7 @@ def chunked(tokens: int, lengths: Sequence[int], wanted: Wanted) -> list[Windows
     return plans
 
 
-Plan = Callable[[int, Sequence[int], Wanted], list[Windows]]
-PROTOCOLS: dict[str, Plan] = {
+PROTOCOLS: dict[str, Callable[[int, Sequence[int], Wanted], list[Windows]]] = {
     "same-targets": same_targets,
     "stride": strided,
     "overlap": overlapping,
@@ -211,7 +216,7 @@ def plan(
 
 
 def chunk_of(chunk: int | None, original_length: int) -> int:
-    """Tokens of a chunk where none is given: those of the official evaluation, or L if that is less."""
+    """The tokens of a chunk. None stands for those of the official evaluation, or L if that is less."""
     return min(DEFAULT_CHUNK, original_length) if chunk is None else chunk
 
 

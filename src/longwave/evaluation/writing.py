@@ -18,5 +18,6 @@ def percent(value: float) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 window`, `2 windows`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """`1 window`, `2 windows`, `3 trajectories`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"

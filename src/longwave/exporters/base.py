@@ -28,12 +28,12 @@ class Unsupported(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What an engine said to one prompt, greedily.
+    """The greedy answer of an engine to one prompt.
 
     Arguments:
         tokens: the new token ids.
-        log_probs: natural log-probabilities over the vocabulary before each of them, [new, vocab], float32; NaN
-            for the tokens that the engine did not show, None where it shows none at all.
+        log_probs: natural log-probabilities of the vocabulary before each new token, [new, vocab], float32. NaN for
+            tokens of the vocabulary that the engine does not show. None for an engine that shows no log-probabilities.
     """
 
     tokens: list[int]
@@ -42,13 +42,13 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Plan(ABC):
-    """One export before it is written. Whatever can be refused has been refused when the plan was made.
+    """One export before it is written. Making the plan refuses what the target cannot do.
 
     Arguments:
-        notes: what the user should know, one sentence an entry.
-        size: about how many bytes `write` writes: those of the weights.
-        tolerance: the largest |Δ log-probability| between the engine and longwave that is rounding; None for quantized
-            weights.
+        notes: what the user should know; each is a sentence.
+        size: the number of bytes of the weights that `write` will write, about.
+        tolerance: the largest difference of a log-probability between the engine and longwave that rounding explains;
+            None for quantized weights.
     """
 
     notes: list[str]
@@ -61,15 +61,17 @@ class Plan(ABC):
 
 
 class Exporter(ABC):
-    """One target: a folder of its own, with a class that has these members.
+    """One export target. Its class lies in a file or folder of its own.
 
-    Arguments:
-        name: as in `--target`.
+    Attributes:
+        name: the value of `--target`.
         summary: one line for `--help`.
-        library: who reads it, as `library_name` on the hub has it.
-        quantizations: what `--quantize` may be; the first is the default. Empty where weights stay as they are.
-        general: takes whatever transformers runs, and is offered where another target cannot express a model.
-        exact: its engine runs the weights in their own type, as longwave does; others are compared in float32.
+        library: the library that reads the export; the hub calls it `library_name`.
+        quantizations: the values of `--quantize`; the first is the default. Empty: the weights keep their type.
+        general: whether the target takes every model that transformers runs. Such a target is offered for a model that
+            another target cannot express.
+        exact: whether the engine runs the weights in their stored type. `--verify` then compares in that type, and in
+            float32 otherwise.
     """
 
     name: str
@@ -81,7 +83,7 @@ class Exporter(ABC):
 
     @abstractmethod
     def plan(self, source: Source, snapshot: Snapshot, quantize: str | None = None) -> Plan:
-        """What is to be written, found and checked once. Reads headers and configs, no weights.
+        """Find and check what is to be written. Reads headers and configs, no weights.
 
         Raises:
             Unsupported: if the target cannot express the model.
@@ -90,15 +92,23 @@ class Exporter(ABC):
 
     @abstractmethod
     def serving(self, source: Source, snapshot: Snapshot, folder: str) -> str:
-        """The model card's section on how to serve it, in Markdown, with exact commands; `folder` is its name."""
+        """The section of the model card on serving, in Markdown, with exact commands.
+
+        Arguments:
+            folder: the name of the export's folder, for the commands.
+        """
 
     @abstractmethod
     def engine(self) -> str:
-        """Name and version of the engine that `run` uses; raises `EngineMissing`."""
+        """Name and version of the engine that `run` uses.
+
+        Raises:
+            EngineMissing: if the engine is not installed.
+        """
 
     @abstractmethod
     def run(self, folder: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Answer]:
-        """Continue each prompt greedily by exactly `new_tokens` tokens (ends of text do not stop it) in the engine."""
+        """Continue each prompt greedily in the engine, by exactly `new_tokens` tokens: no end of text stops it."""
 
     def quantization(self, name: str | None) -> str | None:
         """The quantization of that name, in upper or lower case; for None the first, if there is one.

@@ -20,15 +20,13 @@ from longwave.trajectory import Snapshot
 MADE_WITH = ("longwave", "transformers", "torch")
 
 
-def model_card(
-    source: Source, exporter: Exporter, done: Exported, *, log_n: str, records: Sequence[dict[str, Any]] = ()
-) -> str:
+def model_card(source: Source, exporter: Exporter, done: Exported, *, log_n: str, tables: Sequence[str] = ()) -> str:
     """README.md of an export, in Markdown with the hub's front matter.
 
     Arguments:
         done: the export, whose folder's name is in the commands.
         log_n: `constant` or `drop`.
-        records: of `longwave perplexity`, to show.
+        tables: of perplexity, as `perplexity_table` makes them.
     """
     front: dict[str, Any] = {"tags": ["longwave", "long-context", source.method]}
     front |= {"library_name": exporter.library, "pipeline_tag": "text-generation"}
@@ -47,8 +45,8 @@ def model_card(
         sections += ["## Mind", "\n".join(f"- {note}" for note in done.notes)]
     if done.agreement is not None:
         sections += ["## Verified", f"Against longwave at the same length factor: {done.agreement}."]
-    if records:
-        sections += ["## Perplexity", *(_perplexity(record) for record in records)]
+    if tables:
+        sections += ["## Perplexity", *tables]
     if source.training:
         sections += ["## Training", _training(source.training)]
     return "\n\n".join(sections) + "\n"
@@ -80,20 +78,27 @@ def _facts(source: Source, snapshot: Snapshot, log_n: str) -> str:
     )
 
 
-def read_perplexity(path: Path | str) -> dict[str, Any]:
-    """A record of `longwave perplexity`; anything else is a `ValueError`."""
+def perplexity_table(path: Path | str) -> str:
+    """The table of a record of `longwave perplexity`, in Markdown.
+
+    Raises:
+        ValueError: if the file is another one, or is damaged.
+    """
     if not Path(path).is_file():
         raise ValueError(f"results {path} do not exist. Give a perplexity.json of `longwave perplexity`.")
     record = read_json(path)
     schema = str(record.get("schema", "")) if isinstance(record, dict) else ""
     if not schema.startswith("longwave.perplexity/") or not record.get("rows"):
         raise ValueError(f"{path} is no record of `longwave perplexity`. Give its perplexity.json.")
-    found: dict[str, Any] = record
-    return found
+    try:
+        return _perplexity(record)
+    except KeyError as error:
+        raise ValueError(f"{path} is damaged: it lacks {error.args[0]}. Measure it again.") from None
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Measure it again.") from None
 
 
 def _perplexity(record: dict[str, Any]) -> str:
-    """Its table."""
     lengths = [entry["length"] for entry in record["rows"][0]["lengths"]]
     lines = ["| | " + " | ".join(f"{length:,}" for length in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
     for row in record["rows"]:
@@ -103,7 +108,7 @@ def _perplexity(record: dict[str, Any]) -> str:
     data = ", ".join(f"`{Path(name).name}` ({digest[:12]})" for name, digest in (record["data"] or {}).items())
     return (
         "\n".join(lines) + f"\n\nProtocol `{record['settings']['protocol']}` on {data}, by length in tokens. Rows with "
-        "`@static` ran at one t, as this export does; for others t followed the length, as longwave has it."
+        "`@static` ran at one t, as this export does. In the other rows t followed the length."
     )
 
 
@@ -124,5 +129,5 @@ def _training(training: dict[str, Any]) -> str:
 
 
 def _without_folders(command: str) -> str:
-    """The command with names in the place of paths: where things lay on the machine is nobody else's business."""
+    """The command with names in place of paths: a card is public, and the paths of a machine are not."""
     return shlex.join(Path(word).name if "/" in word else word for word in shlex.split(command))

@@ -18,7 +18,7 @@ BESIDE = (
 
 
 def code_notes(source: Source) -> list[str]:
-    """Which files name Python code of their own: an export has none, and transformers' own classes read it."""
+    """A note for a model with Python code of its own. An export has no code: classes of transformers read it."""
     named = [
         path.name
         for path in (source.model / CONFIG, source.tokenizer / TOKENIZER_CONFIG)

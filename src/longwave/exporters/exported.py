@@ -17,11 +17,11 @@ class Exported:
     """A finished folder.
 
     Arguments:
-        folder: where.
-        target: the format.
-        snapshot: the frequencies it runs at.
+        folder: where it lies.
+        target: its format.
+        snapshot: the frequencies that it runs at.
         notes: what its user should know.
-        agreement: of the verification, if asked for.
+        agreement: the result of the verification; None if there was none.
     """
 
     folder: Path
@@ -32,7 +32,7 @@ class Exported:
 
     @property
     def files(self) -> dict[str, int]:
-        """Bytes of each file, in subfolders too, but for longwave-export.json."""
+        """The bytes of each file, also in subfolders, without longwave-export.json."""
         return {
             path.relative_to(self.folder).as_posix(): path.stat().st_size
             for path in sorted(self.folder.rglob("*"))
@@ -55,6 +55,6 @@ class Exported:
         }
 
     def write_record(self, folder: Path) -> None:
-        """longwave-export.json of the files in `folder`, which are to be moved to their place."""
+        """Write longwave-export.json about the files in `folder`, which will be moved to their place."""
         record = replace(self, folder=folder).to_json()
         write_json(folder / EXPORT_RECORD, {key: value for key, value in record.items() if key != "folder"})

@@ -1,4 +1,4 @@
-"""What several targets say of a model, or refuse it for."""
+"""Notes on a model that several targets share, and reasons to refuse one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUNDING = {"float32": 1e-2, "float16": 0.3, "bfloat16": 1.0}
 
 
 def stored_type(source: Source) -> str:
-    """Of the weights, by config.json: `float32`, `bfloat16`, ..."""
+    """The type of the weights by config.json: `float32`, `bfloat16`, ..."""
     return str(source.text_config.dtype or "float32").removeprefix("torch.")
 
 
@@ -36,17 +36,17 @@ def refuse_quantized(source: Source, target: str) -> None:
 
 
 def partial_heads(source: Source, snapshot: Snapshot) -> list[str]:
-    """What a scaling of cos and sin means for a model that rotates heads in part."""
+    """A note for a model that rotates a part of each head: a scaling of cos and sin does not reach the rest."""
     if snapshot.attention_scaling == 1 or source.rotates_whole_heads:
         return []
     return [
-        f"{source.model_type} rotates a part of each head, and only that part of a logit takes the attention scaling "
-        f"of {snapshot.attention_scaling:.4f}; --log-n drop leaves log-n out of it."
+        f"{source.model_type} rotates a part of each head. Only that part of a logit takes the attention scaling of "
+        f"{snapshot.attention_scaling:.4f}. --log-n drop exports without log-n."
     ]
 
 
 def weight_notes(source: Source, *, kept: bool) -> list[str]:
-    """What of the weights is otherwise than config.json says.
+    """Notes on where the weights are not as config.json says.
 
     Arguments:
         kept: whether the export copies tensors that the model does not have.

@@ -13,12 +13,12 @@ from longwave.checkpoints.tokenizer import damaged_tokenizer
 from longwave.exporters.source import Source
 from longwave.extensions.attach import extend, restore, rope_of
 from longwave.extensions.handle import extension, find_extension
+from longwave.extensions.on_the_spot import FACTOR
+from longwave.extensions.spec import parse_spec
 from longwave.files import read_object
 from longwave.layout import TRAINING
-from longwave.methods import parse_method
+from longwave.methods import without_weights
 from longwave.schedule import Static, factor_of
-
-FACTOR = 8.0  # of a method without a reach of its own
 
 
 def open_source(
@@ -28,8 +28,8 @@ def open_source(
 
     Arguments:
         path: a folder of `longwave.save`, an official CLEX checkpoint, a Hugging Face folder or hub name.
-        method: `METHOD[@SCHEDULE]` for a plain model, of which RoPE scaling in its config is then a part.
-        factor, length: how far it is to reach, as a multiple or in tokens; default 8 times the trained length.
+        method: `METHOD[@SCHEDULE]` for a plain model. RoPE scaling in its config stays a part of the model.
+        factor, length: how far `method` is to reach, as a multiple of the trained length or in tokens; default 8 times.
 
     Raises:
         ValueError: naming the file that is missing or damaged, or the option that does not fit.
@@ -54,7 +54,7 @@ def open_source(
 
 
 def _tokenizer(*folders: Path) -> Path:
-    """The folder of the tokenizer, which can be read."""
+    """The folder that holds the tokenizer; a `ValueError` if there is none, or if it cannot be read."""
     found = tokenizer_folder(*folders)
     if found is None:
         raise ValueError(f"{folders[0]} holds no tokenizer, and an export needs one. Copy the model's files there.")
@@ -80,15 +80,13 @@ def _own_extension(outline: Outline) -> PreTrainedModel:
 def _extended(model: PreTrainedModel, method: str, factor: float | None, length: int | None) -> PreTrainedModel:
     """A plain model under a method that needs no training."""
     restore(follow_config(model))
-    spec, schedule = parse_method(method)
-    if spec.trained:
-        raise ValueError(
-            f"{spec.name} needs trained weights. Run `longwave train` first, or take a closed form: see "
-            "`longwave methods`."
-        )
+    spec = parse_spec(method)
+    schedule = spec.schedule
+    if spec.method.trained:
+        raise without_weights(spec.method)
     if length is not None and factor is None:
         factor = factor_of(length, rope_of(model).original_length)
-    reach = FACTOR if factor is None else factor
+    reach = float(FACTOR) if factor is None else factor
     if isinstance(schedule, Static) and schedule.factor > reach:
         raise ValueError(
             f"{method} runs at t = {schedule.factor:g}, and t = {reach:g} is asked for. Leave out @static."

@@ -15,25 +15,26 @@ from longwave.files import check_output, umask
 
 
 def check_place(output: Path, *, overwrite: bool) -> Path:
-    """The output as an absolute path, which a finished folder can be moved to."""
+    """The output as an absolute path; a `ValueError` if a finished folder could not be moved there."""
     output = output.resolve()  # what a link leads to is replaced, not the link
     if output == Path.cwd() or output in Path.cwd().parents or output.is_mount():
         raise ValueError(f"output {output} cannot be replaced as a whole. Give a new folder inside it.")
     check_output(output, overwrite=overwrite)
     if output.is_dir() and any(output.iterdir()) and not is_export(output):
         raise ValueError(
-            f"{output} is not empty and no export: --overwrite replaces exports only. Choose another folder."
+            f"output folder {output} is not empty, and it is no export: --overwrite replaces exports only. Choose "
+            "another folder."
         )
     place = _existing(output)
     if not place.is_dir():
-        raise ValueError(f"{place} is a file, no folder can be made in it. Choose another output.")
+        raise ValueError(f"{place} is a file, so it can hold no folder. Choose another output.")
     if not os.access(place, os.W_OK) or shutil.disk_usage(place).total == 0:
         raise ValueError(f"cannot write to {place}. Choose another output.")
     return output
 
 
 def keep_apart(output: Path, read: Iterable[Path]) -> None:
-    """The folders that are read must outlive the one that is written."""
+    """Refuse an output that would replace a folder that is read, or lie inside of one."""
     for folder in {path.resolve() for path in read}:
         if output == folder or output in folder.parents or folder in output.parents:
             raise ValueError(
@@ -42,7 +43,7 @@ def keep_apart(output: Path, read: Iterable[Path]) -> None:
 
 
 def check_room(needed: int, output: Path) -> None:
-    """So many bytes are free where the output is to be."""
+    """Refuse an output whose disk has not `needed` bytes free."""
     place = _existing(output)
     free = shutil.disk_usage(place).free
     if free < needed:
@@ -69,7 +70,7 @@ def aside(output: Path) -> Iterator[Path]:
 
 
 def _put(partial: Path, output: Path) -> None:
-    """Move the finished folder to its place; what was there goes when that has worked."""
+    """Move the finished folder to its place. The folder that was there is deleted after that."""
     old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old.", dir=output.parent))
     try:
         if output.exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from longwave.exporters import EXPORTERS, Exporter, Unsupported, get_exporter
-from longwave.exporters.card import model_card, read_perplexity
+from longwave.exporters.card import model_card, perplexity_table
 from longwave.exporters.exported import Exported
 from longwave.exporters.opening import open_source
 from longwave.exporters.place import aside, check_place, check_room, keep_apart
@@ -41,12 +41,12 @@ def export(
         tell: is told each step, for a display.
         **settings: the fields of `ExportSettings`:
             `target`, see `longwave.exporters.EXPORTERS`;
-            `factor` or `to`, t or the tokens that t is to suit, default the largest t of the model;
+            `factor` or `to`, t or the longest text in tokens, default the largest t of the model;
             `method`, for a plain model: `METHOD[@SCHEDULE]`, e.g. `yarn`;
             `quantize`, one of the target's quantizations, in upper or lower case;
-            `log_n`, what becomes of per-query log-n: `constant`, its value for the query at t·L, or `drop`;
-            `verify`, run the result in its engine and compare it with longwave, for which the model is loaded;
-            what does not agree is an error, and is not kept;
+            `log_n`, how per-query log-n is exported: `constant`, its value for the query at t·L, or `drop`;
+            `verify`, run the export in its engine and compare it with longwave, which loads the model; an export that
+            does not agree is an error, and is not kept;
             `verify_tokens`, the longest prompt of the verification, in tokens.
 
     Raises:
@@ -57,13 +57,18 @@ def export(
     quantize = exporter.quantization(asked.quantize)
     if not str(output):
         raise ValueError("the output's name is empty. Give a folder.")
-    records = [read_perplexity(path) for path in results]
+    tables = [perplexity_table(path) for path in results]
     output = check_place(Path(output), overwrite=overwrite)
     if asked.verify:
         exporter.engine()  # missing: say so before the work
     tell("reading")
     source = open_source(model, method=asked.method, factor=asked.factor, length=asked.to)
     keep_apart(output, (source.model, source.tokenizer))
+    if (attention := source.extension.attention) is not None:
+        raise Unsupported(
+            f"{exporter.name} cannot express {attention.name}: no engine computes it. Run the model with longwave, or "
+            "export it under a scaling method alone."
+        )
     t = source.factor(asked.factor, asked.to)
     snapshot = source.snapshot(t, length=asked.to, log_n=asked.log_n == "constant")
     with other_targets(exporter):
@@ -81,7 +86,7 @@ def export(
                 agreement = verify_export(exporter, source, snapshot, partial, asked)
                 agreement.check(plan.tolerance)
             done = Exported(output, asked.target, snapshot, notes, agreement)
-            card = model_card(source, exporter, done, log_n=asked.log_n, records=records)
+            card = model_card(source, exporter, done, log_n=asked.log_n, tables=tables)
             write_text(partial / CARD, card)
             done.write_record(partial)
     return done

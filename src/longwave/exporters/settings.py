@@ -32,16 +32,21 @@ class ExportSettings(Settings):
 
     target: str = setting(next(iter(EXPORTERS)), f"The format to write. {_summaries()}.", choices=EXPORTERS)
     factor: float | None = setting(None, "Length factor t; default the model's largest, 8 with --method.", metavar="T")
-    to: int | None = setting(None, "The same as a number of tokens.", metavar="TOKENS")
-    method: str | None = setting(None, "For a plain model: what to export it with, e.g. yarn.", metavar="METHOD")
+    to: int | None = setting(None, "The longest text in tokens, in place of --factor.", metavar="TOKENS")
+    method: str | None = setting(None, "The method to export a plain model with, e.g. yarn.", metavar="METHOD")
     quantize: str | None = setting(None, f"Type of the weights. {_types()}.", metavar="TYPE")
     log_n: str = setting(
         "constant",
-        "Per-query log-n: its value for the last query as a constant, or none.",
+        "Per-query log-n becomes a constant, its value for the last query, or is dropped.",
         choices=("constant", "drop"),
     )
-    verify: bool = setting(False, "Run it in the engine and compare; keep nothing that does not agree.")
+    verify: bool = setting(False, "Run the export in its engine, compare it with longwave, and keep it if they agree.")
     verify_tokens: int = setting(4096, "The longest prompt of the verification.", least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.factor is not None and self.to is not None:
+            raise ValueError("give the length factor or the length in tokens, not both: --factor 8 or --to 32768.")
 
 
 def renamed(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class Source:
 
     @property
     def model_type(self) -> str:
-        """That of the text model: `llama`, `gemma3_text`."""
+        """The type of the text model: `llama`, `gemma3_text`."""
         return str(self.text_config.model_type)
 
     @property
@@ -54,7 +54,7 @@ class Source:
 
     @property
     def extension(self) -> Extension:
-        """What is on the skeleton."""
+        """The extension of the skeleton."""
         return extension(self.skeleton)
 
     @property
@@ -64,22 +64,22 @@ class Source:
 
     @property
     def layer_type(self) -> str | None:
-        """The layers that are extended, in a model with one rope for each type of layer."""
+        """The type of the layers that are extended; None for a model with one rope for all layers."""
         return self.extension.rotaries[0].layer_type
 
     @property
     def rotary_module(self) -> nn.Module:
-        """The model's own, which is under the extension."""
+        """The model's own rotary module, which the extension stands on."""
         return self.extension.rotaries[0].base
 
     @property
     def method(self) -> str:
-        """Its name; of an export that is exported again, that of the model it was made from."""
+        """The name of the method. An export that is exported again has the method of its first model."""
         return str(self.record.get("method") or self.extension.method)
 
     @property
     def record(self) -> dict[str, Any]:
-        """What an export of ours says of itself in its config, if `path` is one."""
+        """The section `longwave` in the config of an export; empty if `path` is no export."""
         found = self.config.get(RECORD)
         return found if isinstance(found, dict) and self.extension.unscaled else {}
 
@@ -107,13 +107,13 @@ class Source:
         return weight_files(self.model)
 
     def factor(self, factor: float | None, length: int | None) -> float:
-        """t from what the user gave; by default that of a static schedule, or else the model's largest.
+        """t from the factor or the length that the user gave.
+
+        Without either it is the t of a static schedule, or else the largest t of the model.
 
         Raises:
-            ValueError: if both are given, or the model does not reach that far.
+            ValueError: if the model does not reach that far.
         """
-        if factor is not None and length is not None:
-            raise ValueError("give the length factor or the length in tokens, not both: --factor 8 or --to 32768.")
         own = self.extension
         if length is not None:
             if 1 <= length < own.original_length:
@@ -140,10 +140,11 @@ class Source:
         return factor
 
     def snapshot(self, factor: float, *, length: int | None = None, log_n: bool = True) -> Snapshot:
-        """The extension at t, with the model's own attention scaling; per-query log-n as a constant or left out.
+        """The extension at t, with the model's own attention scaling.
 
         Arguments:
-            length: tokens to serve; default t·L, or what a config with RoPE scaling speaks of at its own t.
+            length: tokens to serve; default t·L, or the length in the config of a model whose RoPE scaling has this t.
+            log_n: whether per-query log-n is in the attention scaling, as a constant, or left out.
 
         Raises:
             ValueError: if log-n cannot be left out any more.
@@ -163,7 +164,7 @@ class Source:
         return replace(frozen, attention_scaling=scaling, length=length)
 
     def log_n_constant(self, snapshot: Snapshot) -> float:
-        """What of a snapshot's attention scaling stands for log-n; 1 if nothing does."""
+        """The factor of a snapshot's attention scaling that stands for log-n; 1 if none does."""
         if self.record:
             return float(self.record.get("log_n_constant", 1.0))
         own = self.extension.trajectory.attention_scaling(snapshot.factor) * self.own_scaling

@@ -17,8 +17,8 @@ from longwave.exporters.base import Answer, Exporter
 from longwave.exporters.settings import ExportSettings
 from longwave.exporters.source import Source
 from longwave.extensions.attach import extend
-from longwave.extensions.steering import stop_steering
 from longwave.extensions.policy import frozen
+from longwave.extensions.steering import stop_steering
 from longwave.trajectory import Snapshot
 
 NEW_TOKENS = 24
@@ -33,8 +33,8 @@ class Agreement:
         engine: name and version.
         prompt_tokens: length of each prompt.
         new_tokens: greedy tokens after each.
-        equal: how many of all those tokens are the ones longwave takes in that place.
-        total: how many there are.
+        equal: how many tokens of the engine are those that longwave takes in the same place.
+        total: the number of tokens of the engine.
         max_difference: the largest |Δ log-probability| over the vocabulary, None where the engine shows none.
     """
 
@@ -49,13 +49,14 @@ class Agreement:
         return asdict(self)
 
     def check(self, tolerance: float | None) -> None:
-        """That the engine runs the model that was exported.
+        """Refuse an export that the engine does not run as longwave runs the model.
 
         Arguments:
-            tolerance: of log-probabilities; None for quantized weights, of whose tokens half must be equal.
+            tolerance: the largest difference of a log-probability. None for quantized weights: half of their tokens
+                must be equal.
 
         Raises:
-            ValueError: with the figures, if it does not.
+            ValueError: with the figures.
         """
         if tolerance is None:
             fine = self.equal >= self.total / 2
@@ -101,8 +102,8 @@ def verify(
 ) -> Agreement:
     """Ask the engine, and compare with the model under `frozen(model, factor)` after the same tokens.
 
-    Each of the engine's tokens is judged by what it had read, its own earlier tokens included: one that differs
-    does not count again in those that follow.
+    longwave reads the engine's own tokens before each comparison: a token that differs counts once, and the tokens
+    after it are compared all the same.
     """
     engine = exporter.engine()
     answers = exporter.run(folder, prompts, new_tokens)
@@ -137,11 +138,11 @@ def expected(model: PreTrainedModel, factor: float, prompt: Sequence[int], answe
     return found
 
 
-def passages(tokenizer_folder: Path, longest: int, shortest: int, new_tokens: int = NEW_TOKENS) -> list[list[int]]:
+def passages(tokenizer_folder: Path, longest: int, shortest: int) -> list[list[int]]:
     """Prompts of plain text, from `shortest` tokens to `longest`, with room for the answer."""
     tokenizer = load_tokenizer(tokenizer_folder)
     ids = tokenizer(TEXT, add_special_tokens=False, verbose=False)["input_ids"]
-    longest = max(1, longest - new_tokens)
+    longest = max(1, longest - NEW_TOKENS)
     whole = ids * (longest // len(ids) + 1)
     lengths = np.linspace(min(shortest, longest), longest, PASSAGES).astype(int)
     return [whole[:length] for length in dict.fromkeys(lengths.tolist())]

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from longwave.attention import Attention
-from longwave.attention.hook import BANDED, Steering
+from longwave.attention.hook import Steering
 from longwave.attention.temperature import LogN
 from longwave.extensions.arguments import check_arguments, check_model
 from longwave.extensions.bands import BandedAttention
@@ -82,7 +82,9 @@ def extend(
         original_length=original_length,
         trajectory=trajectory,
     )
-    spec = parse_spec(method if trajectory is None else trajectory.name)
+    spec = parse_spec(method)
+    if trajectory is not None:
+        spec = replace(parse_spec(trajectory.name), attention=spec.attention)
     chosen = spec.schedule
     if schedule is not None:
         chosen = parse_schedule(schedule) if isinstance(schedule, str) else schedule
@@ -91,7 +93,9 @@ def extend(
     if prior is not None:
         options["prior"] = prior
     if trajectory is not None:
-        refuse_other_settings(trajectory, max_factor=max_factor, original_length=original_length, **options)
+        of_method, _ = spec.split(options)
+        own_factor = max_factor if spec.attention is None else None
+        refuse_other_settings(trajectory, max_factor=own_factor, original_length=original_length, **of_method)
     with _without_recognised(model):
         host, sites = host_of(model), find_sites(model)
         ropes = [rope_at(site, host.config.get_text_config(decoder=True), original_length) for site in sites]
@@ -103,6 +107,11 @@ def extend(
         trajectories = (
             build_trajectories(spec, ropes, reach, of_method) if trajectory is None else [trajectory] * len(sites)
         )
+        if trajectory is not None and trajectory.max_factor < reach:
+            raise ValueError(
+                f"the trajectory reaches to t = {trajectory.max_factor:g}, and {spec.name} asks it for t = {reach:g}. "
+                "Build it with a larger max_factor."
+            )
         own_length = trajectories[0].rope.original_length
         dial = Dial(own_length, trajectories[0].max_factor if attention is None else float(max_factor), chosen, beyond)
         dial.attention = attention
@@ -259,16 +268,14 @@ def _take_off(handle: Extension) -> None:
 
 
 def _bands(host: PreTrainedModel, attention: Attention, rotaries: list[ScaledRotary]) -> BandedAttention:
-    """Find the layers that have bands, and mark them."""
+    """The attention method on the layers that can have it."""
     if len({rotary.trajectory for rotary in rotaries}) > 1:
         raise ValueError(
             f"{type(host).__name__} has rotary modules of several frequencies, and {attention.name} needs one. "
             "Choose a scaling method alone."
         )
     layers, layout = banded_layers(host, rotaries[0])
-    for layer in layers:
-        setattr(layer, BANDED, True)
-    return BandedAttention(attention, rotaries[0], layout)
+    return BandedAttention(attention, rotaries[0], layout, layers)
 
 
 def _scaled(site: Site, trajectory: Trajectory, dial: Dial) -> ScaledRotary:

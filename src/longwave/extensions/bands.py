@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from transformers import Cache
 
 from longwave.attention.bands import Attention, Band
 from longwave.attention.columns import is_columns, plain_mask
-from longwave.attention.engine import attend
+from longwave.attention.engine import Scoring, attend
 from longwave.attention.hook import BANDED, ON_LAYER
 from longwave.attention.layout import Layout
 from longwave.attention.placement import Placed, Spectrum, place
@@ -80,9 +80,7 @@ class Plan:
             keys = _one_row(keys)
             positions = _one_row(positions) if keys.shape[0] == 1 else positions
             rows = max(keys.shape[0], positions.shape[0])
-            found = place(
-                group.bands, group.spectrum, positions.expand(rows, -1), keys.expand(rows, -1), group.stored
-            )
+            found = place(group.bands, group.spectrum, positions.expand(rows, -1), keys.expand(rows, -1), group.stored)
             group.placed = columns, found
         return group.placed[1]
 
@@ -103,22 +101,25 @@ class BandedAttention:
         attention: the method.
         rotary: the scaled rotary module whose trajectory and dial it follows.
         layout: which dimensions of a head are turned.
+        layers: which attention layers have bands, by their numbers in the order of the model.
     """
 
-    def __init__(self, attention: Attention, rotary: ScaledRotary, layout: Layout) -> None:
-        self.attention, self.rotary, self.layout = attention, rotary, layout
+    def __init__(self, attention: Attention, rotary: ScaledRotary, layout: Layout, layers: Collection[int]) -> None:
+        self.attention, self.rotary, self.layout, self.layers = attention, rotary, layout, layers
         self._last: tuple[Tensor, Tensor, Any, Plan] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_last": None}
 
-    def put_on(self, layer: nn.Module) -> None:
-        """Let a layer rotate its queries and keys as the method stores them, if the layer has bands."""
-        if getattr(layer, BANDED, False):
+    def put_on(self, number: int, layer: nn.Module) -> None:
+        """Let an attention layer rotate its queries and keys as the method stores them, if the layer has bands."""
+        if number in self.layers:
+            setattr(layer, BANDED, True)
             layer.register_forward_pre_hook(store_rotated, with_kwargs=True)
 
     def take_off(self, layer: nn.Module) -> None:
         """Take off what `put_on` has put on."""
+        vars(layer).pop(BANDED, None)
         for key in [key for key, hook in layer._forward_pre_hooks.items() if hook is store_rotated]:
             del layer._forward_pre_hooks[key]
             layer._forward_pre_hooks_with_kwargs.pop(key, None)
@@ -130,9 +131,9 @@ class BandedAttention:
             ValueError: for packed rows, and positions on several axes.
         """
         setting, last = self.rotary.dial.now, self._last
-        if last is not None and last[0] is position_ids and last[2] is setting and torch.equal(last[1], position_ids):
-            if not torch.is_grad_enabled():
-                return last[3]
+        same = last is not None and last[0] is position_ids and last[2] is setting
+        if last is not None and same and not torch.is_grad_enabled() and torch.equal(last[1], position_ids):
+            return last[3]
         plan = self._planned(position_ids)
         plan.prompts = getattr(setting.call, "lengths", ())
         self._last = position_ids, position_ids.clone(), setting, plan
@@ -171,8 +172,8 @@ class BandedAttention:
                 parts.append(self._by_row(plan, group, (q, k, v), mask, scale))
                 continue
             placed = plan.placed(group, mask, key.shape[2])
-            out = attend(q, k, v, placed, layout=self.layout, scale=scale, mass=getattr(self.attention, "mass", 0.0))
-            parts.append(out.transpose(1, 2).contiguous())
+            output = attend(q, k, v, placed, Scoring(self.layout, scale, getattr(self.attention, "mass", 0.0)))
+            parts.append(output.transpose(1, 2).contiguous())
         return _together(plan.groups, parts)
 
     def _by_row(
@@ -226,12 +227,12 @@ class BandedAttention:
             )
         factor = self.rotary.dial.read(position_ids)
         if isinstance(factor, Tensor) and factor.ndim == 2:
-            if bool((factor != factor[:, :1]).any()) or bool((position_ids.diff(dim=1) < 0).any()):
+            if bool((position_ids.diff(dim=1) < 0).any()):
                 raise ValueError(
                     f"{self.attention.name} takes one sequence in each row, and rows were packed with several. "
                     "Give each its own row, or use a scaling method alone."
                 )
-            factor = factor[:, 0]
+            factor = factor.amax(1)  # padding in front of a row counts as sequences of one token
         if not isinstance(factor, Tensor):
             return Plan(position_ids, [self._group(float(factor), None)])
         factors = factor.tolist()

@@ -34,9 +34,7 @@ def build_attention(spec: Spec, ropes: list[Rope], max_factor: float, options: d
     return attention
 
 
-def build_trajectories(
-    spec: Spec, ropes: list[Rope], max_factor: float, options: dict[str, Any]
-) -> list[Trajectory]:
+def build_trajectories(spec: Spec, ropes: list[Rope], max_factor: float, options: dict[str, Any]) -> list[Trajectory]:
     """One trajectory per distinct rope, shared by the modules that have it.
 
     Raises:
@@ -51,9 +49,7 @@ def build_trajectories(
             available += sorted(item.name for item in fields(spec.attention) if item.name not in GIVEN)
             whose = f"{method.name}+{spec.attention.name}"
         if unknown := sorted(set(options) - set(available)):
-            raise ValueError(
-                f"{whose} has no option {unknown[0]!r}. Available: {', '.join(available) or 'none'}."
-            )
+            raise ValueError(f"{whose} has no option {unknown[0]!r}. Available: {', '.join(available) or 'none'}.")
     built: dict[tuple[float, ...], Trajectory] = {}
     for rope in ropes:
         key = tuple(rope.inv_freq.tolist())

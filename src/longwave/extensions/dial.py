@@ -144,7 +144,7 @@ class Dial:
             values = torch.as_tensor(factor, dtype=torch.float64)
         except (TypeError, ValueError):
             values = torch.empty(0)
-        if values.ndim > 1 or values.numel() == 0:
+        if values.ndim > 1 or values.numel() == 0 or isinstance(factor, bool):
             raise ValueError(f"factor must be a number or a tensor [batch], got {factor!r}.")
         if not bool(((values >= 1) & (values <= self.max_factor)).all()):
             raise ValueError(f"factor must be between 1 and max_factor {self.max_factor:g}, got {factor}.")

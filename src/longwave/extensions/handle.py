@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 from longwave.attention import Attention
 from longwave.extensions.arguments import check_model
 from longwave.extensions.dial import Dial
-from longwave.extensions.steering import log_n_of, steering_of
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import reset_frequencies
+from longwave.extensions.spec import named
+from longwave.extensions.steering import log_n_of, steering_of
 from longwave.methods import get_method
 from longwave.rope import Rope
 from longwave.schedule import Schedule
@@ -167,8 +168,8 @@ class Extension:
 
     @property
     def spec(self) -> str:
-        """The method as `extend` takes it, without its schedule: `yarn`, `linear+two-band`."""
-        return self.method if self.attention is None else f"{self.method}+{self.attention.name}"
+        """What `extend` put on, as it takes it, without the schedule: `yarn`, `yarn+dca`, `two-band`."""
+        return named(self.method, self.attention)
 
     def same(self, a: float, b: float) -> bool:
         """Whether two t make no difference: a cache that was filled at one serves at the other."""
@@ -237,11 +238,6 @@ def let_go(host: PreTrainedModel) -> None:
     """The model is a plain one again."""
     for module in host.modules():
         vars(module).pop(HANDLE, None)
-
-
-def is_trained(model: nn.Module) -> bool:
-    """See `Extension.is_trained`."""
-    return extension(model).is_trained
 
 
 def _has_left_its_start(trajectory: Trajectory) -> bool:

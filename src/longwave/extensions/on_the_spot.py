@@ -8,6 +8,7 @@ from longwave.extensions.attach import extend, restore
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import original_length_of
 from longwave.extensions.spec import parse_spec
+from longwave.methods import without_weights
 
 FACTOR = 8  # of a method without a length to reach
 
@@ -18,7 +19,7 @@ def extend_plain(
     """Put `method` on a plain model, of which RoPE scaling in its config is a part; without one it stays as it is.
 
     Arguments:
-        method: `METHOD[@SCHEDULE]`.
+        method: `METHOD[@SCHEDULE][+ATTENTION]`.
         to: longest text, in tokens; default 8 times the trained length.
         name: of the model, in messages.
         dashes: what stands before the names of both options in messages.
@@ -42,7 +43,7 @@ def extend_plain(
         return
     found = parse_spec(method).method
     if found.trained:
-        raise ValueError(f"{found.name} needs trained weights. Run `longwave train` first, or take ntk or yarn.")
+        raise without_weights(found, name)
     original = original_length_of(restore(model))
     if to is not None and to < original:
         raise ValueError(f"{dashes}to {to} is less than the {original} tokens that the model was trained for.")

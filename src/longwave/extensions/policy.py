@@ -65,7 +65,10 @@ def frozen(model: Model, factor: float) -> Iterator[Model]:
         before = dial.now
         if before.constant_scaling is not None:
             raise ValueError("the model is frozen already. Leave that block first.")
-        constant = handle.trajectories[0].at(float(dial.allowed(factor))).constant_log_n(handle.log_n)
+        allowed = dial.allowed(factor)
+        if isinstance(allowed, Tensor) and allowed.numel() > 1:
+            raise ValueError(f"frozen takes one t for all rows, got {factor!r}.")
+        constant = handle.trajectories[0].at(float(allowed)).constant_log_n(handle.log_n)
         dial.turn("fixed", factor)
         steering = stop_steering(handle.host)
         dial.set(constant_scaling=constant)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,18 +32,19 @@ class _Seen:
         return value.new_zeros(batch, tokens, heads, value.shape[-1]), None
 
 
-def banded_layers(model: PreTrainedModel, rotary: ScaledRotary) -> tuple[list[nn.Module], Layout]:
-    """The layers that attend to the whole context by rotated queries and keys, and how they rotate.
+def banded_layers(model: PreTrainedModel, rotary: ScaledRotary) -> tuple[list[int], Layout]:
+    """The numbers of the layers that attend to the whole context by rotated queries and keys, and how they rotate.
 
     Raises:
         ValueError: if there is none, or a layer does what bands cannot do; the message says what.
     """
     text = text_model(model)
-    layers = [layer for layer in attention_layers(text) if not is_local(layer, {})]
+    every = attention_layers(text)
+    layers = [layer for layer in every if not is_local(layer, {})]
     if not layers:
-        raise _refusal(model, "all its layers see a sliding window only. Set sliding_window to None in its config first")
+        raise _refusal(model, "all its layers see a sliding window. Set sliding_window to None in its config first")
     if next(text.parameters()).is_meta:
-        return layers, LAYOUTS[0]  # nothing runs without weights
+        return [every.index(layer) for layer in layers], LAYOUTS[0]  # nothing runs without weights
     found: dict[nn.Module, Layout | None] = {}
     seen = _Seen()
     AttentionInterface.register(NAME, seen)
@@ -62,13 +61,12 @@ def banded_layers(model: PreTrainedModel, rotary: ScaledRotary) -> tuple[list[nn
             hook.remove()
         set_attention(text, before)
         text.train(training)
-    banded = [layer for layer in layers if found.get(layer) is not None]
+    banded = {number: found[layer] for number, layer in enumerate(every) if found.get(layer) is not None}
     if not banded:
         raise _refusal(model, "none of its layers that see the whole context rotates its queries and keys")
-    layouts = {found[layer] for layer in banded}
-    if len(layouts) > 1:
+    if len(set(banded.values())) > 1:
         raise _refusal(model, "its layers rotate in several ways")
-    return banded, layouts.pop()  # type: ignore[return-value]
+    return list(banded), next(layout for layout in banded.values() if layout is not None)
 
 
 def _watch(model: PreTrainedModel, rotary: ScaledRotary, seen: _Seen, found: dict[nn.Module, Layout | None]) -> Any:

@@ -21,6 +21,11 @@ class Spec:
     attention: type[Attention] | None = None
 
     @property
+    def name(self) -> str:
+        """As it is written, without the schedule: `yarn`, `yarn+dca`, `two-band`."""
+        return named(self.method.name, self.attention)
+
+    @property
     def log_n(self) -> float:
         """The exponent of log-n by default."""
         return self.method.log_n if self.attention is None else self.attention.log_n
@@ -34,6 +39,13 @@ class Spec:
         )
 
 
+def named(method: str, attention: type[Attention] | Attention | None) -> str:
+    """The name of a scaling method with an attention method. The default below an attention method is left out."""
+    if attention is None:
+        return method
+    return attention.name if method == attention.trajectory else f"{method}+{attention.name}"
+
+
 def parse_spec(text: str) -> Spec:
     """Read `ntk`, `yarn@static=8`, `two-band`, `yarn+self-extend`; an attention method alone has a default below it.
 
@@ -42,7 +54,7 @@ def parse_spec(text: str) -> Spec:
     """
     first, *rest = text.split("+")
     name, separator, schedule = first.partition("@")
-    if name in ATTENTIONS and rest or len(rest) > 1:
+    if (name in ATTENTIONS and rest) or len(rest) > 1:
         raise ValueError(f"{text!r} names two attention methods. Write METHOD[@SCHEDULE][+ATTENTION], as in yarn+dca.")
     attention = get_attention(rest[0]) if rest else None
     if name in ATTENTIONS:

@@ -50,10 +50,10 @@ def steer_again(model: PreTrainedModel, steering: Steering | None) -> None:
     if steering is None:
         return
     text = text_model(model)
-    for layer in attention_layers(text):
+    for number, layer in enumerate(attention_layers(text)):
         setattr(layer, ON_LAYER, steering)
         if steering.bands is not None:
-            steering.bands.put_on(layer)
+            steering.bands.put_on(number, layer)
     set_attention(text, steering.name)
 
 
@@ -151,9 +151,7 @@ def _require_positions(model: PreTrainedModel, what: tuple[str, str]) -> None:
     text = text_model(model)
     for layer in attention_layers(text):
         if not (is_local(layer, {}) or hands_on(text, layer, "position_ids")):
-            raise ValueError(
-                f"{type(model).__name__} cannot have {what[0]}: {without_positions(layer)} {what[1]}"
-            )
+            raise ValueError(f"{type(model).__name__} cannot have {what[0]}: {without_positions(layer)} {what[1]}")
 
 
 def _asks_for(model: PreTrainedModel, implementation: str) -> bool:

@@ -19,7 +19,7 @@ from longwave.names import look_up
 from longwave.schedule import Schedule, parse_schedule
 from longwave.trajectory import Trajectory
 
-__all__ = ["METHODS", "Method", "get_method", "parse_method", "rope_types"]
+__all__ = ["METHODS", "Method", "get_method", "parse_method", "rope_types", "without_weights"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,15 @@ METHODS: dict[str, Method] = {
 def get_method(name: str) -> Method:
     """Look a method up; an unknown name is a `ValueError` that offers the nearest one."""
     return look_up("method", name, METHODS)
+
+
+def without_weights(method: Method, model: str = "this model") -> ValueError:
+    """The error for a method that needs trained weights, and a model that has none."""
+    others = ", ".join(name for name, other in METHODS.items() if not other.trained)
+    return ValueError(
+        f"{method.name} needs trained weights, and {model} has none. Run `longwave train` first, or choose among "
+        f"{others}."
+    )
 
 
 def rope_types() -> dict[str, tuple[str, RopeType]]:

@@ -27,8 +27,8 @@ def panels(titles: Sequence[str], height: float, columns: int = 2) -> tuple[Figu
     return figure, found
 
 
-def heatmap(rows: Mapping[str, Entries]) -> Figure:
-    """Share retrieved for each length and depth, a panel for each row; white is none, full colour all."""
+def by_depth(rows: Mapping[str, Entries]) -> Figure:
+    """Share retrieved for each length and depth, a panel for each row. White is 0 %, full colour 100 %."""
     from matplotlib.patches import Rectangle
 
     depths = sorted({each["depth"] for entries in rows.values() for entry in entries for each in entry["by_depth"]})
@@ -71,7 +71,7 @@ def by_position(rows: Mapping[str, Entries], original_length: int) -> Figure:
 def training(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Loss, norms of all gradients and of the field's, and learning rates, by optimizer step.
 
-    What a step had is pale, for it was at that step's own t; the strong line is the running mean.
+    The pale line is the value of each step, at the t of that step. The strong line is its running mean.
     """
     figure, found = panels(("loss in nats per token", "gradient norm", "learning rate"), 2.3, columns=1)
     steps = [row["step"] for row in rows]
@@ -108,7 +108,7 @@ def _smoothed(axes: Axes, points: Sequence[tuple[int, float]], colour: str, labe
 
 
 def _running_mean(values: Sequence[float], decay: float = 0.9) -> list[float]:
-    """Exponential mean, without the pull towards the first value: divided by the weights given so far."""
+    """Exponential mean, divided by the sum of its weights so far: the first values do not count too much."""
     found, total, weight = [], 0.0, 0.0
     for value in values:
         total, weight = decay * total + value, decay * weight + 1

@@ -32,8 +32,8 @@ def turning(trajectory: Trajectory, t: float = 1.0) -> int:
 def paths(trajectories: Trajectories) -> Figure:
     """z(t) = ln θ(t) of every pair, a panel for each method.
 
-    Blue pairs complete a rotation within L before scaling, orange ones do not. Below the dashed line, ln(2π/(tL)), a
-    pair does not complete one within the length t·L in use.
+    Blue pairs complete a rotation within L before scaling, orange pairs do not. A pair below the dashed line,
+    ln(2π/(tL)), completes no rotation within t·L, the length in use.
     """
     figure, found = panels(list(trajectories), 3.0)
     for axes, trajectory in zip(found, trajectories.values(), strict=True):

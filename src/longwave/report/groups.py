@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from longwave.evaluation.curves import Curve, curves, identity
+from longwave.evaluation.curves import Curve, conditions, curves
 from longwave.evaluation.quantity import Entry, Quantity
 from longwave.evaluation.records import ROW, quantities, quantity_of
 from longwave.evaluation.statistics import Interval
-from longwave.report.sources import Source
+from longwave.report.sources import RecordFile
 from longwave.report.tables import ratio_text
 
 ALIKE = tuple(key for key in ROW if key not in ("label", "lengths"))  # in runs of one row
@@ -24,12 +24,12 @@ class Group:
 
     Arguments:
         sources: the records.
-        rows: runs of each row by its name in the report, unique within the group.
-        curves: the rows' values with intervals, in the order of `rows`.
-        suffix: what its title ends in.
+        rows: the runs of each row, by the name of the row in the report.
+        curves: the values of the rows with intervals, in the order of `rows`.
+        suffix: the end of its title.
     """
 
-    sources: Sequence[Source]
+    sources: Sequence[RecordFile]
     rows: Mapping[str, Sequence[Mapping[str, Any]]]
     curves: Sequence[Curve]
     suffix: str = ""
@@ -66,12 +66,12 @@ class Group:
         return {curve.label: found[length] for curve in self.curves if length in (found := curve.at())}
 
     def best(self, length: int) -> list[str]:
-        """Rows with the best value at `length`: several where they are equal, none where there is one row only."""
+        """The rows with the best value at `length`: several if they are equal, none if there is only one row."""
         values = {label: value.value for label, value in self.values(length).items()}
         return self.quantity.best(values) if len(values) > 1 else []
 
     def entries(self, label: str, length: int) -> list[Entry]:
-        """What was measured of a row at `length`, of each of its runs."""
+        """The entry of each run of a row at `length`."""
         return [entry for run in self.rows[label] for entry in run["lengths"] if entry["length"] == length]
 
     def ratio(self, length: int) -> str:
@@ -79,18 +79,18 @@ class Group:
         return ratio_text(length, self.original_length).replace("x", "×")
 
 
-def grouped(sources: Iterable[Source]) -> list[Group]:
-    """Sources that may stand in one table together, kinds in the order of EVALUATIONS."""
-    found: dict[str, list[Source]] = {}
+def grouped(sources: Iterable[RecordFile]) -> list[Group]:
+    """Groups of records that may stand in one table, in the order of EVALUATIONS."""
+    found: dict[str, list[RecordFile]] = {}
     for source in sources:
-        found.setdefault(json.dumps(identity(source.record), sort_keys=True), []).append(source)
+        found.setdefault(json.dumps(conditions(source.record), sort_keys=True), []).append(source)
     groups = [_group(members) for members in found.values()]
     order = list(quantities())
     return sorted(groups, key=lambda group: order.index(group.sources[0].record["schema"]))
 
 
 def told_apart(groups: Sequence[Group]) -> list[Group]:
-    """The groups, those of one title with the names of their files in it, with their folders where that is needed."""
+    """The groups under different titles: equal titles get the names of their files, or their paths if need be."""
     found = list(groups)
     for name in (lambda path: path.stem, str):
         titles = [group.title for group in found]
@@ -103,7 +103,7 @@ def told_apart(groups: Sequence[Group]) -> list[Group]:
     return found
 
 
-def _group(sources: list[Source]) -> Group:
+def _group(sources: list[RecordFile]) -> Group:
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for label, owners in _by_label(sources).items():
         if len(owners) == 1 or _are_runs(owners):
@@ -122,16 +122,16 @@ def _unused(name: str, taken: Mapping[str, Any]) -> str:
     return found
 
 
-def _by_label(sources: list[Source]) -> dict[str, list[tuple[Source, Mapping[str, Any]]]]:
-    found: dict[str, list[tuple[Source, Mapping[str, Any]]]] = {}
+def _by_label(sources: list[RecordFile]) -> dict[str, list[tuple[RecordFile, Mapping[str, Any]]]]:
+    found: dict[str, list[tuple[RecordFile, Mapping[str, Any]]]] = {}
     for source in sources:
         for row in source.record["rows"]:
             found.setdefault(str(row["label"]), []).append((source, row))
     return found
 
 
-def _are_runs(owners: list[tuple[Source, Mapping[str, Any]]]) -> bool:
-    """Whether rows of one label are one recipe under several training seeds, measured alike, or compared as runs."""
+def _are_runs(owners: list[tuple[RecordFile, Mapping[str, Any]]]) -> bool:
+    """Whether rows of one label are runs: one recipe under several training seeds, or one name in a comparison."""
     if "cells" in owners[0][0].record and len({id(source) for source, _ in owners}) == 1:
         return True  # the names in `longwave compare` say so
     seeds = [source.record["model"].get("training_seed") for source, _ in owners]
@@ -142,8 +142,8 @@ def _are_runs(owners: list[tuple[Source, Mapping[str, Any]]]) -> bool:
     return None not in seeds and len(set(seeds)) == len(seeds) and len(alike) == 1 and all(r["own"] for _, r in owners)
 
 
-def _names(sources: list[Source]) -> list[str]:
-    """What tells the sources apart: their models' names, or else their files."""
+def _names(sources: list[RecordFile]) -> list[str]:
+    """Names that tell the sources apart: the names of their models, or their paths."""
     names = [Path(str(source.record["model"].get("path", ""))).name for source in sources]
     if all(names) and len(set(names)) == len(names):
         return names

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 
+from longwave.evaluation.writing import counted
 from longwave.report.groups import grouped, told_apart
 from longwave.report.markup import Markup, element, join
 from longwave.report.sections import Pen, Section, measured, scored, trained
-from longwave.report.sources import Source, Training
+from longwave.report.sources import RecordFile, Training
 from longwave.report.spectrum import spectrum
 from longwave.trajectory import Trajectory
 
@@ -21,7 +22,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 
 
 def page(
-    sources: Sequence[Source],
+    sources: Sequence[RecordFile],
     *,
     trainings: Sequence[Training] = (),
     trajectories: Mapping[str, Trajectory] | None = None,
@@ -48,8 +49,8 @@ def page(
     if not sections:
         raise ValueError("nothing to report. Give records, a folder that holds some, or a model.")
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    counted = [(len(sources), "record"), (len(trainings), "training run"), (len(trajectories or ()), "trajectory")]
-    contents = ", ".join(f"{n} {name if n == 1 else _plural(name)}" for n, name in counted if n)
+    kinds = [(len(sources), "record"), (len(trainings), "training run"), (len(trajectories or ()), "trajectory")]
+    contents = ", ".join(counted(number, name) for number, name in kinds if number)
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -66,10 +67,6 @@ def page(
         element("main", *(_section(index, section) for index, section in enumerate(sections, 1))),
     )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
-
-
-def _plural(name: str) -> str:
-    return f"{name[:-1]}ies" if name.endswith("y") else f"{name}s"
 
 
 def _summary(sections: Sequence[Section]) -> Markup:

@@ -37,14 +37,13 @@ def curve_figure(
     original_length: int,
     title: str | None = None,
     subtitle: str | None = None,
-    bands: bool = True,
 ) -> Figure:
     """A quantity by context length, with 95 % bands.
 
-    Bands say how a row would vary over other texts or prompts; rows measured on the same ones differ by less than
-    their bands overlap. The axis of lengths is logarithmic, and so is that of a loss: equal ratios look equal, and a
-    collapse does not flatten the rest. The trained length is marked; lines are labelled at their right end, in the
-    order they end there.
+    Bands say how a row would vary over other texts or prompts. Rows measured on the same texts may differ beyond
+    chance although their bands overlap. The axis of lengths is logarithmic, and so is the axis of a loss: equal ratios
+    look equal, and a collapse does not flatten the rest. The trained length is marked. Each line has its label at its
+    right end.
     """
     figure, axes = _figure(curves, original_length, title, subtitle)
     if quantity.scale == "log":
@@ -53,7 +52,7 @@ def curve_figure(
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(lambda value, _: quantity.text(value))
     axes.set_ylabel(quantity.noun)
-    _lines(axes, curves, bands=bands)
+    _lines(axes, curves)
     if quantity.scale == "log":
         plain_ticks(axes)
     return figure
@@ -117,19 +116,18 @@ def tidy(axes: Axes) -> Axes:
     return axes
 
 
-def _lines(axes: Axes, curves: Sequence[Curve], *, bands: bool = True) -> None:
+def _lines(axes: Axes, curves: Sequence[Curve]) -> None:
     for index, curve in enumerate(curves):
         values = [value.value for value in curve.values]
         low, high = ([getattr(value, bound) for value in curve.values] for bound in ("low", "high"))
         style = style_of(index)
-        if bands:
-            axes.fill_between(curve.lengths, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axes.fill_between(curve.lengths, low, high, color=style["color"], alpha=0.18, linewidth=0)
         axes.plot(curve.lengths, values, linewidth=1.8, **style)
     _label_ends(axes, curves)
 
 
 def style_of(index: int) -> dict[str, Any]:
-    """Colour, dash and sign of a line; dashed lines with hollow signs once the palette is used up."""
+    """Colour, dash and sign of a line. After the last colour they start over, dashed and with hollow signs."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
@@ -140,7 +138,7 @@ def style_of(index: int) -> dict[str, Any]:
 
 
 def _label_ends(axes: Axes, curves: Sequence[Curve]) -> None:
-    """Names beside the right ends, pushed apart where lines end close together, each behind its own sign."""
+    """Labels beside the right ends of the lines, each with its sign, pushed apart where lines end close together."""
     axes.set_ylim(axes.get_ylim())  # the shares below hold for these limits
     axes.set_xlim(axes.get_xlim())
     to_shares = axes.transData + axes.transAxes.inverted()
@@ -157,9 +155,10 @@ def _label_ends(axes: Axes, curves: Sequence[Curve]) -> None:
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Places at least `gap` apart and in order, as near to the ascending `wanted` ones as that allows.
+    """Places at least `gap` apart, in order, and as near as possible to the `wanted` ones.
 
-    Values that would come closer are merged into blocks centred on their mean (isotonic regression).
+    Arguments:
+        wanted: ascending. Those that are too close become a block that is centred on their mean (isotonic regression).
     """
     blocks: list[list[float]] = []  # [sum of wanted - offset, count]
     for index, value in enumerate(wanted):
@@ -173,7 +172,7 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def plain_ticks(axes: Axes) -> None:
-    """Numbers written out, at the finest of some usual steps that gives no more than eight."""
+    """At most eight ticks, at the finest of the usual steps that allows it, with their numbers written out."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     low, high = axes.get_ylim()

@@ -1,4 +1,4 @@
-"""What made a record or a training run: enough to make it again, or to see why another one differs."""
+"""What made a record or a training run: enough to repeat it, or to see why another result differs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from longwave.layout import TRAINING
 from longwave.report.markup import Content, Markup, element, join, table
-from longwave.report.sources import Source, Training
+from longwave.report.sources import RecordFile, Training
 from longwave.report.tables import ratio_text
 
 
-def made(source: Source) -> Markup:
+def made(source: RecordFile) -> Markup:
     """Command, time, versions, data hashes, protocol, schedules and seed of a record, folded away."""
     record = source.record
     seed = record.get("seed")
@@ -51,7 +51,7 @@ def made_training(training: Training) -> Markup:
     return element("details", element("summary", f"What made it: {training.path.with_name(TRAINING)}"), _list(fields))
 
 
-def _policies(source: Source) -> Markup:
+def _policies(source: RecordFile) -> Markup:
     """How t follows the length in each row, and the t it ran at."""
     rows, original = source.record["rows"], source.record["original_length"]
     lengths = sorted({entry["length"] for row in rows for entry in row["lengths"]})

@@ -9,12 +9,14 @@ from typing import Any
 
 import longwave.report.figures as draw
 from longwave.evaluation.quantity import BY_DEPTH, BY_POSITION
+from longwave.evaluation.statistics import Interval
 from longwave.evaluation.windows import scores_same_targets
+from longwave.evaluation.writing import counted
 from longwave.report.groups import Group
 from longwave.report.markup import Markup, element, join, scroll, table
 from longwave.report.plots import COLOURS, curve_figure
 from longwave.report.provenance import made, made_training
-from longwave.report.sources import Source, Training
+from longwave.report.sources import RecordFile, Training
 from longwave.report.summary import summary
 from longwave.report.svg import inline
 from longwave.report.tables import score_text
@@ -42,7 +44,13 @@ class Pen:
         self.count = 0
 
     def figure(self, figure: Any, description: str, caption: str, rows: Sequence[str] = ()) -> Markup:
-        """`description` for those who do not see it, `caption` for all, `rows` where their labels are scrolled away."""
+        """The element of a figure.
+
+        Arguments:
+            description: of the figure, for a screen reader.
+            caption: below the figure.
+            rows: names above the figure, which stay when the labels in it are scrolled away.
+        """
         self.count += 1
         box = scroll(inline(figure, f"f{self.count}", description), label=f"Figure {self.count}")
         names = [element("span", row, class_=f"k{index % len(COLOURS) + 1}") for index, row in enumerate(rows)]
@@ -70,7 +78,7 @@ def measured(group: Group, pen: Pen) -> Section:
 
 
 def _settings(group: Group) -> str:
-    """The settings that all records of a group share, and of same-targets what it means for the columns."""
+    """The settings that all records of a group share, and what same-targets means for the columns."""
     settings = group.settings
     shown = {key: "default" if value is None else f"{value:,}" if isinstance(value, int) else value
              for key, value in settings.items()}  # fmt: skip
@@ -83,19 +91,19 @@ def _table(group: Group, caption: str) -> Markup:
     head = [element("th", "row", scope="col")]
     for length in group.lengths:
         head.append(element("th", group.ratio(length), element("br"), f"{length:,}", scope="col"))
-    body = []
+    best, body = {length: group.best(length) for length in group.lengths}, []
     for curve in group.curves:
-        cells = [element("th", curve.name, scope="row")]
-        for length in group.lengths:
-            value = group.values(length).get(curve.label)
-            if value is None:
-                cells.append(element("td", "–"))
-                continue
-            between = element("small", group.quantity.bounds(value)) if value.low != value.high else None
-            best = "best" if curve.label in group.best(length) else None
-            cells.append(element("td", group.quantity.text(value.value), between, class_=best))
-        body.append(element("tr", *cells))
+        at = curve.at()
+        cells = [_cell(group, at.get(length), curve.label in best[length]) for length in group.lengths]
+        body.append(element("tr", element("th", curve.name, scope="row"), *cells))
     return table(caption, head, body)
+
+
+def _cell(group: Group, value: Interval | None, best: bool) -> Markup:
+    if value is None:
+        return element("td", "–")
+    between = element("small", group.quantity.bounds(value)) if value.low != value.high else None
+    return element("td", group.quantity.text(value.value), between, class_="best" if best else None)
 
 
 def _positions(group: Group, pen: Pen) -> list[Markup]:
@@ -127,13 +135,13 @@ def _depths(group: Group, pen: Pen) -> list[Markup]:
     several = " First run of each row." * any(len(runs) > 1 for runs in group.rows.values())
     what = group.quantity.caption
     caption = f"{what} in % by context length and depth, from the start (0) to the end (100).{several}"
-    return [pen.figure(draw.heatmap(rows), f"{what} by length and depth for {', '.join(rows)}.", caption)]
+    return [pen.figure(draw.by_depth(rows), f"{what} by length and depth for {', '.join(rows)}.", caption)]
 
 
 PLACES = {BY_POSITION: _positions, BY_DEPTH: _depths}
 
 
-def scored(source: Source) -> Section:
+def scored(source: RecordFile) -> Section:
     """The tasks of one record."""
     rows, name = source.record["rows"], Path(str(source.record["model"].get("path", source.path))).name
     head = [element("th", title, scope="col", class_="text") for title in ("task", "metric")]
@@ -152,8 +160,8 @@ def scored(source: Source) -> Section:
 def trained(training: Training, pen: Pen) -> Section:
     rows, tail = training.rows, training.rows[-10:]
     mean = sum(row["loss"] for row in tail) / len(tail)
-    steps = f"{len(rows):,} steps" if len(rows) > 1 else "1 step"
-    tokens = f", {rows[-1]['tokens']:,} tokens" if "tokens" in rows[-1] else ""
+    steps = counted(len(rows), "step")
+    tokens = f", {counted(rows[-1]['tokens'], 'token')}" if "tokens" in rows[-1] else ""
     losses = f"Loss {rows[0]['loss']:.3f} at the first step, {mean:.3f} as the mean of the last {len(tail)}."
     summary = [f"{steps}{tokens}. {losses}"]
     caption = (

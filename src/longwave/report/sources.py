@@ -18,7 +18,7 @@ NUMBERS = ("grad_norm", "field_grad_norm", "lr", "field_lr", "tokens")
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class RecordFile:
     """A record and the file it was read from."""
 
     path: Path
@@ -50,13 +50,13 @@ class Training:
     record: Mapping[str, Any] | None = None
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path) -> RecordFile:
     """Read a record, checked as in `longwave.evaluation.records.read`."""
-    return Source(path, read(path))
+    return RecordFile(path, read(path))
 
 
 def read_by_length(path: Path, name: str = "") -> Record:
-    """Read a record by length, or the only one in a folder; `name` is put on its rows."""
+    """Read a record by length, or the only record in a folder, and put `name` on its rows."""
     found = read_source(_only(path))
     if not found.by_length:
         raise ValueError(f"{found.path} has no lengths to plot. `longwave report` shows records of tasks.")
@@ -98,9 +98,9 @@ def read_training(path: Path) -> Training:
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
-    """The records and metrics.jsonl that paths lead to, each once.
+    """The records and metrics.jsonl at the paths or below them, each once.
 
-    Paths below the current folder are relative to it: pages are passed on, and need not tell where their maker works.
+    Paths below the current folder become relative to it: a page names its files, and goes to other people.
 
     Raises:
         ValueError: for a path that does not exist, a file of another kind, and a folder that holds none.
@@ -111,12 +111,12 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def _files(path: Path) -> Iterator[Path]:
-    """Records and metrics in a folder, a file as it is; not the cells that a comparison's records were made from."""
+    """A file itself, or the records and metrics in a folder, without the cells of a comparison."""
     if not path.exists():
         raise ValueError(f"{path} does not exist. Give records, metrics.jsonl, or folders that hold some.")
     if path.is_file():
         if path.suffix != ".json" and path.name != METRICS:
-            raise ValueError(f"{path} is neither a record (.json) nor metrics.jsonl.")
+            raise ValueError(f"{path} is neither a record (.json) nor metrics.jsonl. Leave it out.")
         yield path
         return
     inside = [f for f in sorted(path.rglob("*.json*")) if f.is_file() and not _hidden(f.relative_to(path).parts)]

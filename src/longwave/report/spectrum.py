@@ -26,8 +26,8 @@ def spectrum(trajectories: Mapping[str, Trajectory], pen: Pen) -> Section:
         pen.figure(
             draw.paths(trajectories), f"Trajectories z(t) of all pairs under {names}.",
             "Trajectories: ln θ of each pair against the length factor t. Blue: pairs that complete a rotation within "
-            "L before scaling; orange: pairs that do not. Below the dashed line a pair does not complete one within "
-            "the t·L tokens in use.",
+            "L before scaling; orange: pairs that do not. A pair below the dashed line completes no rotation within "
+            "t·L, the length in use.",
         ),
         pen.figure(
             draw.wavelengths(trajectories), f"Wavelengths by pair before scaling and under {names}.",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from longwave.evaluation.writing import counted
 from longwave.report.groups import Group
 
-ENOUGH_RUNS = 5  # of a row with several; one run is a model and not a sample
+ENOUGH_RUNS = 5  # of a row with several runs; a single run is no sample
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Verdict:
 
     Arguments:
         best: the rows with the best value.
-        chance: a sentence on whether the differences to the other rows could be chance; empty if all are equal.
-        within: the length is at most the trained one; only told apart where all rows are equal.
+        chance: a sentence on whether the differences to the other rows could be chance; empty if all rows are equal.
+        within: whether the length is within the trained one; False unless all rows are equal.
     """
 
     best: tuple[str, ...]
@@ -80,7 +80,7 @@ def _chance(group: Group, length: int, best: Sequence[str]) -> str:
 
 
 def too_few(group: Group, length: int) -> str:
-    """What there is too little of at `length` to tell rows apart, as the start of a sentence; empty if nothing."""
+    """The start of a sentence that says what is too few to tell rows apart, `3 windows are`; empty if nothing is."""
     quantity = group.quantity
     units = _units(group, length)
     runs = [len(group.entries(label, length)) for label in group.values(length)]
@@ -126,7 +126,7 @@ def _differences(labels: Sequence[str], *, named: bool = False) -> str:
 
 
 def _ratios(group: Group, lengths: Sequence[int]) -> str:
-    """Lengths in units of the trained one; three and more in a row as a range."""
+    """Lengths in units of the trained one; three or more neighbours as a range."""
     first = group.lengths.index(lengths[0])
     if len(lengths) > 2 and group.lengths[first : first + len(lengths)] == list(lengths):
         return f"{group.ratio(lengths[0])} to {group.ratio(lengths[-1])}"

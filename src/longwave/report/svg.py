@@ -19,15 +19,15 @@ VARIABLES = {colour.lower(): f"c{index}" for index, colour in enumerate(COLOURS,
 }  # fmt: skip
 
 
-METADATA = ("Creator", "Date", "Format", "Type")  # None leaves them out, and with them their addresses
+METADATA = ("Creator", "Date", "Format", "Type")  # left out: they hold web addresses
 
 
 def inline(figure: Figure, name: str, description: str) -> Markup:
     """The `<svg>` element of a figure: text as text, colours as CSS variables, nothing that reaches outside.
 
     Arguments:
-        name: put before each id, for those of two figures of a page must differ.
-        description: what is to be seen, for those who do not see it.
+        name: put before each id: two figures of a page must not share one.
+        description: of the figure, for a screen reader.
     """
     import matplotlib
 

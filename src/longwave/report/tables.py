@@ -49,7 +49,7 @@ def grid_table(grid: Grid, original_length: int) -> Table:
 
 
 def tasks_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A row for each task and metric: its value ± standard error, over how many samples, how many of them cut."""
+    """A row for each task and metric: value ± standard error, number of samples, and how many of them were cut."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for name in ("task", "metric"):
         table.add_column(name)
@@ -63,7 +63,7 @@ def tasks_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def score_text(row: Mapping[str, Any]) -> str:
-    """The value of a task ± its standard error, as far as it has them."""
+    """The value of a task ± its standard error; a dash without a value."""
     error = "" if not row.get("stderr") else f" ±{row['stderr']:.3f}"
     return "–" if row["value"] is None else f"{row['value']:.3f}{error}"
 

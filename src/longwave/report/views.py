@@ -26,7 +26,7 @@ class View(ABC):
 
     Arguments:
         original_length: L.
-        note: on intervals, below the title of the picture; empty where it shows none.
+        note: on the intervals, below the title of the picture; empty for a picture without intervals.
     """
 
     original_length: int
@@ -40,7 +40,7 @@ class View(ABC):
     @property
     @abstractmethod
     def legend(self) -> str:
-        """What stands beside values in the tables; empty for nothing."""
+        """The meaning of what stands beside the values in the tables; empty if nothing does."""
 
     @abstractmethod
     def tables(self) -> list[Table]: ...

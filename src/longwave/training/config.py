@@ -96,11 +96,11 @@ class TrainConfig(Settings):
         for needed in ("train_length", "max_factor"):
             if given.get(needed) is None:
                 raise ValueError(f"training needs {needed.replace('_', ' ')}: pass {needed}=...")
-        from longwave.methods import parse_method  # needs torch
+        from longwave.extensions.spec import parse_spec  # needs torch
 
         given = {name: value for name, value in given.items() if value is not None}
-        method, _ = parse_method(given.get("method", "clex"))
-        return super().create(**(dict(method.recipe) | given))
+        recipe = parse_spec(given.get("method", "clex")).method.recipe
+        return super().create(**(dict(recipe) | given))
 
     @property
     def largest_draw(self) -> float:

@@ -13,9 +13,9 @@ from longwave.checkpoints.load import load
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.extensions.attach import extend, extend_again, restore, rope_of
 from longwave.extensions.handle import extension, find_extension
-from longwave.extensions.steering import count_keys
 from longwave.extensions.sites import host_of
-from longwave.methods import parse_method
+from longwave.extensions.spec import parse_spec
+from longwave.extensions.steering import count_keys
 from longwave.schedule import Static
 from longwave.training.config import TrainConfig
 from longwave.training.draw import LengthSampler
@@ -42,9 +42,10 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     it also keeps its learned weights, its options and its schedule. RoPE scaling of a checkpoint's config counts as
     such a method. For any other method the scaling is part of the plain model.
     """
-    method, schedule = parse_method(config.method)
+    spec = parse_spec(config.method)
+    method, schedule = spec.method, spec.schedule
     handle = find_extension(model)
-    if handle is not None and handle.unscaled and handle.method != method.name:
+    if handle is not None and handle.unscaled and handle.spec != spec.name:
         restore(model)
         handle = None
     original_length = _original_length(model, config)
@@ -61,16 +62,17 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     sampler.check(config.batch_size, config.train_length)  # here, and not in the first batch
     options, learned, beyond = config.method_options, None, "error"
     if handle is not None:
-        options, learned = _carried_over(model, method.name, options | {"original_length": original_length})
+        options, learned = _carried_over(model, spec.name, options | {"original_length": original_length})
         before, beyond = handle.schedule, handle.dial.now.beyond
         outgrown = isinstance(before, Static) and before.factor < config.max_factor
-        if handle.method == method.name and "@" not in config.method and not outgrown:
+        if handle.spec == spec.name and "@" not in config.method and not outgrown:
             schedule = before
-    if learned is not None:
-        learned.max_factor = config.max_factor
+    if learned is not None and handle is not None:
+        attention = handle.attention
+        learned.max_factor = config.max_factor if attention is None else attention.factor(config.max_factor)
     (extend if handle is None else extend_again)(
         model,
-        method.name,
+        spec.name,
         max_factor=config.max_factor,
         schedule=schedule,
         trajectory=learned,
@@ -106,21 +108,22 @@ def _carried_over(
     """The options of an extended model, which stay in force unless new ones are given, and its learned weights."""
     handle = extension(model)
     current = handle.trajectories
-    if current[0].name != method:
+    if handle.spec != method:
         return options, None
-    options = {"log_n": handle.log_n, **options}
+    options = {"log_n": handle.log_n, **({} if handle.attention is None else handle.attention.options()), **options}
     if not list(current[0].parameters()):
         return {**current[0].options(), **options}, None
     if len(current) > 1:
         raise ValueError(f"the model learned {len(current)} trajectories; only one can be taken further. Start afresh.")
     learned_with = {**current[0].options(), "original_length": current[0].rope.original_length}
-    for name, value in options.items():
+    of_method, of_attention = parse_spec(method).split(options)
+    for name, value in of_method.items():
         if name != "log_n" and learned_with.get(name) != value:
             raise ValueError(
                 f"the model learned its frequencies with {name} {learned_with.get(name)!r}, not {value!r}. "
                 "Leave the option out, or train the plain model (its folder model/) into another output."
             )
-    return {name: options[name] for name in ("log_n", "original_length")}, current[0]
+    return {name: options[name] for name in ("log_n", "original_length")} | of_attention, current[0]
 
 
 def _freeze_weights(model: PreTrainedModel, method: str) -> None:

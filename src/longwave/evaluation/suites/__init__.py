@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from longwave.evaluation.base import Evaluation
+from longwave.evaluation.lengths import check_spelling
 from longwave.evaluation.registry import EVALUATIONS
 from longwave.names import look_up, unknown
 from longwave.settings import Settings
@@ -67,7 +68,7 @@ def read_suite(suite: str) -> list[Step]:
 
 
 def parse_suite(text: str, source: str) -> list[Step]:
-    """`read_suite` of a text; `source` is what errors call it."""
+    """`read_suite` of a text; `source` is its name in errors."""
     try:
         items = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -91,12 +92,13 @@ def _step(item: Any, where: str) -> Step:
     kind, given = str(kinds[0]), item[kinds[0]]
     if not isinstance(given, dict | None):
         raise ValueError(f"{where}: {kind} takes settings such as {{windows: 64}}, got {given!r}.")
-    name, lengths = str(item.get("name", kind)), item.get("lengths")
+    name, lengths = str(item.get("name", kind)), None if item.get("lengths") is None else str(item["lengths"])
     if not NAME.fullmatch(name):
         raise ValueError(f"{where}: name {name!r} may have letters, digits, '.', '_' and '-' only.")
     try:
         evaluation = look_up("evaluation", kind, EVALUATIONS)
         settings = evaluation.settings(given or {})
+        check_spelling(lengths)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    return Step(name, evaluation, settings, None if lengths is None else str(lengths))
+    return Step(name, evaluation, settings, lengths)

@@ -34,7 +34,7 @@ def run_tasks(
     """Scores of tasks by lm-evaluation-harness, its prompts and metrics, every request at a t of its own length.
 
     Arguments:
-        model: extended or not; afterwards as before, but for being in eval mode.
+        model: extended or not. It stays in eval mode; everything else is as before.
         tasks: names of tasks, groups or tags, `*` stands for any text; or a task's YAML file.
         limit: documents of each task, default all.
         shots: examples in the prompt, default the task's.

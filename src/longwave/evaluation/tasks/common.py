@@ -1,4 +1,4 @@
-"""What both ways to run tasks share: names as a user gives them, and what a result says of the model."""
+"""What `bridge` and `local` share: names as a user gives them, and what a result says of the model."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from longwave.extensions.handle import find_extension
 
 
 def known(asked: Sequence[str], available: Sequence[str]) -> list[str]:
-    """The available names among those asked for; `*` stands for any text.
+    """The available names that match the names asked for; `*` stands for any text.
 
     Raises:
-        ValueError: for a name that is none of them, with the nearest ones.
+        ValueError: for a name that matches none, with the nearest ones.
     """
     found: list[str] = []
     for name in asked:
@@ -30,13 +30,13 @@ def known(asked: Sequence[str], available: Sequence[str]) -> list[str]:
 
 
 def steering(model: nn.Module) -> dict[str, Any] | None:
-    """The extension and how its t is chosen at the moment, None for a plain model."""
+    """The extension, and how its t is chosen at present; None for a plain model."""
     handle = find_extension(model)
     if handle is None:
         return None
     factor = handle.dial.now.factor
     return {
-        "method": handle.method,
+        "method": handle.spec,
         "schedule": handle.schedule.spec,
         "max_factor": handle.max_factor,
         "log_n": handle.log_n,

@@ -12,6 +12,7 @@ import torch
 
 from longwave import files as io
 from longwave.data.prompts import check_ids, prompt_ids
+from longwave.evaluation.loss import evaluating
 from longwave.evaluation.tasks.common import known, steering
 from longwave.evaluation.tasks.metrics import TASKS, Task
 from longwave.evaluation.tasks.samples import Sample, read_samples, sample_files
@@ -75,15 +76,11 @@ def run_local(
     if (most := max(TASKS[name].new_tokens for name in names)) >= longest:
         raise ValueError(f"max_length {longest} leaves no room for a prompt beside {most} tokens of answer. Raise it.")
     scores = {name: TASKS[name].prepare() for name in names}  # what is missing is missing before hours of work
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         rows = [
             _run(model, tokenizer, name, TASKS[name], scores[name], found[name][:limit], longest, progress)
             for name in names
         ]
-    finally:
-        model.train(training)
     settings = {
         "extension": steering(model),
         "max_length": longest,

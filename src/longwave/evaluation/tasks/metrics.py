@@ -20,11 +20,11 @@ from longwave.evaluation.tasks.scores import (
 
 @dataclass(frozen=True)
 class Task:
-    """What a benchmark does with one of its tasks.
+    """How a benchmark scores one of its tasks.
 
     Arguments:
-        metric: name of the score, which lies between 0 and 1.
-        prepare: returns the function that scores an answer; raises where a package is missing.
+        metric: name of the score. A score lies between 0 and 1.
+        prepare: returns the function that scores an answer; a `ValueError` if a package is missing.
         new_tokens: how many tokens an answer may have.
         first_line: whether only the first line of an answer counts.
     """

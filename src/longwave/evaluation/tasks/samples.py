@@ -51,7 +51,7 @@ class Sample:
 
     Arguments:
         task: its name in `TASKS`.
-        answers: references; the best match counts (RULER but for `ruler_qa`: the share of them that is found).
+        answers: reference answers. The best match counts; in RULER, `ruler_qa` aside, the share that is found.
         classes: all labels, of a classification.
     """
 
@@ -93,7 +93,10 @@ def _ruler(row: dict[str, Any]) -> Iterator[Sample]:
 
 
 def _begun(text: str, prefix: str) -> str:
-    """A prompt that ends in the beginning of its answer; RULER cuts that off its inputs, to stand behind a template."""
+    """A prompt that ends in the beginning of its answer.
+
+    RULER cuts that beginning off its inputs: there it stands behind a chat template.
+    """
     if text.endswith(prefix):
         return text
     apart = text[-1:].isspace() or prefix[:1].isspace()  # lm-eval strips it
@@ -129,7 +132,7 @@ def sample_files(path: Path | str) -> list[Path]:
 
 
 def read_samples(path: Path | str) -> list[Sample]:
-    """All samples of a file or folder; their fields say which benchmark they are from.
+    """All samples of a file or folder. The fields of a row tell its benchmark.
 
     LongBench with its `prompt` filled in, LongBench v2, LooGLE's short-dependency questions, BAMBOO's multiple choice,
     RULER, and the passkey prompts of Self-Extend, all as published.
@@ -169,7 +172,7 @@ def _read(file: Path) -> Iterator[Sample]:
 
 
 def _check(sample: Sample) -> None:
-    """Refuse what no answer could be scored against, or no prompt be made of."""
+    """Refuse a sample without a prompt or without answers."""
     if not isinstance(sample.prompt, str) or not sample.prompt.strip():
         raise ValueError("the prompt is not a text")
     if not sample.answers or not all(isinstance(answer, str) for answer in sample.answers):

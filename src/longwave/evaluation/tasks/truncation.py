@@ -10,11 +10,11 @@ def truncate_middle(
 ) -> str:
     """A text of more than `room` tokens without its middle: instruction and question stand at its two ends.
 
-    Text = decode(first ⌊room/2⌋ tokens) + decode(last ⌊room/2⌋ tokens). Text that was cut may have more tokens when
-    it is read again; where it has more than `room`, as many more are cut, otherwise it is LongBench's to the letter.
+    Text = decode(first ⌊room/2⌋ tokens) + decode(last ⌊room/2⌋ tokens), as in LongBench. A text that was cut may have
+    more tokens when it is read again. If these are more than `room`, more is cut.
 
     Arguments:
-        encode: text -> token ids, those that the tokenizer puts in front of a text among them.
+        encode: text -> token ids, with those that the tokenizer puts in front of a text.
         decode: token ids -> text, without special tokens.
         room: how many tokens the result may have.
 

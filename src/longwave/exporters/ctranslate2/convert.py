@@ -1,4 +1,4 @@
-"""The library's own converter, fed with what its loaders expect."""
+"""CTranslate2's own converter, with the model changed to what its loaders expect."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _loaded(model: Any, tokenizer: Any, path: str) -> Any:
 
 
 def _keep_factors(spec: Any, rope: Su) -> None:
-    """`optimize` has rounded them with the weights."""
+    """Put the factors back, which `optimize` has rounded with the weights."""
     from ctranslate2.specs.model_spec import NumpyVariable
 
     for layer in spec.decoder.layer:
@@ -58,7 +58,7 @@ def _keep_factors(spec: Any, rope: Su) -> None:
 
 
 def _as_the_loader_expects(model: Any, rope: Su) -> None:
-    """Under the names that the library's loaders read, of transformers 4 and of remote code."""
+    """Give the model the names that the loaders read: those of transformers 4 and of remote code."""
     config = model.config
     config.rope_parameters = {"rope_type": "longrope", "type": "longrope", "rope_theta": rope.base}
     if config.model_type == "gpt_neox":

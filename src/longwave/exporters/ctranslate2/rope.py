@@ -37,7 +37,7 @@ class Su:
     lengths: tuple[int, int]
 
     def put_on(self, attention: Any) -> None:
-        """Past `setattr`, which refuses attributes that a loader did not build. The engine reads them anyway."""
+        """Write the attributes of an attention past its `setattr`, which refuses those that its loader did not make."""
         original, longest = self.lengths
         vars(attention).update(
             {

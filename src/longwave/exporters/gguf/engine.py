@@ -17,11 +17,11 @@ TOP = 64  # of a larger one, the most likely
 
 
 def run_server(folder: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Answer]:
-    """A token at a time, from the log-probabilities that the server shows.
+    """Greedy continuations, a token at a time, from the log-probabilities that the server shows.
 
-    Its own choice would stop at an end of text, and it shows none for a token that ends inside a character: so
-    its sampler is tied to a harmless token, which comes after the log-probabilities. Those are of the softmax
-    over the whole vocabulary, however few of them are shown.
+    The server's own choice would stop at an end of text, and it shows no log-probabilities for a token that ends
+    inside a character. So its sampler is forced to a harmless token after they are computed. The log-probabilities are
+    of the softmax over the whole vocabulary, however few of them are shown.
     """
     file, size, harmless = _the_file(folder)
     shown = size if size <= SHOWN else TOP

@@ -2,8 +2,8 @@
 
 `rope_type: longrope` with the same factors for short and long sequences, and as original length the full one, is
 one fixed set of frequencies for transformers, vLLM and SGLang alike: θ_i = 1/(λ_i·b^(2i/d)). Its defaults differ
-between the engines, so nothing is left to them: transformers reads `attention_factor`, vLLM and SGLang
-`short_mscale` and `long_mscale`, each with a rule of its own where the key is missing.
+between the engines, so the config states every key: transformers reads `attention_factor`; vLLM and SGLang read
+`short_mscale` and `long_mscale`. For a missing key each engine has its own rule.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 from longwave.exporters.source import Source
+from longwave.methods.scaling import RECORD
 from longwave.trajectory import Snapshot
 
 KEPT = ("rope_theta", "partial_rotary_factor", "mrope_section", "mrope_interleaved")
-# What a scaling that the model was trained with is made of: it is in the factors and the attention scaling now.
+# The keys of a scaling that the model was trained with: the factors and the attention scaling contain it now.
 REPLACED = (
     "rope_type", "type", "factor", "short_factor", "long_factor", "attention_factor", "beta_fast", "beta_slow",
     "mscale", "truncate", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
@@ -48,12 +49,16 @@ def hf_config(source: Source, snapshot: Snapshot) -> dict[str, Any]:
         text["head_dim"] = source.head_dim
     if "original_max_position_embeddings" in text:
         text["original_max_position_embeddings"] = length
-    config["longwave"] = _record(source, snapshot)  # for `longwave.load`; engines pass over it
+    config[RECORD] = _record(source, snapshot)  # for `longwave.load`; engines pass over it
     return config
 
 
 def unknown_key(source: Source) -> str | None:
-    """Keys that other code than the rotary module reads, and may read otherwise beside `longrope`."""
+    """Why a key of the model's rope_parameters cannot stay in the export; None if there is no such key.
+
+    Attention code outside the rotary module may read a key that is neither kept nor replaced here. What it does with
+    the key beside `longrope` is not known.
+    """
     _, own = _ropes(source, _text_part(source, {**source.config}))
     unknown = [
         key for key, value in own.items() if key not in KEPT + REPLACED and value and not isinstance(value, dict)
@@ -78,7 +83,7 @@ def _rope(source: Source, snapshot: Snapshot, kept: dict[str, Any]) -> dict[str,
 
 
 def _record(source: Source, snapshot: Snapshot) -> dict[str, Any]:
-    """What the export says of itself."""
+    """The section `longwave` of the config, for `longwave.load`."""
     record: dict[str, Any] = {
         "method": source.method,
         "factor": snapshot.factor,

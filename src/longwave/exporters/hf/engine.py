@@ -17,15 +17,13 @@ from longwave.files import write_json
 RUNNER = Path(__file__).with_name("run_transformers.py")
 
 
-def run_transformers(
-    folder: Path, prompts: Sequence[Sequence[int]], new_tokens: int, python: str = sys.executable
-) -> list[Answer]:
-    """Greedy continuations by the transformers of any Python."""
+def run_transformers(folder: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Answer]:
+    """Greedy continuations by transformers in another process of this Python."""
     with tempfile.TemporaryDirectory() as scratch:
         asked, answered = Path(scratch) / "prompts.json", Path(scratch) / "answers.npz"
         write_json(asked, [list(prompt) for prompt in prompts])
         done = subprocess.run(
-            [python, str(RUNNER), str(folder), str(asked), str(answered), str(new_tokens)],
+            [sys.executable, str(RUNNER), str(folder), str(asked), str(answered), str(new_tokens)],
             capture_output=True,
             text=True,
             cwd=scratch,

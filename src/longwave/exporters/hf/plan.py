@@ -1,4 +1,4 @@
-"""What a Hugging Face folder will hold; its config was tried on a model without weights."""
+"""What a Hugging Face folder will hold. Its config is tried on a model without weights."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from longwave.exporters.source import Source
 from longwave.extensions.sites import find_sites
 from longwave.extensions.standin import frequency_name
 from longwave.files import write_json
+from longwave.layout import CONFIG
 from longwave.trajectory import Snapshot
 
 
@@ -36,11 +37,11 @@ class FolderPlan(Plan):
     def write(self, folder: Path) -> None:
         copy_weights(self.source.model, folder, self.source.dropped)
         copy_beside(self.source, self.snapshot, folder)
-        write_json(folder / "config.json", self.config)
+        write_json(folder / CONFIG, self.config)
 
 
 def plan_folder(source: Source, snapshot: Snapshot) -> FolderPlan:
-    """Some families read no `longrope`, or read it otherwise: a plain model built from the config shows it.
+    """The files of a model. A plain model is built from the config: some families do not read `longrope` as others do.
 
     Raises:
         Unsupported: if the model does not get these frequencies from a config.
@@ -76,16 +77,16 @@ def _notes(source: Source, snapshot: Snapshot) -> list[str]:
 
 
 def is_interleaved(source: Source) -> bool:
-    """Whether pairs are dimensions (2i, 2i+1), as its `rotate_half` says, instead of (i, i + d/2)."""
+    """Whether the model's `rotate_half` takes dimensions (2i, 2i+1) for a pair, and not (i, i + d/2)."""
     module = sys.modules[type(source.rotary_module).__module__]
     rotate = getattr(module, "rotate_half", None)
     return rotate is None or bool(re.search(r"\[\.\.\., *(0|1)?::2\]", inspect.getsource(rotate)))
 
 
 def _misread(config: dict[str, Any], source: Source, snapshot: Snapshot) -> str | None:
-    """What a plain model built from the config has that it should not; None if all is as meant."""
+    """What is wrong with a plain model that is built from the config; None if nothing is."""
     with tempfile.TemporaryDirectory() as scratch:
-        write_json(Path(scratch) / "config.json", config)
+        write_json(Path(scratch) / CONFIG, config)
         try:
             model = skeleton(Path(scratch))
             sites = find_sites(model)

@@ -9,7 +9,7 @@ import torch
 
 from longwave.attention import get_attention
 from longwave.attention.dot import dot, torch_dot
-from longwave.attention.engine import dense
+from longwave.attention.engine import Scoring, dense
 from longwave.attention.infllm import InfLLM
 from longwave.attention.layout import Layout
 from longwave.attention.ms_poe import MsPoE
@@ -33,7 +33,7 @@ def whole_row(heads: int = 4, key_heads: int = 2, tokens: int = N, dtype: torch.
 
 def expected(row, bands):
     positions = torch.arange(row.stop)[None]
-    return dense(row.q, row.k, row.v, place(bands, SPECTRUM, positions, positions), layout=Layout(), scale=row.scale)
+    return dense(row.q, row.k, row.v, place(bands, SPECTRUM, positions, positions), Scoring(Layout(), row.scale))
 
 
 def decode(method, row, prompt):
@@ -73,7 +73,7 @@ def test_with_all_keys_it_is_full_attention(kind, options, prompt):
     placed = place(
         FULL, SPECTRUM, torch.arange(N)[None], torch.arange(N)[None], FULL[0] if method.stored == 0 else None
     )
-    full = dense(row.q, row.k, row.v, placed, layout=Layout(), scale=row.scale)
+    full = dense(row.q, row.k, row.v, placed, Scoring(Layout(), row.scale))
     assert torch.allclose(decode(method, row, prompt), full, atol=1e-12)
 
 

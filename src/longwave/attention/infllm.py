@@ -59,6 +59,7 @@ class InfLLM(Selection):
     name: ClassVar[str] = "infllm"
     summary: ClassVar[str] = "the last keys, and blocks of far keys at one distance"
     source: ClassVar[str] = "arXiv 2402.04617"
+    changes: ClassVar[str] = "visible keys"
     cost: ClassVar[str] = "a vector for each block is read to choose, and about L keys to attend"
     croppable: ClassVar[bool] = False  # attention that was received cannot be taken back
 

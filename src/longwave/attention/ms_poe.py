@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longwave.attention.bands import Band, zero
-from longwave.attention.engine import attend
+from longwave.attention.engine import Scoring, attend
 from longwave.attention.rows import Row, RowWise
 from longwave.schedule import tokens_at
 from longwave.settings import setting
@@ -42,7 +42,6 @@ class MsPoE(RowWise):
     name: ClassVar[str] = "ms-poe"
     summary: ClassVar[str] = "every head divides distances by a ratio of its own"
     source: ClassVar[str] = "arXiv 2403.04797"
-    cost: ClassVar[str] = "as full attention"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,7 +78,7 @@ class MsPoE(RowWise):
         placed = row.placed(
             row.rotation(row.positions / of_heads[:, None], row.spectrum.scaling), row.rotation(keys / memory[:, None])
         )
-        return attend(row.q, k, v, [placed], layout=row.layout, scale=row.scale), memory
+        return attend(row.q, k, v, [placed], Scoring(row.layout, row.scale)), memory
 
     def ratios(self, row: Row) -> Tensor:
         """The ratio of each head, [H], or of each key head, [H_kv]."""

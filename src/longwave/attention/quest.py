@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longwave.attention.bands import Band, same, zero
-from longwave.attention.engine import attend
+from longwave.attention.engine import Scoring, attend
 from longwave.attention.rows import Row
 from longwave.attention.selection import Choice, Selection, top
 from longwave.settings import setting
@@ -47,6 +47,7 @@ class Quest(Selection):
     name: ClassVar[str] = "quest"
     summary: ClassVar[str] = "for each head the pages that may matter most; distances as they are"
     source: ClassVar[str] = "arXiv 2406.10774"
+    changes: ClassVar[str] = "visible keys"
     cost: ClassVar[str] = "two vectors for each page are read to choose"
     trajectory: ClassVar[str] = "yarn"
 
@@ -85,7 +86,7 @@ class Quest(Selection):
             return super().attend(row, memory)
         query = row.rotation(torch.zeros_like(row.positions), row.spectrum.scaling)
         placed = [row.placed(query, None)]
-        return attend(row.q, row.k, row.v, placed, layout=row.layout, scale=row.scale), memory
+        return attend(row.q, row.k, row.v, placed, Scoring(row.layout, row.scale)), memory
 
     def choose(self, row: Row, memory: Pages | None) -> tuple[Choice, Pages]:
         memory = self.summary_of(row.k[0], memory)

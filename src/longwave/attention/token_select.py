@@ -74,6 +74,7 @@ class TokenSelect(Selection):
     name: ClassVar[str] = "token-select"
     summary: ClassVar[str] = "the first keys, the last ones, and those that the heads vote for"
     source: ClassVar[str] = "arXiv 2411.02886"
+    changes: ClassVar[str] = "visible keys"
     cost: ClassVar[str] = "keys are read once to vote, and 2688 at most to attend"
 
     def __post_init__(self) -> None:

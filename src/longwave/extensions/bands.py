@@ -63,7 +63,7 @@ class Plan:
         """All rows run the model's own attention."""
         return all(group.bands is None for group in self.groups)
 
-    def placed(self, group: Group, columns: Tensor, width: int) -> list[Placed]:
+    def placed(self, group: Group, columns: Tensor, width: int, dtype: torch.dtype) -> list[Placed]:
         """The group's rows in their bands, worked out by the first layer that asks."""
         if group.placed is None or group.placed[0] is not columns:
             assert group.bands is not None and group.spectrum is not None
@@ -73,7 +73,8 @@ class Plan:
             keys = _one_row(keys)
             positions = _one_row(positions) if keys.shape[0] == 1 else positions
             rows = max(keys.shape[0], positions.shape[0])
-            found = place(group.bands, group.spectrum, positions.expand(rows, -1), keys.expand(rows, -1), group.stored)
+            at, of_keys = positions.expand(rows, -1), keys.expand(rows, -1)
+            found = place(group.bands, group.spectrum, at, of_keys, group.stored, dtype)
             group.placed = columns, found
         return group.placed[1]
 
@@ -154,7 +155,7 @@ class BandedAttention:
                 parts.append(stock(q, k, v, None if own is None else group.of(own)))
                 continue
             scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-            placed = plan.placed(group, mask, key.shape[2])
+            placed = plan.placed(group, mask, key.shape[2], torch.promote_types(query.dtype, torch.float32))
             output = attend(q, k, v, placed, Scoring(self.layout, scale, getattr(self.attention, "mass", 0.0)))
             parts.append(output.transpose(1, 2).contiguous())
         return _together(plan.groups, parts)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from longwave.attention.bands import Attention, Band
 from longwave.attention.columns import is_columns, plain_mask
@@ -15,6 +16,7 @@ from longwave.attention.engine import Scoring, attend
 from longwave.attention.hook import BANDED, ON_LAYER
 from longwave.attention.layout import Layout
 from longwave.attention.placement import Placed, Spectrum, place
+from longwave.extensions.bounded import bound
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.rotation import Turn
 
@@ -57,18 +59,28 @@ class Plan:
     positions: Tensor
     groups: list[Group]
     embeddings: Any = None
+    cache: Any = None
 
     @property
     def plain(self) -> bool:
         """All rows run the model's own attention."""
         return all(group.bands is None for group in self.groups)
 
-    def placed(self, group: Group, columns: Tensor, width: int, dtype: torch.dtype) -> list[Placed]:
+    def columns_of(self, layer: nn.Module) -> Tensor | None:
+        """Which columns the layer's cache holds; None for all."""
+        layers, number = getattr(self.cache, "layers", ()), int(layer.layer_idx)  # type: ignore[arg-type]
+        return getattr(layers[number], "columns", None) if number < len(layers) else None
+
+    def placed(self, group: Group, columns: Tensor, held: Tensor | None, dtype: torch.dtype) -> list[Placed]:
         """The group's rows in their bands, worked out by the first layer that asks."""
         if group.placed is None or group.placed[0] is not columns:
             assert group.bands is not None and group.spectrum is not None
             positions, keys = group.of(self.positions), group.of(columns[:, 0, 0])
-            if width == positions.shape[1]:  # no cache: the keys are those of the same tokens, which may skip positions
+            if held is not None:
+                keys = keys[:, held.to(keys.device)]
+            elif (
+                keys.shape[1] == positions.shape[1]
+            ):  # no cache: the keys are those of the same tokens, which may skip positions
                 keys = torch.where(keys >= 0, positions, keys)
             keys = _one_row(keys)
             positions = _one_row(positions) if keys.shape[0] == 1 else positions
@@ -94,6 +106,7 @@ class BandedAttention:
 
     def __init__(self, attention: Attention, rotary: ScaledRotary, layout: Layout, layers: Collection[int]) -> None:
         self.attention, self.rotary, self.layout, self.layers = attention, rotary, layout, layers
+        self.numbers: set[int] = set()  # of those layers in a cache
         self._last: tuple[Tensor, Tensor, Any, Plan] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -103,6 +116,7 @@ class BandedAttention:
         """Let an attention layer rotate its queries and keys as the method stores them, if the layer has bands."""
         if number in self.layers:
             setattr(layer, BANDED, True)
+            self.numbers.add(int(layer.layer_idx))  # type: ignore[arg-type]
             layer.register_forward_pre_hook(store_rotated, with_kwargs=True)
 
     def take_off(self, layer: nn.Module) -> None:
@@ -126,20 +140,39 @@ class BandedAttention:
         self._last = position_ids, position_ids.clone(), setting, plan
         return plan
 
+    def prepare(self, cache: Any, padding: int = 0) -> None:
+        """Let an empty cache hold no more than the method sees.
+
+        Arguments:
+            padding: the most columns in front of a row's text.
+        """
+        if self.attention.bounded is not None and isinstance(cache, DynamicCache) and not int(cache.get_seq_length()):
+            first, last = self.attention.bounded
+            bound(cache, self.numbers, first + padding, first + last)  # rows may be within L, and see their first keys
+
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Any, stock: Stock, kwargs: dict[str, Any]
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        stock: Stock,
+        kwargs: dict[str, Any],
     ) -> Tensor:
         """Attention of a layer, [B, n, H, D].
 
         Arguments:
+            module: the layer.
             query: [B, H, n, D]; key, value: [B, H_kv, m, D], rotated as `store_rotated` has it.
             mask: the positions of the columns, see `attention.columns`.
             stock: the model's own attention, for rows within L.
             kwargs: what the layer hands to its attention function.
         """
         plan = self.plan(kwargs["position_ids"])
+        held = plan.columns_of(module)
         if plan.plain:
-            return stock(query, key, value, plain_mask(mask))
+            return stock(query, key, value, _of_columns(plain_mask(mask), held))
         if not is_columns(mask):
             raise ValueError(
                 f"{self.attention.name} needs an attention mask of two axes, [batch, tokens], or none; got one of "
@@ -151,11 +184,11 @@ class BandedAttention:
         for group in plan.groups:
             q, k, v = group.of(query), group.of(key), group.of(value)
             if group.bands is None:
-                own = plain_mask(mask)
+                own = _of_columns(plain_mask(mask), held)
                 parts.append(stock(q, k, v, None if own is None else group.of(own)))
                 continue
             scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-            placed = plan.placed(group, mask, key.shape[2], torch.promote_types(query.dtype, torch.float32))
+            placed = plan.placed(group, mask, held, torch.promote_types(query.dtype, torch.float32))
             output = attend(q, k, v, placed, Scoring(self.layout, scale, getattr(self.attention, "mass", 0.0)))
             parts.append(output.transpose(1, 2).contiguous())
         return _together(plan.groups, parts)
@@ -239,10 +272,16 @@ def store_rotated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         raise ValueError(f"{type(layer).__name__} is not told the positions of its tokens. Pass position_ids.")
     bands: BandedAttention = steering.bands
     plan = bands.plan(positions)
+    plan.cache = kwargs.get("past_key_values")
     if plan.plain:
         return None
     x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     return args, {**kwargs, "position_embeddings": bands.embeddings(plan, x)}
+
+
+def _of_columns(mask: Tensor | None, held: Tensor | None) -> Tensor | None:
+    """The part of a mask that is about the columns that a cache holds."""
+    return mask if mask is None or held is None else mask[..., held.to(mask.device)]
 
 
 def _one_row(positions: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Tiny random models of six families, with weights so large that attention is peaked and a wrong key shows."""
+"""Tiny random models of six families, with weights so large that attention is peaked and a wrong key shows.
+
+They are float64: in float32 two keys may be so near to one another that rounding decides which of them is chosen.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ FACTOR = {"token-select": 2.5, "infllm": 2.5, "quest": 2.5, "ms-poe": 1.2}  # th
 def peaked(family: str) -> PreTrainedModel:
     """One model of a family for all tests: they must restore it."""
     torch.manual_seed(0)
-    model: PreTrainedModel = BUILD[family]().eval()
+    model: PreTrainedModel = BUILD[family]().double().eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -69,5 +72,5 @@ def step_by_step(model: Any, ids: Tensor, cuts: list[int], **kwargs: Any) -> Ten
 
 
 def alike(a: Tensor, b: Tensor) -> bool:
-    """Equal up to the rounding of float32 in models with large weights. A wrong key moves logits by 0.1 and more."""
-    return bool((a - b).abs().max() < 5e-4)
+    """Equal up to rounding. A wrong key moves logits by 0.1 and more."""
+    return bool((a - b).abs().max() < 1e-8)

@@ -126,6 +126,11 @@ class Attention(Settings, ABC):
         return False
 
     @property
+    def bounded(self) -> tuple[int, int] | None:
+        """How many of the first and of the last keys are seen, where no others are: a cache need not hold more."""
+        return None
+
+    @property
     def prefill_chunk(self) -> int:
         """So many tokens of a prompt share one choice: a prompt that is read in parts needs parts of a multiple."""
         return 1
@@ -188,7 +193,10 @@ class NearAndFar(Attention):
 
 @lru_cache(maxsize=256)
 def _span(attention: Attention, t: float) -> float:
-    positions = torch.arange(tokens_at(t, attention.original_length), dtype=torch.float64)
+    tokens, most = tokens_at(t, attention.original_length), 2**20  # of a long text its two ends are enough
+    positions = torch.arange(max(0, tokens - most), tokens, dtype=torch.float64)
+    if tokens > most:
+        positions = torch.cat([torch.arange(min(most, tokens - most), dtype=torch.float64), positions])
     farthest = 0.0
     for band in attention.bands(t):
         first, last = band.first(positions).clamp(min=0), band.last(positions)

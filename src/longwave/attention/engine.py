@@ -20,7 +20,6 @@ from longwave.attention.layout import Layout
 from longwave.attention.placement import Placed
 
 TILE = 256  # queries that share a kernel call
-SMALLEST = 64  # columns that all queries of a tile see: with fewer, one masked call is cheaper than three
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +118,10 @@ class _Keys:
     def of(cls, k: Tensor, v: Tensor, band: Placed, layout: Layout) -> _Keys:
         if band.key is None:
             return cls(band, k, v, 0)
-        seen = band.high > band.low
-        if not bool(seen.any()):
+        every = band.tile(slice(0, band.low.shape[1]))
+        if every is None:
             return cls(band, k[:, :, :0], v[:, :, :0], 0)
-        columns = slice(int(band.low[seen].min()), int(band.high[seen].max()))
+        columns = slice(every.start, every.stop)
         cos, sin = band.key
         turned = layout.turn(k[:, :, columns], cos[:, :, columns], sin[:, :, columns])
         return cls(band, turned, v[:, :, columns], columns.start)
@@ -130,18 +129,14 @@ class _Keys:
     def pieces(self, q: Tensor, rows: slice, scoring: Scoring) -> Iterator[tuple[Tensor, Tensor]]:
         """Results of a tile of queries: of the columns that all of them see, and of those at the edges."""
         band = self.band
-        low, high = band.low[:, rows], band.high[:, rows]
-        empty = high <= low
-        if bool(empty.all()):
+        tile = band.tile(rows)
+        if tile is None:
             return
         cos, sin = band.query
         turned = scoring.layout.turn(q, cos[:, :, rows], sin[:, :, rows])
-        start, stop = int(low[~empty].min()), int(high[~empty].max())
-        inner = (stop, stop) if bool(empty.any()) else (int(low.max()), int(high.min()))
-        if inner[1] - inner[0] < SMALLEST and inner != (start, stop):
-            inner = (stop, stop)
         bias = scoring.bias(band, rows)
-        for first, last, masked in ((start, inner[0], True), (*inner, False), (inner[1], stop, True)):
+        edges = (tile.start, tile.first, True), (tile.first, tile.last, False), (tile.last, tile.stop, True)
+        for first, last, masked in edges:
             if first >= last:
                 continue
             mask = band.mask(rows, slice(first, last)) if masked else None

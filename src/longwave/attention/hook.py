@@ -71,7 +71,7 @@ class _Hook:
                 def stock(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **own: Any) -> Tensor:
                     return self._stock(attention, module, query, key, value, mask, *rest, **{**kwargs, **own})[0]
 
-                return steering.bands.attend(query, key, value, mask, stock, kwargs), None
+                return steering.bands.attend(module, query, key, value, mask, stock, kwargs), None
             args = plain_mask(mask), *rest
         return self._stock(attention, module, query, key, value, *args, **kwargs)
 

@@ -109,7 +109,7 @@ class InfLLM(Selection):
         )
         near_from = (row.positions - self.w + 1).clamp(min=0)
         query, key = torch.full_like(row.positions, self.w - 1), torch.zeros_like(listed)
-        return Choice(near_from, listed[None, None], query, key, self.w), memory
+        return Choice(near_from, listed[None, None], query, key, least=self.w), memory
 
     def select(self, row: Row, memory: Blocks) -> Tensor:
         """The keys of the chosen blocks: columns, [1, 1, keys]."""
@@ -161,5 +161,5 @@ def received(q: Tensor, k: Tensor, lse: Tensor, scale: float, mask: Tensor | Non
         lse: over everything that the queries see, [G, n].
         mask: which pairs count, [1, 1, n, keys]; None for all.
     """
-    weights = ((q @ k.mT).to(lse.dtype) * scale - lse[..., None]).exp()
-    return (weights if mask is None else weights.masked_fill(~mask[0], 0.0)).sum(1)
+    weights = (q.to(lse.dtype) @ k.to(lse.dtype).mT).mul_(scale).sub_(lse[..., None]).exp_()
+    return (weights if mask is None else weights.masked_fill_(~mask[0], 0.0)).sum(1)

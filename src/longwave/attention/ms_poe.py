@@ -10,6 +10,7 @@ from torch import Tensor
 
 from longwave.attention.bands import Band, zero
 from longwave.attention.engine import Scoring, attend
+from longwave.attention.placement import Turn
 from longwave.attention.rows import Row, RowWise
 from longwave.schedule import tokens_at
 from longwave.settings import setting
@@ -75,8 +76,9 @@ class MsPoE(RowWise):
         else:
             of_heads = memory.repeat_interleave(group)
         keys = torch.arange(row.stop, device=k.device)
+        scaling = torch.as_tensor(row.spectrum.scaling, dtype=memory.dtype) ** 2
         placed = row.placed(
-            row.rotation(row.positions / of_heads[:, None], row.spectrum.scaling), row.rotation(keys / memory[:, None])
+            rotation(row, row.positions / of_heads[:, None], scaling), rotation(row, keys / memory[:, None])
         )
         return attend(row.q, k, v, [placed], Scoring(row.layout, row.scale)), memory
 
@@ -91,3 +93,9 @@ class MsPoE(RowWise):
         step = (self.ratio_max - self.ratio_min) / len(order)
         even = self.ratio_min + step * torch.arange(len(order), dtype=wide, device=q.device)
         return even[order] if self.order == "official" else torch.empty_like(even).scatter_(0, order, even)
+
+
+def rotation(row: Row, places: Tensor, scaling: float | Tensor = 1.0) -> Turn:
+    """cos and sin at places of every head, [heads, n]: [1, heads, n, R/2]."""
+    phase = places[..., None] * row.spectrum.theta
+    return (phase.cos() * scaling)[None], (phase.sin() * scaling)[None]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from longwave.attention.bands import Band
 
+SMALLEST = 64  # columns that all queries of a tile see: with fewer, one masked call is cheaper than three
 Turn = tuple[Tensor, Tensor]  # cos and sin, [B or 1, 1, n, R/2]
 
 
@@ -20,11 +22,23 @@ class Spectrum:
         own: θ(1) in rad/token, shape [R/2].
         theta: θ(t) of the trajectory.
         scaling: the trajectory's attention scaling m at t; logits of rotated dimensions grow by m².
+        tables: cos and sin at whole places, by their type.
     """
 
     own: Tensor
     theta: Tensor
     scaling: float | Tensor = 1.0
+    tables: dict[torch.dtype, Turn] = field(default_factory=dict, repr=False)
+
+    def at(self, places: Tensor, dtype: torch.dtype) -> Turn:
+        """cos and sin of θ(t) at whole places, int64 [n]: [n, R/2]. They are worked out once."""
+        most = int(places.max()) + 1 if len(places) else 0
+        if dtype not in self.tables or len(self.tables[dtype][0]) < most:
+            count = 1 << max(8, (most - 1).bit_length())
+            phase = torch.arange(count, device=places.device).to(self.theta.dtype)[:, None] * self.theta
+            self.tables[dtype] = phase.cos().to(dtype), phase.sin().to(dtype)
+        cos, sin = self.tables[dtype]
+        return cos[places], sin[places]
 
     def of(self, band: Band) -> Tensor:
         return self.own if band.own else self.theta
@@ -33,6 +47,20 @@ class Spectrum:
         """places·θ in radians, float64 where the device has it, [..., R/2]."""
         theta = self.of(band)
         return places.to(theta.dtype)[..., None] * theta
+
+
+class Tile(NamedTuple):
+    """The columns that some neighbouring queries see.
+
+    Arguments:
+        start, stop: those that any of them sees.
+        first, last: those that all of them see; both are `stop` where masks are cheaper than three kernel calls.
+    """
+
+    start: int
+    stop: int
+    first: int
+    last: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +79,14 @@ class Placed:
     query: Turn
     key: Turn | None
     excess: Tensor | None
+    tiles: dict[tuple[int, int], Tile | None] = field(default_factory=dict, repr=False)
+
+    def tile(self, rows: slice) -> Tile | None:
+        """The columns of some queries; None if they see none. The first layer that asks works them out."""
+        key = rows.start, rows.stop
+        if key not in self.tiles:
+            self.tiles[key] = _tile(self.low[:, rows], self.high[:, rows])
+        return self.tiles[key]
 
     def mask(self, rows: slice, columns: slice) -> Tensor:
         """Which of the columns the queries see, bool [B or 1, 1, rows, columns]."""
@@ -65,6 +101,7 @@ def place(
     positions: Tensor,
     key_positions: Tensor,
     stored: Band | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> list[Placed]:
     """Place a forward in all bands.
 
@@ -75,6 +112,7 @@ def place(
         key_positions: of the columns of keys, int64 [B or 1, m]; -1 where there is no key. Ascending in each row,
             apart from those.
         stored: the band by whose places queries and keys are rotated already; None if they are not rotated.
+        dtype: of cos, sin and mass. Angles are worked out in float64 where the device has it.
     """
     wide = torch.float32 if positions.device.type == "mps" else torch.float64
     where, at = positions.to(wide), key_positions.to(wide)
@@ -90,11 +128,11 @@ def place(
         key = None
         if stored is None or not _same_key(band, stored):
             turned = spectrum.phase(band, band.key(at)) - before_key
-            key = _turn(turned)
+            key = _turn(turned, dtype)
         excess = None
         if band.room is not None:
-            excess = ((high - low).to(wide) / band.room).clamp(min=1.0).log()[:, None]
-        placed.append(Placed(low, high, _turn(phase, own), key, excess))
+            excess = ((high - low).to(wide) / band.room).clamp(min=1.0).log()[:, None].to(dtype)
+        placed.append(Placed(low, high, _turn(phase, dtype, own), key, excess))
     return placed
 
 
@@ -108,8 +146,22 @@ def _same_key(band: Band, stored: Band) -> bool:
     return band is stored or (band.key is stored.key and band.own == stored.own)
 
 
-def _turn(phase: Tensor, scale: float | Tensor = 1.0) -> Turn:
-    return (phase.cos() * scale)[:, None], (phase.sin() * scale)[:, None]
+def _turn(phase: Tensor, dtype: torch.dtype, scale: float | Tensor = 1.0) -> Turn:
+    return (phase.cos() * scale)[:, None].to(dtype), (phase.sin() * scale)[:, None].to(dtype)
+
+
+def _tile(low: Tensor, high: Tensor) -> Tile | None:
+    if low.numel() == 1:
+        start, stop = int(low), int(high)
+        return Tile(start, stop, start, stop) if start < stop else None
+    empty = high <= low
+    if bool(empty.all()):
+        return None
+    start, stop = int(low[~empty].min()), int(high[~empty].max())
+    first, last = int(low.max()), int(high.min())
+    if bool(empty.any()) or (last - first < SMALLEST and (first, last) != (start, stop)):
+        first = last = stop
+    return Tile(start, stop, first, last)
 
 
 def _ascending(key_positions: Tensor) -> Tensor:

@@ -84,8 +84,9 @@ class Quest(Selection):
     def attend(self, row: Row, memory: Pages | None) -> tuple[Tensor, Pages | None]:
         if row.decoding:
             return super().attend(row, memory)
-        query = row.rotation(torch.zeros_like(row.positions), row.spectrum.scaling)
-        placed = [row.placed(query, None)]
+        cos, sin = row.rotation(torch.zeros_like(row.positions))
+        scale = row.spectrum.scaling**2
+        placed = [row.placed((cos * scale, sin * scale), None)]
         return attend(row.q, row.k, row.v, placed, Scoring(row.layout, row.scale)), memory
 
     def choose(self, row: Row, memory: Pages | None) -> tuple[Choice, Pages]:

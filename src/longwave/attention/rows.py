@@ -55,20 +55,19 @@ class Row:
         return replace(self, q=self.q[:, :, queries], k=self.k[:, :, :stop], v=self.v[:, :, :stop])
 
     def turn(self, x: Tensor, places: Tensor) -> Tensor:
-        """Queries or keys, which come unrotated, at their places: [n], or [heads, n]."""
+        """Queries or keys, which come unrotated, at their places: whole ones, int64 [n]."""
         return self.layout.turn(x, *self.rotation(places))
 
     def aim(self, x: Tensor, places: Tensor) -> Tensor:
         """Queries at their places, with the attention scaling that counts for both sides of a logit."""
-        return self.layout.turn(x, *self.rotation(places, self.spectrum.scaling))
+        cos, sin = self.rotation(places)
+        scale = self.spectrum.scaling**2
+        return self.layout.turn(x, cos * scale, sin * scale)
 
-    def rotation(self, places: Tensor, scaling: float | Tensor = 1.0) -> Turn:
-        """cos and sin, [1, heads or 1, n, R/2]."""
-        theta = self.spectrum.theta
-        phase = places.to(theta.dtype)[..., None] * theta
-        phase = phase[None, None] if phase.ndim == 2 else phase[None]
-        scale = torch.as_tensor(scaling, dtype=theta.dtype, device=theta.device) ** 2
-        return phase.cos() * scale, phase.sin() * scale
+    def rotation(self, places: Tensor) -> Turn:
+        """cos and sin at whole places, [1, 1, n, R/2]."""
+        cos, sin = self.spectrum.at(places, torch.promote_types(self.q.dtype, torch.float32))
+        return cos[None, None], sin[None, None]
 
     def placed(self, query: Turn, key: Turn | None) -> Placed:
         """A band in which every query sees all keys up to itself."""

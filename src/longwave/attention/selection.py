@@ -14,6 +14,7 @@ from longwave.attention.kernels import with_lse
 from longwave.attention.rows import Row, RowWise
 
 Part = tuple[Tensor, Tensor]  # output [1, H, n, D] and log-sum-exp [1, H, n]
+Held = tuple[Tensor, Tensor]  # keys and values, [1, H_kv or H, S, D]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Choice:
         listed: ascending columns of keys, int64 [1, 1 or H, S]; -1 for none. None for no list.
         query: places of the queries as the list sees them, [n].
         key: places of the listed keys, [S]; None if they lie at their places already.
+        held: the listed keys at their places, and their values, where they are known.
         least: a query sees the listed keys that are so many tokens away and more.
     """
 
@@ -33,6 +35,7 @@ class Choice:
     listed: Tensor | None = None
     query: Tensor | None = None
     key: Tensor | None = None
+    held: Held | None = None
     least: int = 0
 
 
@@ -72,13 +75,13 @@ def near_part(row: Row, choice: Choice) -> Part | None:
 
 
 def near_pairs(row: Row, near: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Queries and keys of the near band at their places, and which pairs count, [1, 1, n, keys]."""
+    """Queries and keys of the near band at places that begin with 0, and which pairs count, [1, 1, n, keys]."""
     low = int(near[0])
     columns = torch.arange(low, row.stop, device=near.device)
     mask = None
     if row.q.shape[2] > 1:
         mask = ((columns >= near[:, None]) & (columns <= row.positions[:, None]))[None, None]
-    return row.aim(row.q, row.positions), row.turn(row.k[:, :, low:], columns), mask
+    return row.aim(row.q, row.positions - low), row.turn(row.k[:, :, low:], columns - low), mask
 
 
 def list_part(row: Row, choice: Choice) -> Part | None:
@@ -86,14 +89,18 @@ def list_part(row: Row, choice: Choice) -> Part | None:
     if choice.listed is None or choice.query is None or choice.listed.shape[-1] == 0:
         return None
     columns = choice.listed
-    keys, values = gather(row.k, columns), gather(row.v, columns)
-    if choice.key is not None:
-        keys = row.turn(keys, choice.key)
+    keys, values = choice.held or listed_keys(row, columns, choice.key)
     seen = (columns >= 0)[:, :, None]
     if choice.least:
         seen = seen & (row.positions[:, None] - columns[:, :, None] >= choice.least)
     mask = None if bool(seen.all()) else seen
     return with_lse(row.aim(row.q, choice.query), keys, values, mask, row.scale)
+
+
+def listed_keys(row: Row, columns: Tensor, places: Tensor | None) -> Held:
+    """The keys of a list at their places, and their values."""
+    keys = gather(row.k, columns)
+    return keys if places is None else row.turn(keys, places), gather(row.v, columns)
 
 
 def gather(x: Tensor, columns: Tensor) -> Tensor:

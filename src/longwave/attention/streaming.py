@@ -41,6 +41,10 @@ class StreamingLLM(Attention):
         return max(1, self.original_length - self.sinks) if self.window is None else self.window
 
     @property
+    def bounded(self) -> tuple[int, int]:
+        return self.sinks, self.w
+
+    @property
     def like_plain(self) -> bool:
         return self.sinks + self.w >= self.original_length
 
@@ -73,6 +77,10 @@ class LMInfinite(Attention):
     def w(self) -> int:
         """The window in tokens."""
         return self.original_length if self.window is None else self.window
+
+    @property
+    def bounded(self) -> tuple[int, int]:
+        return self.sinks, self.w
 
     @property
     def like_plain(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from longwave.attention.bands import Band, far, near, zero
 from longwave.attention.dot import dot
 from longwave.attention.rows import Row
-from longwave.attention.selection import Choice, Selection, top
+from longwave.attention.selection import Choice, Held, Selection, listed_keys, top
 from longwave.settings import setting
 
 BUDGET = 2688  # keys that the paper's settings see: 128 first ones, 512 last ones, 2048 by vote
@@ -19,10 +19,11 @@ BUDGET = 2688  # keys that the paper's settings see: 128 first ones, 512 last on
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """The last choice of decoding: its query, its list, and where its near band began."""
+    """The last choice of decoding: its query, its list with keys and values, and where its near band began."""
 
     query: Tensor
     listed: Tensor
+    held: Held
     start: int
 
 
@@ -122,17 +123,16 @@ class TokenSelect(Selection):
             memory = None
         if row.stop <= self.budget:
             return Choice(torch.zeros_like(row.positions)), memory
-        start = row.stop - self.w
+        start, place = row.stop - self.w, torch.arange(self.a + self.k, device=row.q.device)
         if memory is not None and self.serves(memory, row):
             start = memory.start if self.on_hit == "freeze" else start
-            listed = memory.listed
+            listed, held = memory.listed, memory.held
         else:
-            listed = self.select(row)
-            memory = Anchor(row.q.flatten(), listed, start) if row.decoding else None
-        first = torch.arange(self.a, device=row.q.device)
-        listed = torch.cat([first[None, None], listed], -1)
-        place = torch.arange(listed.shape[-1], device=row.q.device)
-        return Choice(row.positions * 0 + start, listed, row.positions - start + len(place), place), memory
+            listed = torch.cat([place[None, None, : self.a], self.select(row)], -1)
+            held = listed_keys(row, listed, place)
+            memory = Anchor(row.q.flatten(), listed, held, start) if row.decoding else None
+        near = torch.full_like(row.positions, start)
+        return Choice(near, listed, row.positions - start + len(place), place, held), memory
 
     def serves(self, anchor: Anchor, row: Row) -> bool:
         """Whether the choice of the anchor serves a query, and the near band has room to grow to it."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from longwave.attention.bands import Attention, Band
 from longwave.attention.columns import is_columns, plain_mask
@@ -17,11 +17,13 @@ from longwave.attention.hook import BANDED, ON_LAYER
 from longwave.attention.layout import Layout
 from longwave.attention.placement import Placed, Spectrum, place
 from longwave.attention.rows import RowWise
+from longwave.extensions.bounded import bound
 from longwave.extensions.memory import remembering
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.rotation import Turn
 from longwave.extensions.selecting import Extent, attend_rows, extents_of
 
+CACHE = "_longwave_cache"  # on an attention layer while it runs
 Stock = Callable[..., Tensor]  # the model's own attention: (query, key, value, mask, **kwargs) -> [B, n, H, D]
 
 
@@ -61,7 +63,6 @@ class Plan:
     positions: Tensor
     groups: list[Group]
     embeddings: Any = None
-    cache: tuple[Cache, int] | None = None  # of the layer that runs now, and the layer's place in it
     prompts: tuple[int, ...] = ()  # tokens of the prompts where `generate` runs
     extents: tuple[Any, list[Extent]] | None = None
 
@@ -70,25 +71,31 @@ class Plan:
         """All rows run the model's own attention."""
         return all(group.bands is None for group in self.groups)
 
-    def placed(self, group: Group, columns: Tensor, width: int) -> list[Placed]:
+    def placed(self, group: Group, columns: Tensor, held: Tensor | None, dtype: torch.dtype) -> list[Placed]:
         """The group's rows in their bands, worked out by the first layer that asks."""
         if group.placed is None or group.placed[0] is not columns:
             assert group.bands is not None and group.spectrum is not None
             positions, keys = group.of(self.positions), group.of(columns[:, 0, 0])
-            if width == positions.shape[1]:  # no cache: the keys are those of the same tokens, which may skip positions
+            if held is not None:
+                keys = keys[:, held.to(keys.device)]
+            elif (
+                keys.shape[1] == positions.shape[1]
+            ):  # no cache: the keys are those of the same tokens, which may skip positions
                 keys = torch.where(keys >= 0, positions, keys)
             keys = _one_row(keys)
             positions = _one_row(positions) if keys.shape[0] == 1 else positions
             rows = max(keys.shape[0], positions.shape[0])
-            found = place(group.bands, group.spectrum, positions.expand(rows, -1), keys.expand(rows, -1), group.stored)
+            at, of_keys = positions.expand(rows, -1), keys.expand(rows, -1)
+            found = place(group.bands, group.spectrum, at, of_keys, group.stored, dtype)
             group.placed = columns, found
         return group.placed[1]
 
-    def extents_of(self, method: RowWise, columns: Tensor) -> list[Extent]:
-        """Where each row lies, worked out by the first layer that asks."""
+    def rows_of(self, group: Group, method: RowWise, columns: Tensor) -> dict[int, Extent]:
+        """Where each row of the group lies, by its number, worked out by the first layer that asks."""
         if self.extents is None or self.extents[0] is not columns:
             self.extents = columns, extents_of(method, self.positions, columns[:, 0, 0], self.prompts)
-        return self.extents[1]
+        every = self.extents[1]
+        return {row: every[row] for row in (range(len(every)) if group.rows is None else group.rows.tolist())}
 
 
 class BandedAttention:
@@ -106,6 +113,7 @@ class BandedAttention:
 
     def __init__(self, attention: Attention, rotary: ScaledRotary, layout: Layout, layers: Collection[int]) -> None:
         self.attention, self.rotary, self.layout, self.layers = attention, rotary, layout, layers
+        self.numbers: set[int] = set()  # of those layers in a cache
         self._last: tuple[Tensor, Tensor, Any, Plan] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -115,6 +123,7 @@ class BandedAttention:
         """Let an attention layer rotate its queries and keys as the method stores them, if the layer has bands."""
         if number in self.layers:
             setattr(layer, BANDED, True)
+            self.numbers.add(int(layer.layer_idx))  # type: ignore[arg-type]
             layer.register_forward_pre_hook(store_rotated, with_kwargs=True)
 
     def take_off(self, layer: nn.Module) -> None:
@@ -139,20 +148,40 @@ class BandedAttention:
         self._last = position_ids, position_ids.clone(), setting, plan
         return plan
 
+    def prepare(self, cache: Any, padding: int = 0) -> None:
+        """Let an empty cache hold no more than the method sees.
+
+        Arguments:
+            padding: the most columns in front of a row's text.
+        """
+        if self.attention.bounded is not None and isinstance(cache, DynamicCache) and not int(cache.get_seq_length()):
+            first, last = self.attention.bounded
+            bound(cache, self.numbers, first + padding, first + last)  # rows may be within L, and see their first keys
+
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Any, stock: Stock, kwargs: dict[str, Any]
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Any,
+        stock: Stock,
+        kwargs: dict[str, Any],
     ) -> Tensor:
         """Attention of a layer, [B, n, H, D].
 
         Arguments:
+            module: the layer.
             query: [B, H, n, D]; key, value: [B, H_kv, m, D], rotated as `store_rotated` has it.
             mask: the positions of the columns, see `attention.columns`.
             stock: the model's own attention, for rows within L.
             kwargs: what the layer hands to its attention function.
         """
         plan = self.plan(kwargs["position_ids"])
+        cache = vars(module).pop(CACHE, None)
+        held = _columns_of(cache, module)
         if plan.plain:
-            return stock(query, key, value, plain_mask(mask))
+            return stock(query, key, value, _of_columns(plain_mask(mask), held))
         if not is_columns(mask):
             raise ValueError(
                 f"{self.attention.name} needs an attention mask of two axes, [batch, tokens], or none; got one of "
@@ -164,29 +193,20 @@ class BandedAttention:
         for group in plan.groups:
             q, k, v = group.of(query), group.of(key), group.of(value)
             if group.bands is None:
-                own = plain_mask(mask)
+                own = _of_columns(plain_mask(mask), held)
                 parts.append(stock(q, k, v, None if own is None else group.of(own)))
                 continue
             scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
             if self.attention.remembers:
-                parts.append(self._by_row(plan, group, (q, k, v), mask, scale))
+                method = cast(RowWise, self.attention)
+                memories = None if cache is None else remembering(cache, int(module.layer_idx), method)  # type: ignore[arg-type]
+                setting = {"layout": self.layout, "spectrum": group.spectrum, "scale": scale}
+                parts.append(attend_rows(method, (q, k, v), plan.rows_of(group, method, mask), memories, setting))
                 continue
-            placed = plan.placed(group, mask, key.shape[2])
+            placed = plan.placed(group, mask, held, torch.promote_types(query.dtype, torch.float32))
             output = attend(q, k, v, placed, Scoring(self.layout, scale, getattr(self.attention, "mass", 0.0)))
             parts.append(output.transpose(1, 2).contiguous())
         return _together(plan.groups, parts)
-
-    def _by_row(
-        self, plan: Plan, group: Group, tensors: tuple[Tensor, Tensor, Tensor], columns: Tensor, scale: float
-    ) -> Tensor:
-        """Attention of a method that remembers what it saw."""
-        method = cast(RowWise, self.attention)
-        memories = None if plan.cache is None else remembering(*plan.cache, method)
-        plan.cache = None  # the plan outlives the forward, and the cache must not
-        extents = plan.extents_of(method, columns)
-        rows = list(range(len(extents))) if group.rows is None else group.rows.tolist()
-        setting = {"layout": self.layout, "spectrum": group.spectrum, "scale": scale}
-        return attend_rows(method, tensors, [extents[row] for row in rows], rows, memories, setting)
 
     def embeddings(self, plan: Plan, x: Tensor) -> Any:
         """What the rotary module hands to the layers (cos and sin): every token at the place where it is stored."""
@@ -267,12 +287,22 @@ def store_rotated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         raise ValueError(f"{type(layer).__name__} is not told the positions of its tokens. Pass position_ids.")
     bands: BandedAttention = steering.bands
     plan = bands.plan(positions)
+    vars(layer)[CACHE] = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
     if plan.plain:
         return None
-    cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
-    plan.cache = None if cache is None else (cache, int(layer.layer_idx))  # type: ignore[arg-type]
     x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     return args, {**kwargs, "position_embeddings": bands.embeddings(plan, x)}
+
+
+def _columns_of(cache: Cache | None, layer: nn.Module) -> Tensor | None:
+    """Which columns the layer's cache holds; None for all."""
+    layers, number = getattr(cache, "layers", ()), int(layer.layer_idx)  # type: ignore[arg-type]
+    return getattr(layers[number], "columns", None) if number < len(layers) else None
+
+
+def _of_columns(mask: Tensor | None, held: Tensor | None) -> Tensor | None:
+    """The part of a mask that is about the columns that a cache holds."""
+    return mask if mask is None or held is None else mask[..., held.to(mask.device)]
 
 
 def _one_row(positions: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from longwave.data.prompts import check_ids, opening
 from longwave.extensions.decoding import NEW_TOKENS
+from longwave.extensions.generation import prepare_cache
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import reach_of
 from longwave.files import write_json
@@ -128,6 +129,7 @@ class Conversation:
 
     def _empty_cache(self) -> None:
         self._cache = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+        prepare_cache(self.model, self._cache)
 
     def _encode(self, messages: list[dict[str, str]]) -> list[int]:
         if self.tokenizer.chat_template:

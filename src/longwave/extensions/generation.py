@@ -27,8 +27,9 @@ from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREF
 from longwave.attention import Attention
 from longwave.extensions.caches import adopt, before_forward
 from longwave.extensions.dial import Dial, lock_of
-from longwave.extensions.handle import extension
+from longwave.extensions.handle import extension, find_extension
 from longwave.extensions.lengths import prompt_columns, prompt_lengths
+from longwave.extensions.steering import steering_of
 
 
 @dataclass
@@ -95,7 +96,17 @@ def start(
         _refuse_other_readings(dial.attention, call, generation_config, generation_mode)
     dial.start_generating(lengths, call.new)
     if isinstance(cache, Cache):
+        if not getattr(cache, "_is_user_defined", False):
+            prepare_cache(model, cache, max(0, call.width - min(prompt)))
         adopt(model, cache, whole=whole)
+
+
+def prepare_cache(model: Any, cache: Any, padding: int = 0) -> None:
+    """Let an empty cache hold no more than the model's attention method sees."""
+    handle = find_extension(model)
+    steering = None if handle is None else steering_of(handle.host)
+    if steering is not None and steering.bands is not None:
+        steering.bands.prepare(cache, padding)
 
 
 def stop_at_our_length(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -123,10 +134,10 @@ def next_inputs(model: Any, input_ids: Tensor, *args: Any, inputs_embeds: Tensor
     lengths = [length + grown for length in call.lengths]
     changed = dial.grow_to(lengths)
     cache = kwargs.get("past_key_values")
-    if not changed or not isinstance(cache, Cache):
+    if changed and isinstance(cache, Cache):
+        adopt(model, cache, whole=True)
+    if not changed or not isinstance(cache, Cache) or int(cache.get_seq_length()):
         return prepare(model, input_ids, *args, **kwargs)
-    cache.reset()
-    adopt(model, cache, whole=True)
     return _refill(model, prepare, input_ids, call.chunk, {**kwargs, "next_sequence_length": None})
 
 

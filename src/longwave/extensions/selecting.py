@@ -59,8 +59,7 @@ def extents_of(method: RowWise, positions: Tensor, columns: Tensor, prompts: tup
 def attend_rows(
     method: RowWise,
     tensors: tuple[Tensor, Tensor, Tensor],
-    extents: list[Extent],
-    rows: list[int],
+    rows: dict[int, Extent],
     memories: Memories | None,
     setting: dict[str, Any],
 ) -> Tensor:
@@ -68,8 +67,7 @@ def attend_rows(
 
     Arguments:
         tensors: q [B, H, n, D]; k, v [B, H_kv, m, D].
-        extents: where each row lies.
-        rows: their numbers in the batch of the forward.
+        rows: where each of them lies, by its number in the batch of the forward.
         memories: of the layer; None where nothing is cached.
         setting: layout, spectrum and scale of a `Row`.
 
@@ -83,7 +81,7 @@ def attend_rows(
             "another attention method."
         )
     output = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
-    for at, (extent, number) in enumerate(zip(extents, rows, strict=True)):
+    for at, (number, extent) in enumerate(rows.items()):
         if not extent.length:
             continue
         own, columns = min(q.shape[2], extent.length), slice(extent.first, extent.first + extent.length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -133,6 +134,25 @@ def test_grow_reads_the_text_again_where_it_crosses_L(model):
     for length in range(L + 1, L + 4):
         found = model(written[:, length : length + 1], past_key_values=cache).logits[0, -1].argmax()
         assert found == written[0, length + 1]
+
+
+def test_frozen_weights_may_run_with_gradients_switched_on(model):
+    ids = text_ids(1, PROMPT + STEPS)
+    expected = goes_on(model, ids, filled(model, ids, 0), PROMPT)
+    model.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            assert alike(goes_on(model, ids, filled(model, ids, 0), PROMPT), expected)
+    finally:
+        model.requires_grad_(True)
+
+
+def test_a_model_keeps_no_cache_alive(model):
+    ids = text_ids(1, PROMPT + 1)
+    cache = filled(model, ids, 1)
+    kept = weakref.ref(cache)
+    del cache
+    assert kept() is None
 
 
 def test_room_grows_without_a_copy_and_never_into_what_others_hold():

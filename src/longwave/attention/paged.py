@@ -28,10 +28,7 @@ def dot(q: Tensor, k: Tensor, first: int, stop: int, pages: Tensor | None = None
     if count == 0:
         return scores
     group = heads // k.shape[0]
-    sizes: dict[str, Any] = {
-        "GROUP": triton.next_power_of_2(group), "WIDTH": triton.next_power_of_2(width), "TILE": TILE,
-        "PAGED": pages is not None,
-    }  # fmt: skip
+    sizes: dict[str, Any] = {"WIDTH": triton.next_power_of_2(width), "TILE": TILE, "PAGED": pages is not None}
     table = q if pages is None else pages.contiguous()
     q, k = q.contiguous(), k if k.stride(-1) == 1 else k.contiguous()
     _kernel[(k.shape[0], triton.cdiv(count, TILE))](
@@ -45,7 +42,7 @@ if triton is not None:
     @triton.jit
     def _kernel(  # type: ignore[no-untyped-def]
         q, k, pages, scores, first, count, group, width, head_stride, key_stride,
-        GROUP: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, PAGED: tl.constexpr,
+        WIDTH: tl.constexpr, TILE: tl.constexpr, PAGED: tl.constexpr,
     ):  # fmt: skip
         head, tile = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
         key, dim = tile * TILE + tl.arange(0, TILE), tl.arange(0, WIDTH)
@@ -55,8 +52,6 @@ if triton is not None:
             column = tl.load(pages + column, mask=inside, other=0)
         where = k + head * head_stride + column[:, None] * key_stride + dim[None, :]
         keys = tl.load(where, mask=inside[:, None] & (dim < width)[None, :], other=0.0).to(tl.float32)
-        for at in range(0, GROUP):
-            real = at < group
-            query = tl.load(q + (head * group + at) * width + dim, mask=(dim < width) & real, other=0.0)
-            found = tl.sum(keys * query.to(tl.float32)[None, :], axis=1)
-            tl.store(scores + (head * group + at) * count + key, found, mask=inside & real)
+        for at in range(group):
+            query = tl.load(q + (head * group + at) * width + dim, mask=dim < width, other=0.0).to(tl.float32)
+            tl.store(scores + (head * group + at) * count + key, tl.sum(keys * query[None, :], axis=1), mask=inside)

@@ -113,6 +113,16 @@ def test_the_kernel_for_a_gpu_is_the_product_in_pytorch():
         assert torch.allclose(paged.dot(q, k, 5, 890, pages), torch_dot(q, k[:, pages], 5, 890), atol=1e-3)
 
 
+@pytest.mark.parametrize("length", [2, 3, 8, 20, 64, 256, 2048, 8192, 131072])
+def test_defaults_stay_within_L(length):
+    for name in ("token-select", "infllm"):
+        method = get_attention(name).create(original_length=length, max_factor=16)
+        assert method.factor(16.0) == 1.0
+        assert 1 <= method.prefill_chunk <= method.w
+    assert get_attention("token-select").create(original_length=length, max_factor=16).budget <= min(length, 2688)
+    assert 1 <= get_attention("quest").create(original_length=length, max_factor=16).pages
+
+
 def test_of_equal_values_the_first_ones_are_taken():
     values = torch.tensor([[1.0, 3, 2, 2, 2, 0], [0, 0, 0, 0, 0, 0]])
     assert top(values, 3).tolist() == [[1, 2, 3], [0, 1, 2]]

@@ -89,7 +89,8 @@ class TokenSelect(Selection):
     @property
     def a(self) -> int:
         """The first keys."""
-        return min(128, max(4, self.original_length // 64)) if self.sinks is None else self.sinks
+        length = self.original_length
+        return min(128, max(4, length // 64), length // 2) if self.sinks is None else self.sinks
 
     @property
     def w(self) -> int:

@@ -68,8 +68,10 @@ class Plan:
 
     def columns_of(self, layer: nn.Module) -> Tensor | None:
         """Which columns the layer's cache holds; None for all."""
-        layers, number = getattr(self.cache, "layers", ()), int(layer.layer_idx)  # type: ignore[arg-type]
-        return getattr(layers[number], "columns", None) if number < len(layers) else None
+        layers: Sequence[Any] = getattr(self.cache, "layers", ())
+        number: Any = getattr(layer, "layer_idx", None)
+        known = isinstance(number, int) and 0 <= number < len(layers)
+        return getattr(layers[number], "columns", None) if known else None
 
     def placed(self, group: Group, columns: Tensor, held: Tensor | None, dtype: torch.dtype) -> list[Placed]:
         """The group's rows in their bands, worked out by the first layer that asks."""
@@ -116,7 +118,7 @@ class BandedAttention:
         """Let an attention layer rotate its queries and keys as the method stores them, if the layer has bands."""
         if number in self.layers:
             setattr(layer, BANDED, True)
-            self.numbers.add(int(layer.layer_idx))  # type: ignore[arg-type]
+            self.numbers |= {layer.layer_idx} if isinstance(layer.layer_idx, int) else set()
             layer.register_forward_pre_hook(store_rotated, with_kwargs=True)
 
     def take_off(self, layer: nn.Module) -> None:
@@ -194,7 +196,11 @@ class BandedAttention:
         return _together(plan.groups, parts)
 
     def embeddings(self, plan: Plan, x: Tensor) -> Any:
-        """What the rotary module hands to the layers (cos and sin): every token at the place where it is stored."""
+        """What the rotary module hands to the layers (cos and sin): every token at the place where it is stored.
+
+        Arguments:
+            x: a tensor [batch or 1, ...] of the type and on the device of what the module returns.
+        """
         if plan.embeddings is None:
             base, rotation = self.rotary.frequencies.own, self.rotary.rotation
             parts = []
@@ -275,8 +281,9 @@ def store_rotated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     plan.cache = kwargs.get("past_key_values")
     if plan.plain:
         return None
-    x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    return args, {**kwargs, "position_embeddings": bands.embeddings(plan, x)}
+    own = kwargs["position_embeddings"]
+    like = own if isinstance(own, Tensor) else own[0]
+    return args, {**kwargs, "position_embeddings": bands.embeddings(plan, like)}
 
 
 def _of_columns(mask: Tensor | None, held: Tensor | None) -> Tensor | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ It took {types} causal-LM types and built a tiny model of each type from the def
 | logits bitwise those of the plain model at t = 1 and after `restore` | {exact} |
 | gradient reaches the field at t = 2 | {gradient} |
 | per-query log-n, exact within L | {log_n} |
+| an attention method (`two-band`): exact within L, cached as without a cache | {bands} |
 
 A model that owns a rotary module needs no code in longwave. `extend` runs the module's own forward on other
 frequencies. Layout, partial rotation, multi-axis positions and attention scaling stay as the model has them. Some
@@ -51,6 +53,12 @@ models that need a line of code have it in `src/longwave/extensions/sites.py`.
 `extend` with log-n is refused, with the reason. `extend` with `log_n=False` works.
 
 {without_log_n}
+
+## Extended, without attention methods
+
+`extend` with an attention method is refused, with the reason. A scaling method alone works.
+
+{without_bands}
 
 ## Refused: no rotary module
 
@@ -75,7 +83,7 @@ def main() -> None:
 def page(findings: list[Finding]) -> str:
     counts = {
         name: sum(getattr(finding, name) for finding in findings)
-        for name in ("built", "attached", "exact", "gradient", "log_n")
+        for name in ("built", "attached", "exact", "gradient", "log_n", "bands")
     }
     extended = ", ".join(f"`{f.model_type}`" for f in findings if f.attached and f.log_n)
     return PAGE.format(
@@ -84,6 +92,7 @@ def page(findings: list[Finding]) -> str:
         types=len(findings),
         extended=extended,
         without_log_n=_by_reason([f for f in findings if f.attached and not f.log_n]),
+        without_bands=_by_reason([replace(f, reason=f.without_bands) for f in findings if f.attached and not f.bands]),
         refused=_by_reason([f for f in findings if f.built and not f.attached]),
         unbuilt=_by_reason([f for f in findings if not f.built]),
         **counts,
@@ -105,7 +114,7 @@ def _short(reason: str) -> str:
         return match[1]
     if "hands no position_ids" in reason:
         return "the attention interface gets no position ids"
-    if match := re.search(r"cannot have log-n scaling: (.*?)\. Pass", reason):
+    if match := re.search(r"cannot have (?:log-n scaling|an attention method): (.*?)\. (?:Pass|Choose)", reason):
         return match[1].replace("its attention does", "attention does")
     return reason
 

@@ -8,6 +8,7 @@ from zoo import examine
 
 # What docs/architectures.md lists; other versions of transformers have other types, so this is a floor.
 FLOOR = 95
+BANDS = 72
 
 
 @pytest.mark.slow
@@ -21,6 +22,9 @@ def test_every_model_type_is_extended_exactly_or_refused_clearly() -> None:
     assert [reason for reason in refused if "has no rotary module to extend: it has" not in reason] == []
     without_log_n = [finding.reason for finding in attached if not finding.log_n]
     assert [reason for reason in without_log_n if not reason.endswith("Pass log_n=False.")] == []
+    assert sum(finding.bands for finding in attached) >= BANDS
+    without_bands = [finding.without_bands for finding in attached if not finding.bands]
+    assert [reason for reason in without_bands if "cannot have an attention method: " not in reason] == []
 
 
 @pytest.mark.parametrize("model_type", ["gemma3_text", "phimoe", "deepseek_v4", "moshi", "granite_swa", "lfm3"])

@@ -120,7 +120,7 @@ def test_defaults_stay_within_L(length):
         assert method.factor(16.0) == 1.0
         assert 1 <= method.prefill_chunk <= method.w
     assert get_attention("token-select").create(original_length=length, max_factor=16).budget <= min(length, 2688)
-    assert 1 <= get_attention("quest").create(original_length=length, max_factor=16).pages
+    assert get_attention("quest").create(original_length=length, max_factor=16).pages >= 1
 
 
 def test_of_equal_values_the_first_ones_are_taken():

@@ -15,10 +15,12 @@ class Layout:
     Arguments:
         interleaved: pairs are (0, 1), (2, 3), ...; otherwise (0, R/2), (1, R/2 + 1), ...
         at_end: the last R of the D dimensions are turned; otherwise the first R.
+        backwards: pairs are turned by the negative angle.
     """
 
     interleaved: bool = False
     at_end: bool = False
+    backwards: bool = False
 
     def turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Turn pairs by their angles, in float32 or better, and return the type of x.
@@ -35,7 +37,7 @@ class Layout:
             one, two = slice(start, start + half), slice(start + half, start + 2 * half)
         wide = torch.promote_types(x.dtype, torch.float32)
         a, b = x[..., one].to(wide), x[..., two].to(wide)
-        cos, sin = cos.to(wide), sin.to(wide)
+        cos, sin = cos.to(wide), -sin.to(wide) if self.backwards else sin.to(wide)
         turned = torch.empty(x.shape, dtype=x.dtype, device=x.device) if not x.requires_grad else x.clone()
         if x.shape[-1] > 2 * half:
             kept = slice(0, start) if self.at_end else slice(2 * half, None)
@@ -45,4 +47,9 @@ class Layout:
         return turned
 
 
-LAYOUTS = tuple(Layout(interleaved, at_end) for at_end in (False, True) for interleaved in (False, True))
+LAYOUTS = tuple(
+    Layout(interleaved, at_end, backwards)
+    for backwards in (False, True)
+    for at_end in (False, True)
+    for interleaved in (False, True)
+)

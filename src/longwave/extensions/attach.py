@@ -24,7 +24,7 @@ from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import Site, find_sites, host_of, reset_frequencies, rope_at
 from longwave.extensions.spec import parse_spec
 from longwave.extensions.standin import frequency_name
-from longwave.extensions.steering import steer, steer_again, steering_of, stop_steering
+from longwave.extensions.steering import BY_BANDS, require_steerable, steer, steer_again, steering_of, stop_steering
 from longwave.rope import Rope
 from longwave.schedule import Schedule, Static, parse_schedule
 from longwave.trajectory import Trajectory
@@ -274,6 +274,7 @@ def _bands(host: PreTrainedModel, attention: Attention, rotaries: list[ScaledRot
             f"{type(host).__name__} has rotary modules of several frequencies, and {attention.name} needs one. "
             "Choose a scaling method alone."
         )
+    require_steerable(host, BY_BANDS)
     layers, layout = banded_layers(host, rotaries[0])
     return BandedAttention(attention, rotaries[0], layout, layers)
 

@@ -123,7 +123,7 @@ class BandedAttention:
         """Let an attention layer rotate its queries and keys as the method stores them, if the layer has bands."""
         if number in self.layers:
             setattr(layer, BANDED, True)
-            self.numbers.add(int(layer.layer_idx))  # type: ignore[arg-type]
+            self.numbers |= {layer.layer_idx} if isinstance(layer.layer_idx, int) else set()
             layer.register_forward_pre_hook(store_rotated, with_kwargs=True)
 
     def take_off(self, layer: nn.Module) -> None:
@@ -179,7 +179,7 @@ class BandedAttention:
         """
         plan = self.plan(kwargs["position_ids"])
         cache = vars(module).pop(CACHE, None)
-        held = _columns_of(cache, module)
+        held = getattr(_layer_of(cache, module), "columns", None)  # which columns the cache holds; None for all
         if plan.plain:
             return stock(query, key, value, _of_columns(plain_mask(mask), held))
         if not is_columns(mask):
@@ -199,7 +199,7 @@ class BandedAttention:
             scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
             if self.attention.remembers:
                 method = cast(RowWise, self.attention)
-                memories = None if cache is None else remembering(cache, int(module.layer_idx), method)  # type: ignore[arg-type]
+                memories = None if cache is None else remembering(cache, module.layer_idx, method)  # type: ignore[arg-type]
                 setting = {"layout": self.layout, "spectrum": group.spectrum, "scale": scale}
                 parts.append(attend_rows(method, (q, k, v), plan.rows_of(group, method, mask), memories, setting))
                 continue
@@ -209,7 +209,11 @@ class BandedAttention:
         return _together(plan.groups, parts)
 
     def embeddings(self, plan: Plan, x: Tensor) -> Any:
-        """What the rotary module hands to the layers (cos and sin): every token at the place where it is stored."""
+        """What the rotary module hands to the layers (cos and sin): every token at the place where it is stored.
+
+        Arguments:
+            x: a tensor [batch or 1, ...] of the type and on the device of what the module returns.
+        """
         if plan.embeddings is None:
             base, rotation = self.rotary.frequencies.own, self.rotary.rotation
             parts = []
@@ -290,14 +294,16 @@ def store_rotated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     vars(layer)[CACHE] = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
     if plan.plain:
         return None
-    x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    return args, {**kwargs, "position_embeddings": bands.embeddings(plan, x)}
+    own = kwargs["position_embeddings"]
+    like = own if isinstance(own, Tensor) else own[0]
+    return args, {**kwargs, "position_embeddings": bands.embeddings(plan, like)}
 
 
-def _columns_of(cache: Cache | None, layer: nn.Module) -> Tensor | None:
-    """Which columns the layer's cache holds; None for all."""
-    layers, number = getattr(cache, "layers", ()), int(layer.layer_idx)  # type: ignore[arg-type]
-    return getattr(layers[number], "columns", None) if number < len(layers) else None
+def _layer_of(cache: Cache | None, layer: nn.Module) -> Any:
+    """The layer's part of the cache; None where there is none yet."""
+    layers: Sequence[Any] = getattr(cache, "layers", ())
+    number: Any = getattr(layer, "layer_idx", None)
+    return layers[number] if isinstance(number, int) and 0 <= number < len(layers) else None
 
 
 def _of_columns(mask: Tensor | None, held: Tensor | None) -> Tensor | None:

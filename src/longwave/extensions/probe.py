@@ -10,12 +10,14 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from longwave.attention.layers import attention_layers, is_local
 from longwave.attention.layout import LAYOUTS, Layout
+from longwave.errors import first_line
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.steering import attention_of, set_attention, text_model
 
 NAME = "longwave-probe"
 TOKENS = 8
 WITHIN = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # relative
+LOCAL = "local"  # of a layer that says in its call only that it sees a window
 UNKNOWN = ("softcap", "s_aux", "position_bias")  # arguments of an attention function that bands do not know
 
 
@@ -27,7 +29,8 @@ class _Seen:
         self.kwargs: dict[str, Any] = {}
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.query, self.key, self.value, self.kwargs = query, key, value, kwargs
+        self.query, self.key, self.value = query, key, value
+        self.kwargs = kwargs | {"attention_mask": args[0] if args else kwargs.get("attention_mask")}
         batch, heads, tokens, _ = query.shape
         return value.new_zeros(batch, tokens, heads, value.shape[-1]), None
 
@@ -45,7 +48,7 @@ def banded_layers(model: PreTrainedModel, rotary: ScaledRotary) -> tuple[list[in
         raise _refusal(model, "all its layers see a sliding window. Set sliding_window to None in its config first")
     if next(text.parameters()).is_meta:
         return [every.index(layer) for layer in layers], LAYOUTS[0]  # nothing runs without weights
-    found: dict[nn.Module, Layout | None] = {}
+    found: dict[nn.Module, Layout | str | None] = {}
     seen = _Seen()
     AttentionInterface.register(NAME, seen)
     hooks = [layer.register_forward_pre_hook(_watch(model, rotary, seen, found), with_kwargs=True) for layer in layers]
@@ -56,26 +59,39 @@ def banded_layers(model: PreTrainedModel, rotary: ScaledRotary) -> tuple[list[in
         device = next(text.parameters()).device
         with torch.no_grad():
             text(input_ids=torch.arange(1, TOKENS + 1, device=device)[None], use_cache=False)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a model raises that does without its own attention
+        raise _refusal(model, f"its layers cannot be examined ({type(error).__name__}: {first_line(error)})") from None
     finally:
         for hook in hooks:
             hook.remove()
         set_attention(text, before)
         text.train(training)
-    banded = {number: found[layer] for number, layer in enumerate(every) if found.get(layer) is not None}
+    if all(layer in found and found[layer] is LOCAL for layer in layers):
+        raise _refusal(model, "all its layers see a sliding window. Set sliding_window to None in its config first")
+    banded = {number: found[layer] for number, layer in enumerate(every) if isinstance(found.get(layer), Layout)}
     if not banded:
-        raise _refusal(model, "none of its layers that see the whole context rotates its queries and keys")
+        raise _refusal(model, "no layer of it that sees the whole context rotates its queries and keys")
     if len(set(banded.values())) > 1:
         raise _refusal(model, "its layers rotate in several ways")
-    return list(banded), next(layout for layout in banded.values() if layout is not None)
+    return list(banded), next(layout for layout in banded.values() if isinstance(layout, Layout))
 
 
-def _watch(model: PreTrainedModel, rotary: ScaledRotary, seen: _Seen, found: dict[nn.Module, Layout | None]) -> Any:
+def _watch(
+    model: PreTrainedModel, rotary: ScaledRotary, seen: _Seen, found: dict[nn.Module, Layout | str | None]
+) -> Any:
     def watch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         embeddings, positions = kwargs.get("position_embeddings"), kwargs.get("position_ids")
         if embeddings is None or positions is None or positions.ndim != 2:
             raise _refusal(model, f"its {type(layer).__name__} is not given rotations and positions by name")
         layer.forward(*args, **kwargs)
         turned = seen.query, seen.key
+        if is_local(layer, seen.kwargs):
+            found[layer] = LOCAL
+            return
+        if seen.kwargs["attention_mask"] is not None:
+            raise _refusal(model, "its attention makes a mask of its own")
         asked = [name for name in UNKNOWN if seen.kwargs.get(name) is not None]
         if asked:
             raise _refusal(model, f"its attention has {asked[0]}")

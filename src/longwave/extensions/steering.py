@@ -19,17 +19,24 @@ LOG_N = "log-n scaling", "Pass log_n=False."
 BY_BANDS = "an attention method", "Choose a scaling method alone."
 
 
+def require_steerable(model: PreTrainedModel, what: tuple[str, str]) -> None:
+    """A `ValueError` if the model's attention does not go through the interface of transformers, or knows no positions.
+
+    Arguments:
+        what: LOG_N or BY_BANDS, for the message.
+    """
+    _require_interface(model, _unprefixed(attention_of(model)), what)
+    _require_positions(model, what)
+
+
 def steer(model: PreTrainedModel, temperature: LogN | None = None, bands: Any = None) -> None:
     """Put log-n, an attention method or both on the layers of the text model that attend to the whole context.
 
     Raises:
-        ValueError: if the model's attention does not go through the interface of transformers or is not told
-            the positions of its queries.
+        ValueError: see `require_steerable`.
     """
-    what = LOG_N if bands is None else BY_BANDS
+    require_steerable(model, LOG_N if bands is None else BY_BANDS)
     base = _unprefixed(attention_of(model))  # a model that shares its config with an extended one has our name
-    _require_interface(model, base, what)
-    _require_positions(model, what)
     steer_again(model, Steering(base, temperature, bands))
 
 

@@ -4,8 +4,8 @@
                                    [--contexts 8192,32768,131072] [--size full|small] [--json attention.json]
 
 A model of 108 M parameters with grouped queries (14 heads on 2 key/value heads), L = 1,024. Decode starts from a cache
-of random keys; a round is some steps of each way, in alternating order. Bytes are those of keys and values that a step has
-to read by the method's bands, with the near keys that are turned to their places counted twice more (read, written).
+of random keys; a round is some steps of each way, in alternating order. Bytes are those of keys and values that a step
+has to read by the bands; near keys that are turned to their places count twice more (read, written).
 """
 
 from __future__ import annotations

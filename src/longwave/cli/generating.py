@@ -23,10 +23,10 @@ To = Annotated[
 
 def check_method(method: str | None) -> None:
     """Refuse a `METHOD[@SCHEDULE]` that there is not, before a model is loaded."""
-    from longwave.methods import parse_method
+    from longwave.extensions.spec import parse_spec
 
     if method is not None:
-        parse_method(method)
+        parse_spec(method)
 
 
 def load(path: str, *, method: str | None, to: int | None, dtype: str, device: str | None) -> Opened:

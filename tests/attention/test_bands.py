@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from longwave.attention import ATTENTIONS, get_attention
 from longwave.attention.bands import Attention
+from longwave.schedule import tokens_at
 
 METHODS = sorted(ATTENTIONS)
 FLAT = "two-band", "leaky-rerope", "rerope", "self-extend", "dca", "streaming-llm", "lm-infinite"  # no distance over L
@@ -43,7 +44,7 @@ def test_methods_for_the_whole_context_see_every_key(name: str) -> None:
 @given(st.sampled_from(METHODS), LENGTHS, st.floats(1.01, 4.0))
 @settings(max_examples=40, deadline=None)
 def test_the_span_is_the_largest_distance_seen(name: str, length: int, t: float) -> None:
-    attention, tokens = made(name, length), int(t * length)
+    attention, tokens = made(name, length), tokens_at(t, length)
     at, largest = torch.arange(tokens, dtype=torch.float64), 0.0
     for band in attention.bands(t):
         pairs = (band.first(at)[:, None] <= at) & (at < band.last(at)[:, None])

@@ -100,7 +100,8 @@ class TokenSelect(Selection):
     @property
     def k(self) -> int:
         """How many keys are chosen."""
-        rest = max(0, min(self.original_length, BUDGET) - self.a - self.w)
+        room = self.w // 4  # for the near band to grow while a choice serves
+        rest = max(0, min(self.original_length - room, BUDGET) - self.a - self.w)
         return rest if self.top_k is None else self.top_k
 
     @property

@@ -8,23 +8,20 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import nn
-from transformers import PreTrainedModel
 
-from longwave.attention import Attention
 from longwave.attention.hook import Steering
 from longwave.attention.temperature import LogN
 from longwave.extensions.arguments import check_arguments, check_model
-from longwave.extensions.bands import BandedAttention
 from longwave.extensions.build import build_attention, build_trajectories, refuse_other_ropes, refuse_other_settings
 from longwave.extensions.dial import Dial
 from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go, scaled_inside
 from longwave.extensions.hooks import install_hooks, remove_hooks
-from longwave.extensions.probe import banded_layers
+from longwave.extensions.probe import banded
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import Site, find_sites, host_of, reset_frequencies, rope_at
 from longwave.extensions.spec import parse_spec
 from longwave.extensions.standin import frequency_name
-from longwave.extensions.steering import BY_BANDS, require_steerable, steer, steer_again, steering_of, stop_steering
+from longwave.extensions.steering import steer, steer_again, steering_of, stop_steering
 from longwave.rope import Rope
 from longwave.schedule import Schedule, Static, parse_schedule
 from longwave.trajectory import Trajectory
@@ -120,7 +117,7 @@ def extend(
         if exponent and attention is not None and attention.remembers:
             raise ValueError(f"{attention.name} chooses its keys by unscaled queries. Pass log_n=False.")
         temperature = LogN(own_length, exponent) if exponent else None
-        bands = None if attention is None else _bands(host, attention, rotaries)
+        bands = None if attention is None else banded(host, attention, rotaries)
         if temperature is not None or bands is not None:
             steer(host, temperature, bands)
         # From here on nothing fails: the model is as it was, or extended.
@@ -265,18 +262,6 @@ def _take_off(handle: Extension) -> None:
     stop_steering(handle.host)
     remove_hooks(handle.host)
     let_go(handle.host)
-
-
-def _bands(host: PreTrainedModel, attention: Attention, rotaries: list[ScaledRotary]) -> BandedAttention:
-    """The attention method on the layers that can have it."""
-    if len({rotary.trajectory for rotary in rotaries}) > 1:
-        raise ValueError(
-            f"{type(host).__name__} has rotary modules of several frequencies, and {attention.name} needs one. "
-            "Choose a scaling method alone."
-        )
-    require_steerable(host, BY_BANDS)
-    layers, layout = banded_layers(host, rotaries[0])
-    return BandedAttention(attention, rotaries[0], layout, layers)
 
 
 def _scaled(site: Site, trajectory: Trajectory, dial: Dial) -> ScaledRotary:

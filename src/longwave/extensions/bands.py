@@ -3,99 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from longwave.attention.bands import Attention, Band
+from longwave.attention.bands import Attention
 from longwave.attention.columns import is_columns, plain_mask
 from longwave.attention.engine import Scoring, attend
 from longwave.attention.hook import BANDED, ON_LAYER
 from longwave.attention.layout import Layout
-from longwave.attention.placement import Placed, Spectrum, place
+from longwave.attention.placement import Spectrum
 from longwave.attention.rows import RowWise
 from longwave.extensions.bounded import bound
 from longwave.extensions.memory import remembering
+from longwave.extensions.plan import Group, Plan, of_columns, together
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.rotation import Turn
-from longwave.extensions.selecting import Extent, attend_rows, extents_of
+from longwave.extensions.selecting import attend_rows
 
 CACHE = "_longwave_cache"  # on an attention layer while it runs
 Stock = Callable[..., Tensor]  # the model's own attention: (query, key, value, mask, **kwargs) -> [B, n, H, D]
-
-
-@dataclass(eq=False)
-class Group:
-    """The rows of a forward that run at one t.
-
-    Arguments:
-        rows: which ones, int64; None for all.
-        t: n/L.
-        bands: None at t = 1, where the model's own attention runs.
-        spectrum: the frequencies of the bands.
-        stored: the band by whose places queries and keys come rotated; None if they come unrotated.
-    """
-
-    rows: Tensor | None
-    t: float
-    bands: tuple[Band, ...] | None = None
-    spectrum: Spectrum | None = None
-    stored: Band | None = None
-    placed: tuple[Any, list[Placed]] | None = field(default=None, repr=False)
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """The group's rows of a tensor [batch or 1, ...]."""
-        return tensor if self.rows is None or tensor.shape[0] == 1 else tensor[self.rows.to(tensor.device)]
-
-
-@dataclass(eq=False)
-class Plan:
-    """One forward: its groups, and what its layers share.
-
-    Arguments:
-        positions: position ids of the queries, int64 [batch or 1, n].
-        groups: every row is in one of them.
-    """
-
-    positions: Tensor
-    groups: list[Group]
-    embeddings: Any = None
-    prompts: tuple[int, ...] = ()  # tokens of the prompts where `generate` runs
-    extents: tuple[Any, list[Extent]] | None = None
-
-    @property
-    def plain(self) -> bool:
-        """All rows run the model's own attention."""
-        return all(group.bands is None for group in self.groups)
-
-    def placed(self, group: Group, columns: Tensor, held: Tensor | None, dtype: torch.dtype) -> list[Placed]:
-        """The group's rows in their bands, worked out by the first layer that asks."""
-        if group.placed is None or group.placed[0] is not columns:
-            assert group.bands is not None and group.spectrum is not None
-            positions, keys = group.of(self.positions), group.of(columns[:, 0, 0])
-            if held is not None:
-                keys = keys[:, held.to(keys.device)]
-            elif (
-                keys.shape[1] == positions.shape[1]
-            ):  # no cache: the keys are those of the same tokens, which may skip positions
-                keys = torch.where(keys >= 0, positions, keys)
-            keys = _one_row(keys)
-            positions = _one_row(positions) if keys.shape[0] == 1 else positions
-            rows = max(keys.shape[0], positions.shape[0])
-            at, of_keys = positions.expand(rows, -1), keys.expand(rows, -1)
-            found = place(group.bands, group.spectrum, at, of_keys, group.stored, dtype)
-            group.placed = columns, found
-        return group.placed[1]
-
-    def rows_of(self, group: Group, method: RowWise, columns: Tensor) -> dict[int, Extent]:
-        """Where each row of the group lies, by its number, worked out by the first layer that asks."""
-        if self.extents is None or self.extents[0] is not columns:
-            self.extents = columns, extents_of(method, self.positions, columns[:, 0, 0], self.prompts)
-        every = self.extents[1]
-        return {row: every[row] for row in (range(len(every)) if group.rows is None else group.rows.tolist())}
 
 
 class BandedAttention:
@@ -181,7 +110,7 @@ class BandedAttention:
         cache = vars(module).pop(CACHE, None)
         held = getattr(_layer_of(cache, module), "columns", None)  # which columns the cache holds; None for all
         if plan.plain:
-            return stock(query, key, value, _of_columns(plain_mask(mask), held))
+            return stock(query, key, value, of_columns(plain_mask(mask), held))
         if not is_columns(mask):
             raise ValueError(
                 f"{self.attention.name} needs an attention mask of two axes, [batch, tokens], or none; got one of "
@@ -193,7 +122,7 @@ class BandedAttention:
         for group in plan.groups:
             q, k, v = group.of(query), group.of(key), group.of(value)
             if group.bands is None:
-                own = _of_columns(plain_mask(mask), held)
+                own = of_columns(plain_mask(mask), held)
                 parts.append(stock(q, k, v, None if own is None else group.of(own)))
                 continue
             scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
@@ -206,7 +135,7 @@ class BandedAttention:
             placed = plan.placed(group, mask, held, torch.promote_types(query.dtype, torch.float32))
             output = attend(q, k, v, placed, Scoring(self.layout, scale, getattr(self.attention, "mass", 0.0)))
             parts.append(output.transpose(1, 2).contiguous())
-        return _together(plan.groups, parts)
+        return together(plan.groups, parts)
 
     def embeddings(self, plan: Plan, x: Tensor) -> Any:
         """What the rotary module hands to the layers (cos and sin): every token at the place where it is stored.
@@ -229,7 +158,7 @@ class BandedAttention:
                     places = group.stored.key(positions.to(torch.float64))
                     theta = group.spectrum.of(group.stored)
                 parts.append(rotation.run(group.of(x), places, Turn(theta.to(base.device), 1.0)))
-            plan.embeddings = _together(plan.groups, parts)
+            plan.embeddings = together(plan.groups, parts)
         return plan.embeddings
 
     def same(self, a: float, b: float) -> bool:
@@ -304,25 +233,3 @@ def _layer_of(cache: Cache | None, layer: nn.Module) -> Any:
     layers: Sequence[Any] = getattr(cache, "layers", ())
     number: Any = getattr(layer, "layer_idx", None)
     return layers[number] if isinstance(number, int) and 0 <= number < len(layers) else None
-
-
-def _of_columns(mask: Tensor | None, held: Tensor | None) -> Tensor | None:
-    """The part of a mask that is about the columns that a cache holds."""
-    return mask if mask is None or held is None else mask[..., held.to(mask.device)]
-
-
-def _one_row(positions: Tensor) -> Tensor:
-    """One row for all, where all rows are alike."""
-    if positions.shape[0] > 1 and bool((positions == positions[:1]).all()):
-        return positions[:1]
-    return positions
-
-
-def _together(groups: Sequence[Group], parts: Sequence[Any]) -> Any:
-    """Results of groups in the order of the batch."""
-    if groups[0].rows is None:
-        return parts[0]
-    order = torch.cat([group.rows for group in groups if group.rows is not None]).argsort()
-    if isinstance(parts[0], Tensor):
-        return torch.cat(list(parts))[order.to(parts[0].device)]
-    return tuple(torch.cat(columns)[order.to(columns[0].device)] for columns in zip(*parts, strict=True))

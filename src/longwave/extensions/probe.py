@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from longwave.attention.bands import Attention
 from longwave.attention.layers import attention_layers, is_local
 from longwave.attention.layout import LAYOUTS, Layout
 from longwave.errors import first_line
+from longwave.extensions.bands import BandedAttention
 from longwave.extensions.rotary import ScaledRotary
-from longwave.extensions.steering import attention_of, set_attention, text_model
+from longwave.extensions.steering import BY_BANDS, attention_of, require_steerable, set_attention, text_model
 
 NAME = "longwave-probe"
 TOKENS = 8
@@ -33,6 +35,19 @@ class _Seen:
         self.kwargs = kwargs | {"attention_mask": args[0] if args else kwargs.get("attention_mask")}
         batch, heads, tokens, _ = query.shape
         return value.new_zeros(batch, tokens, heads, value.shape[-1]), None
+
+
+def banded(model: PreTrainedModel, attention: Attention, rotaries: list[ScaledRotary]) -> BandedAttention:
+    """An attention method for the layers of a model that can have it.
+
+    Raises:
+        ValueError: if none can, or the model has rotary modules of several frequencies.
+    """
+    if len({rotary.trajectory for rotary in rotaries}) > 1:
+        raise _refusal(model, "it has rotary modules of several frequencies")
+    require_steerable(model, BY_BANDS)
+    layers, layout = banded_layers(model, rotaries[0])
+    return BandedAttention(attention, rotaries[0], layout, layers)
 
 
 def banded_layers(model: PreTrainedModel, rotary: ScaledRotary) -> tuple[list[int], Layout]:

@@ -51,7 +51,9 @@ def test_the_span_is_the_largest_distance_seen(name: str, length: int, t: float)
         follows = 1.0 if band.own or name != "two-band" else attention.factor(t)  # Position Interpolation below it
         distance = band.lead + (band.query(at)[:, None] - band.key(at)) / follows
         largest = max(largest, float(distance[pairs].max()) if bool(pairs.any()) else 0.0)
-    assert largest <= attention.span(t) <= largest + 1.01  # t·L need not be whole
+    assert largest <= attention.span(t)
+    # t·L need not be whole; and what remembers a choice may see more than its bands say.
+    assert attention.remembers or attention.span(t) <= largest + 1.01
 
 
 @pytest.mark.parametrize("length", [64, 256, 2048, 4096])

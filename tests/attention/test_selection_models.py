@@ -11,9 +11,10 @@ from longwave.attention import ATTENTIONS
 from longwave.attention.rows import RowWise
 
 ANSWER = 3  # tokens that are decoded
+FAST = "neox", "gemma3"  # a part of a head is turned; a part of the layers is extended
 
 
-@pytest.fixture(params=list(BUILD))
+@pytest.fixture(params=[name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in BUILD])
 def model(request):
     with torch.no_grad():
         yield peaked(request.param)

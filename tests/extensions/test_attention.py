@@ -48,6 +48,8 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**{**SIZES, "sliding_window": None})),
 }
+FAST = "gpt-neox", "gemma3, mixed"  # a part of a head is turned; a part of the layers has bands
+EACH = [family if family in FAST else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
 EXACT = {"rtol": 0, "atol": 5e-6}
 
 
@@ -55,7 +57,7 @@ def factor_of(name: str) -> float:
     return {"string": 1.25, "ms-poe": 1.2}.get(name, 4.0)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=EACH)
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     torch.manual_seed(0)
     return FAMILIES[request.param]().eval()
@@ -114,7 +116,7 @@ def test_cached_and_chunked_are_the_whole(model: PreTrainedModel, one_function: 
     model, tokens = at_t(model, one_function)
     ids = text(tokens, 2)
     whole = model(ids).logits
-    torch.testing.assert_close(steps(model, ids, [20] + [1] * (tokens - 20)), whole, **EXACT)
+    torch.testing.assert_close(steps(model, ids, [tokens - 12] + [1] * 12), whole, **EXACT)
     torch.testing.assert_close(steps(model, ids, [7] * (tokens // 7) + [tokens % 7]), whole, **EXACT)
 
 
@@ -142,7 +144,7 @@ def test_generate_with_every_cache(model: PreTrainedModel, one_function: str) ->
         assert torch.equal(model.generate(prompt, **how, **other), found), other
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_gradients_reach_the_weights(family: str) -> None:
     model = FAMILIES[family]()
     model, tokens = at_t(model, "two-band")

@@ -20,6 +20,7 @@ def _no_gradients() -> Any:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["fit", "grow"])
 @pytest.mark.parametrize("method", BOUNDED)
 def test_the_tokens_are_those_of_a_cache_of_everything(llama: LlamaForCausalLM, method: str, policy: str) -> None:
@@ -43,6 +44,7 @@ def test_the_tokens_are_those_of_a_cache_of_everything(llama: LlamaForCausalLM, 
         assert held <= padding + 2 * 10 + 64 + SPARE + 1
 
 
+@pytest.mark.slow
 def test_memory_stays_as_it_is(llama: LlamaForCausalLM) -> None:
     longwave.extend(llama, "streaming-llm", max_factor=1000)
     longwave.set_policy(llama, "grow")
@@ -54,6 +56,7 @@ def test_memory_stays_as_it_is(llama: LlamaForCausalLM) -> None:
     assert layer.get_seq_length() == 2049 and layer.keys.shape[-2] <= 64 + 8 + SPARE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", BOUNDED)
 def test_growth_reads_nothing_again(llama: LlamaForCausalLM, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bands are the model's own attention up to L, and do not depend on t: one cache serves all lengths."""
@@ -68,6 +71,7 @@ def test_growth_reads_nothing_again(llama: LlamaForCausalLM, method: str, monkey
     assert torch.equal(found, again)
 
 
+@pytest.mark.slow
 def test_other_methods_read_again_where_the_bands_change(llama: LlamaForCausalLM) -> None:
     longwave.extend(llama, "self-extend", max_factor=8)
     longwave.set_policy(llama, "grow")
@@ -97,6 +101,7 @@ def test_a_cache_that_has_lost_columns_is_not_cut() -> None:
     assert layer.is_croppable and layer.get_seq_length() == 0
 
 
+@pytest.mark.slow
 def test_a_conversation_goes_on_without_end(llama: LlamaForCausalLM, tokenizer: Any) -> None:
     longwave.extend(llama, "streaming-llm", max_factor=100)
     longwave.set_policy(llama, "grow")

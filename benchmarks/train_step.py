@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import longwave
-from longwave.extensions.log_n import count_keys
+from longwave.extensions.steering import count_keys
 from longwave.files import write_json
 from longwave.provenance import versions
 from longwave.training.draw import LengthSampler

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from longwave.evaluation.statistics import Interval, wilson
+
+MOST_KEYS = 10  # in one prompt: so many names there are of each kind
+BEFORE = {"keys": 1}  # of records that say nothing of it
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """How many keys a prompt has, where it has several."""
+    keys = {**BEFORE, **settings}["keys"]
+    return f"{keys} keys in each prompt" if keys > 1 else ""
 
 
 @dataclass(frozen=True)

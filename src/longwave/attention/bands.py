@@ -105,6 +105,7 @@ class Attention(Settings, ABC):
     trajectory: ClassVar[str] = "none"  # the scaling method under it where none is named
     log_n: ClassVar[float] = 1.0  # the exponent of log-n by default
     scaling: ClassVar[float] = 1.0  # on cos and sin, beside the trajectory's own
+    prefill_differs: ClassVar[bool] = False  # a prompt is read otherwise than it is decoded: an answer must be decoded
 
     @abstractmethod
     def bands(self, t: float) -> tuple[Band, ...]:

@@ -28,6 +28,7 @@ class LengthRetrieval:
         depths: for each trial, the depth that was asked for: 0 is the start of the filler, 1 its end.
         correct: for each trial, whether the key was found.
         places: for each trial, the depth that the needle has. A needle between two sentences cannot have every depth.
+        decoded: whether the tokens of the answer were read one by one from the cache, and not with the prompt.
     """
 
     length: int
@@ -35,6 +36,7 @@ class LengthRetrieval:
     depths: tuple[float, ...]
     correct: tuple[bool, ...]
     places: tuple[float, ...] = ()
+    decoded: bool = False
 
     @property
     def rate(self) -> Interval:
@@ -63,6 +65,7 @@ class LengthRetrieval:
             "depths": list(self.depths),
             "correct": list(self.correct),
             "places": list(self.places),
+            "decoded": self.decoded,
         }
 
 

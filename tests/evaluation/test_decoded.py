@@ -95,10 +95,10 @@ def test_tasks_score_continuations_token_by_token(llama: LlamaForCausalLM, token
         before, after = lm.tok_encode(context), lm.tok_encode(continuation)
         ids = torch.tensor([[*before, *after]])
         with torch.no_grad(), fixed_length(llama, ids.shape[1] - 1):
-            cache, total = None, 0.0
+            cache, seen, total = None, 0, 0.0
             for part in (ids[:, : len(before)], *ids[:, len(before) : -1].split(1, 1)):
                 output = llama(part, past_key_values=cache, use_cache=True)
-                cache, seen = output.past_key_values, part.shape[1] if cache is None else seen + 1
+                cache, seen = output.past_key_values, seen + part.shape[1]
                 total += float(log_softmax(output.logits[0, -1], -1)[ids[0, seen]])
             whole = log_softmax(llama(ids[:, :-1]).logits[0], -1)[len(before) - 1 :]
         assert abs(value - total) < 1e-4

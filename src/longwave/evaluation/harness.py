@@ -144,9 +144,8 @@ class LongwaveLM(HFLM):
             by_length[min(len(context) + len(continuation) - 1, self.max_length), single].append(index)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="log-likelihoods") as bar:
-            for (_, self._single), rows in sorted(
-                by_length.items(), reverse=True
-            ):  # the longest first: what does not fit fails now
+            # The longest first: what does not fit fails now.
+            for (_, self._single), rows in sorted(by_length.items(), reverse=True):
                 alike = [requests[row] for row in rows]
                 self._scored = max(len(continuation) for *_, continuation in alike)
                 if self.batch_size == "auto" and override_bs is None:

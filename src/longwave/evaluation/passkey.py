@@ -92,7 +92,8 @@ def passkey(
     A trial needs one forward, not one per answer token: greedy decoding emits the whole answer if and only if
     each of its tokens is the most likely one after the prompt and the *correct* answer tokens before it. (While it
     is right, its own output is that prefix.) An attention method that reads a prompt otherwise than it decodes is
-    measured as it generates: the prompt in one forward, then the answer token by token. t is fixed from prompt and answer together.
+    measured as it generates: the prompt in one forward, then the answer token by token. t is fixed from prompt and
+    answer together.
 
     Arguments:
         model: a transformers causal LM, extended or not; put in eval mode for the while.

@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 
 import torch
-from longwave.extensions.log_n import count_keys
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import longwave
+from longwave.extensions.steering import count_keys
 from longwave.files import write_json
 from longwave.provenance import versions
 from longwave.training.draw import LengthSampler

@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import longwave
+from longwave.attention import ATTENTIONS
+from longwave.attention.bands import Attention, Band, always, far, near, zero
 from longwave.checkpoints.folder import Kind, kind_of
 from longwave.checkpoints.load import extension_of
 from longwave.cli import main as command_line
@@ -163,6 +165,52 @@ def test_a_trajectory_that_configs_express(monkeypatch: pytest.MonkeyPatch, plai
         load(share=0)
     with pytest.raises(ValueError, match=r"config\.json: rope_parameters: type 'root' lacks share"):
         load()
+
+
+@dataclass(frozen=True)
+class Flat(Attention):
+    """All keys beyond `window` at one distance."""
+
+    window: int = setting(16, "Keys fewer than so many tokens away keep their distance.", least=1, metavar="TOKENS")
+
+    name: ClassVar[str] = "flat"
+    summary: ClassVar[str] = "all far keys at one distance"
+    source: ClassVar[str] = "this test"
+
+    def bands(self, t: float) -> tuple[Band, ...]:
+        return near(self.window), far(self.window, query=always(self.window), key=zero)
+
+
+def test_an_attention_method(
+    monkeypatch: pytest.MonkeyPatch, plain: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A class and a line in ATTENTIONS; catalogue, `extend`, folder, commands, comparison and report follow."""
+    monkeypatch.setitem(ATTENTIONS, "flat", Flat)
+    model, ids = longwave.load(plain), torch.randint(1, 256, (1, 3 * L))
+    longwave.extend(model, "yarn+flat", max_factor=4, window=20)
+    longwave.restore(model)
+    longwave.extend(model, "flat", max_factor=4, window=20)
+    again = longwave.load(longwave.save(model, tmp_path / "saved"))
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+    assert extension_of(tmp_path / "saved") == ("flat", 4.0)
+
+    def run(*arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) == 0, arguments
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "flat" in run("methods") and Flat.summary in run("methods", "--json")
+    common = ("--data", text, "--lengths", "1x,2x")
+    run("perplexity", plain, *common, "--methods", "flat,ntk+flat", "--targets", "16", "-o", tmp_path / "perplexity")
+    rows = read(tmp_path / "perplexity" / "perplexity.json")["rows"]
+    assert [row["label"] for row in rows] == ["flat", "ntk+flat"]
+    suite = tmp_path / "suite.yaml"
+    suite.write_text("- perplexity: {windows: 4, targets: 16}\n")
+    run("compare", plain, *common, "--methods", "none,flat", "--suite", suite, "-o", tmp_path / "compared")
+    assert [row["label"] for row in read(tmp_path / "compared" / "perplexity.json")["rows"]] == ["none", "flat"]
+    run("report", "--model", plain, "--methods", "none,flat", "-o", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "Distances · flat" in page and "flat at t = 16: no key is farther than 0.25 L" in page
 
 
 @pytest.fixture

@@ -25,10 +25,15 @@ def look_up(what: str, name: str, table: Mapping[str, Value]) -> Value:
 
 def unknown(what: str, name: object, available: Iterable[str]) -> str:
     """The message for a name that is none of those available."""
+    return f"unknown {what} {name!r}. {offer(name, available)}"
+
+
+def offer(name: object, available: Iterable[str]) -> str:
+    """The nearest of the names available, and all of them."""
     names = [str(name) for name in available]
     near = difflib.get_close_matches(str(name).lower(), names, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    return f"unknown {what} {name!r}. {hint}Available: {', '.join(names) or 'none'}."
+    return f"{hint}Available: {', '.join(names) or 'none'}."
 
 
 def shortened(names: Iterable[object]) -> str:

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+import longwave
 from longwave.cli.main import main
 from longwave.report import trajectories
-from longwave.report.trajectories import trajectories_of_model
+from longwave.report.distances import lines
+from longwave.report.trajectories import drawn_of_model
 
 
 def run(*arguments: object) -> int:
@@ -76,10 +79,10 @@ def test_frequencies_are_drawn_without_the_weights(plain: Path, trained: Path, m
     for path in map(str, (plain, trained)):
         with monkeypatch.context() as changed:
             changed.setattr(trajectories, "outline", lambda _: None)
-            whole = trajectories_of_model(path)
+            whole = drawn_of_model(path).trajectories
         with monkeypatch.context() as changed:
             changed.setattr(trajectories, "load", fails)
-            found = trajectories_of_model(path)
+            found = drawn_of_model(path).trajectories
         assert list(found) == list(whole) and len(found) >= 4
         for name, trajectory in found.items():
             assert torch.equal(trajectory.at(3.0).inv_freq, whole[name].at(3.0).inv_freq)
@@ -109,3 +112,37 @@ def test_what_cannot_be_shown_is_an_error(
         assert run("report", *arguments) == 1, arguments
         assert complaint in " ".join(capsys.readouterr().err.split()), arguments
     assert not list(tmp_path.glob("*.html"))
+
+
+def test_attention_methods_are_drawn_with_their_distances(plain: Path, tmp_path: Path) -> None:
+    """Without weights; the frequencies of an attention method are those below it, and `none` below it is none."""
+    methods = "none,ntk,two-band,yarn+dca,self-extend,streaming-llm"
+    out = tmp_path / "page.html"
+    assert main(["report", "--model", str(plain), "--methods", methods, "-o", str(out)]) == 0
+    text = out.read_text()
+    assert "4 trajectories, 4 attention methods" not in text  # yarn below dca is asked for t = 1
+    assert "3 trajectories, 4 attention methods" in text
+    assert "Distances · two-band, yarn+dca, self-extend, streaming-llm" in text
+    assert "streaming-llm at t = 16: no key is farther than 0.98 L for the model. Keys between its bands are" in text
+    assert "two-band at t = 16: no key is farther than 0.7" in text
+
+
+def test_distances_are_those_of_the_bands(plain: Path) -> None:
+    found = drawn_of_model(str(plain), ["two-band", "streaming-llm", "linear"])
+    assert list(found.trajectories) == ["two-band", "linear"]
+    near, far = lines(found.banded["two-band"], 4.0)
+    w, f = 16, (4 * 64 - 16) / (0.75 * 64 - 16)
+    assert torch.equal(near.seen[:w], near.true[:w]) and bool(near.seen[w:].isnan().all())
+    torch.testing.assert_close(far.seen[w:], w + (far.true[w:] - w) / f)
+    window, first = (~line.seen.isnan() for line in lines(found.banded["streaming-llm"], 4.0))
+    assert int(window.sum()) + int(first.sum()) == 64 and not bool((window & first).any())
+    assert bool(first[-1]) and not bool((window | first)[100])
+
+
+def test_a_folder_saved_with_an_attention_method_is_drawn_as_it_is(
+    llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    longwave.save(longwave.extend(llama, "two-band", max_factor=4, window=8), tmp_path / "out", tokenizer=tokenizer)
+    found = drawn_of_model(str(tmp_path / "out"))
+    assert list(found.banded) == ["two-band"] and next(iter(found.trajectories)) == "two-band"
+    assert found.banded["two-band"].attention.options()["window"] == 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,35 @@ def test_prompts(tokenizer: PreTrainedTokenizerFast) -> None:
         beginnings.add(TEXT.index(hay))
         assert tokenizer.decode(list(trial.ids[-trial.answer :])) == f" {key}"
     assert len(beginnings) > 15
+
+
+def test_several_needles(tokenizer: PreTrainedTokenizerFast) -> None:
+    """The question is about one of them; the others are of the same form, at other depths, and name other cities."""
+    hay = Haystack(tokenizer, TEXT, 5)
+    one = Prompts(tokenizer, template_of(NEEDLE, QUESTION), hay).trials(900, count=20, depths=5, seed=0)
+    trials = Prompts(tokenizer, template_of(NEEDLE, QUESTION), hay, keys=3).trials(900, count=20, depths=5, seed=0)
+    assert [(trial.key, trial.depth) for trial in trials] == [(trial.key, trial.depth) for trial in one]
+    for trial in trials:
+        assert len(trial.ids) == 900
+        text, question = tokenizer.decode(list(trial.ids[1:])).split("\n\nWhat is the magic number of ")
+        needles = list(re.finditer(r" The magic number of (\w+) is (\d{5})\.", text))
+        assert len({found[1] for found in needles}) == len({found[2] for found in needles}) == 3
+        city = next(found[1] for found in needles if found[2] == trial.key)
+        assert question == f"{city}? The magic number of {city} is {trial.key}"
+        filler = len(re.sub(r" The magic number of (\w+) is (\d{5})\.", "", text))
+        before = {
+            found[2]: found.start() - sum(len(each[0]) for each in needles[:i]) for i, found in enumerate(needles)
+        }
+        assert trial.place == pytest.approx(before[trial.key] / filler)
+        places = sorted(place / filler for place in before.values())
+        assert min(b - a for a, b in pairwise(places)) > 0.25
+    assert [sum(len(trial.ids) for trial in each) for each in (one, trials)] == [18_000, 18_000]
+
+
+def test_several_needles_must_be_told_apart(tokenizer: PreTrainedTokenizerFast) -> None:
+    hay = Haystack(tokenizer, TEXT, 5)
+    with pytest.raises(ValueError, match=r"3 keys needs a needle and a question that both name the \{city\}"):
+        Prompts(tokenizer, template_of("The vault of {city} opens with {key}.", "It opens with"), hay, keys=3)
 
 
 def test_real_tokenizers_give_the_same_text(shared: Path) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +14,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import longwave
+from longwave.cli.main import main
+from longwave.evaluation.passkey import PasskeySettings
+from longwave.evaluation.results import curves, read
 from longwave.evaluation.retrieval import LengthRetrieval
 from longwave.evaluation.templates import LANDMARK, SHORT, Template
 from longwave.evaluation.trials import Prompts
@@ -35,6 +43,57 @@ def test_the_short_template_is_what_the_demo_model_was_trained_on() -> None:
     assert SHORT.filler == (
         "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("template", "digest"), [(SHORT, "21f912ff4b57edb1"), (LANDMARK, "867342da5fa39bff")], ids=["short", "landmark"]
+)
+def test_prompts_with_one_key_are_those_of_earlier_versions(
+    tokenizer: PreTrainedTokenizerFast, template: Template, digest: str
+) -> None:
+    """Records of different versions share tables. The digests were made before there were several keys."""
+    trials = Prompts(tokenizer, template).trials(600, 12, 5, 0)
+    values = [[trial.ids, trial.answer, trial.key, trial.depth, trial.place] for trial in trials]
+    assert hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize("name", ["short", "landmark"])
+def test_several_keys_are_those_of_several_people(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    quiz = PasskeySettings(template=name, trials=20, depths=5, keys=10).quiz(tokenizer)
+    one = PasskeySettings(template=name, trials=20, depths=5).quiz(tokenizer)
+    asked = quiz.prompts.trials(1500, 20, 5, 0)
+    assert [trial.key for trial in asked] == [trial.key for trial in one.prompts.trials(1500, 20, 5, 0)]
+    for trial in asked:
+        text = tokenizer.decode(list(trial.ids))
+        found = re.findall(r"The pass key of (\w+) is (\d{5})\. Remember it\. \2 is the pass key of \1\.", text)
+        assert len({person for person, _ in found}) == len({key for _, key in found}) == 10
+        person = next(person for person, key in found if key == trial.key)
+        assert text.endswith(f"What is the pass key of {person}? The pass key of {person} is {trial.key}")
+        before = text[: text.index(f"The pass key of {person} is")]
+        filler = len(trial.ids) - len(quiz.prompts.intro)
+        assert trial.place == pytest.approx(trial.depth, abs=0.01) and (len(before) / filler < 0.9 or trial.depth > 0.5)
+
+
+def test_records_with_other_numbers_of_keys_share_no_table(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def record(keys: int) -> Path:
+        out = tmp_path / str(keys)
+        command = ["passkey", plain, "--lengths", "16x", "--methods", "ntk", "--trials", 2, "--depths", 2]
+        assert main([*map(str, command), "--keys", str(keys), "-o", str(out)]) == 0
+        return out / "passkey.json"
+
+    one, three = record(1), record(3)
+    assert "3 keys in each prompt, 2 trials" in " ".join(capsys.readouterr().out.split())
+    assert [read(path)["settings"]["keys"] for path in (one, three)] == [1, 3]
+    with pytest.raises(ValueError, match=r"differ in their settings \(keys 1 and 3\)"):
+        curves([read(one), read(three)])
+    older = json.loads(one.read_text())
+    del older["settings"]["keys"]
+    one.with_name("older.json").write_text(json.dumps(older))
+    assert len(curves([read(one), read(one.with_name("older.json"))])) == 1
+    assert main(["passkey", str(plain), "--lengths", "16x", "--keys", "11", "-o", str(tmp_path / "b")]) == 1
+    assert "keys of passkey must be between 1 and 10, got 11" in capsys.readouterr().err
 
 
 def test_the_needle_lies_at_its_depth(tokenizer: PreTrainedTokenizerFast) -> None:

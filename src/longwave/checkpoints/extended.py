@@ -43,7 +43,7 @@ def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     try:
         (extend_again if unscaled else extend)(
             model,
-            _spec(settings),
+            spec_of(settings),
             max_factor=settings["max_factor"],
             schedule=settings["schedule"],
             log_n=settings["log_n"],
@@ -79,7 +79,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _spec(settings: dict[str, Any]) -> str:
+def spec_of(settings: dict[str, Any]) -> str:
+    """The scaling method, and the attention method where there is one: `yarn`, `linear+two-band`."""
     attention = settings.get("attention")
     return str(settings["method"]) if attention is None else f"{settings['method']}+{attention['name']}"
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from longwave.checkpoints.extended import load_extended, read_settings
+from longwave.checkpoints.extended import load_extended, read_settings, spec_of
 from longwave.checkpoints.folder import HUB, Kind, ModelFolder, resolve
 from longwave.checkpoints.official import extend_legacy, read_fields, read_legacy
 from longwave.checkpoints.plain import build, from_pretrained, read_plain
 from longwave.checkpoints.scaled import follow_config, scaling_of, unrecognised
 from longwave.extensions.handle import find_extension
+from longwave.extensions.spec import parse_spec
 from longwave.layout import CONFIG, SETTINGS
 from longwave.names import unknown
 
@@ -51,8 +52,9 @@ def load(path: Path | str | ModelFolder, *, scaling: str = "trajectory", **argum
 
 
 def extension_of(path: Path | str | ModelFolder, **where: Any) -> tuple[str, float] | None:
-    """Method and max_factor that `load` would give, read without the weights; None for a plain model.
+    """Method (`yarn`, `yarn+dca`, `two-band`) and max_factor that `load` would give; None for a plain model.
 
+    The weights are not read.
     If RoPE scaling in the config stays part of a plain model, the reason is logged, as in `load`.
 
     Arguments:
@@ -65,7 +67,10 @@ def extension_of(path: Path | str | ModelFolder, **where: Any) -> tuple[str, flo
     found = resolve(path, **where)
     if found.kind is Kind.LONGWAVE:
         settings = read_settings(found.path / SETTINGS)
-        return settings["method"], settings["max_factor"]
+        try:
+            return parse_spec(spec_of(settings)).name, settings["max_factor"]
+        except ValueError as error:
+            raise ValueError(f"{found.path / SETTINGS}: {error}") from None
     if found.kind is Kind.OFFICIAL:
         extension, _ = read_fields(found.path)
         return extension["method"], extension["max_factor"]
@@ -74,7 +79,7 @@ def extension_of(path: Path | str | ModelFolder, **where: Any) -> tuple[str, flo
         if scaling_of(config) is not None:
             handle = find_extension(follow_config(build(file, config)))
             if handle is not None:
-                return handle.method, handle.max_factor
+                return handle.spec, handle.max_factor
     return None
 
 

@@ -156,14 +156,16 @@ def _report(comparison: Comparison, model: str | None) -> Path:
     from longwave.layout import METRICS
     from longwave.report.html import page
     from longwave.report.sources import read_source, read_training
-    from longwave.report.trajectories import trajectories_of_model
+    from longwave.report.trajectories import Drawn, drawn_of_model
 
     disable_progress_bar()  # of transformers, which may not have been needed so far
     metrics = [] if model is None else [Path(model) / METRICS]
+    drawn = Drawn() if model is None else drawn_of_model(model)
     text = page(
         [read_source(comparison.folder / f"{step.name}.json") for step in comparison.steps],
         trainings=[read_training(path) for path in metrics if path.is_file()],
-        trajectories=None if model is None else trajectories_of_model(model),
+        trajectories=drawn.trajectories,
+        banded=drawn.banded,
         title=comparison.folder.resolve().name,
     )
     path = comparison.folder / "report.html"

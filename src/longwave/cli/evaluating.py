@@ -30,7 +30,7 @@ Methods = Annotated[
     str | None,
     typer.Option(
         "--methods",
-        metavar="METHOD[@SCHEDULE],...",
+        metavar="METHOD[@SCHEDULE][+ATTENTION],...",
         help="Default: the model's own method; none,linear,ntk,yarn for a plain one.",
     ),
 ]

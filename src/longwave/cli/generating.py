@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 Method = Annotated[
     str | None,
     typer.Option(
-        "--method", metavar="METHOD[@SCHEDULE]", help="Extend a plain model without training; see `longwave methods`."
+        "--method",
+        metavar="METHOD[@SCHEDULE][+ATTENTION]",
+        help="Extend a plain model without training; see `longwave methods`.",
     ),
 ]
 To = Annotated[
@@ -22,7 +24,7 @@ To = Annotated[
 
 
 def check_method(method: str | None) -> None:
-    """Refuse a `METHOD[@SCHEDULE]` that there is not, before a model is loaded."""
+    """Refuse a `METHOD[@SCHEDULE][+ATTENTION]` that there is not, before a model is loaded."""
     from longwave.extensions.spec import parse_spec
 
     if method is not None:

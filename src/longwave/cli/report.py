@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from longwave.cli.evaluating import specs_in
 from longwave.cli.options import check_inputs
-
-if TYPE_CHECKING:
-    from longwave.trajectory import Trajectory
 
 
 def report(
@@ -21,7 +18,8 @@ def report(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page.")] = Path("report.html"),
     model: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="Draw the frequencies of this model too.")
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="Draw this model's frequencies and distances too."),
     ] = None,
     methods: Annotated[
         str | None,
@@ -48,11 +46,13 @@ def report(
         check_inputs(model)
 
     from rich.console import Console
+    from transformers.utils.logging import disable_progress_bar
 
     from longwave.cli.generating import check_method
     from longwave.files import write_text
     from longwave.report.html import page
     from longwave.report.sources import find_files, read_source, read_training
+    from longwave.report.trajectories import Drawn, drawn_of_model
 
     for spec in specs or ():
         check_method(spec)
@@ -61,21 +61,15 @@ def report(
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists. Choose another name or pass --overwrite.")
     files = find_files(paths or ())
+    disable_progress_bar()
+    drawn = Drawn() if model is None else drawn_of_model(model, specs)
     text = page(
         [read_source(file) for file in files if file.suffix == ".json"],
         trainings=[read_training(file) for file in files if file.suffix == ".jsonl"],
-        trajectories={} if model is None else _trajectories(model, specs),
+        trajectories=drawn.trajectories,
+        banded=drawn.banded,
         title=title,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, text)
     Console().print(f"written: {output}", highlight=False, soft_wrap=True)
-
-
-def _trajectories(model: str, specs: tuple[str, ...] | None) -> dict[str, Trajectory]:
-    from transformers.utils.logging import disable_progress_bar
-
-    from longwave.report.trajectories import trajectories_of_model
-
-    disable_progress_bar()
-    return trajectories_of_model(model, specs)

@@ -122,6 +122,7 @@ class Evaluation(ABC, Generic[Kind]):
         schema: of its records, `longwave.NAME/1`; the number changes when a field changes its meaning.
         quantity: the kind of its numbers. Tables, plots, the report and the check of a record follow from it.
         Settings: its settings with defaults, help and checks. They are the options of its command.
+        before: settings that its older records lack, with the values that they were measured under.
         examples: command lines for the help.
         needs_data: whether it reads the user's text.
     """
@@ -131,6 +132,7 @@ class Evaluation(ABC, Generic[Kind]):
     schema: ClassVar[str]
     quantity: ClassVar[Quantity]
     Settings: ClassVar[type[base.Settings]]
+    before: ClassVar[Mapping[str, Any]] = {}
     examples: ClassVar[tuple[str, ...]] = ()
     needs_data: ClassVar[bool] = False
 

@@ -25,6 +25,7 @@ from transformers.utils.logging import tqdm
 from longwave.checkpoints.folder import Kind, resolve
 from longwave.checkpoints.load import load
 from longwave.data.prompts import check_ids, closing_length
+from longwave.evaluation.decoded import decoded_logits, must_decode
 from longwave.evaluation.tasks.truncation import truncate_middle
 from longwave.extensions.handle import find_extension
 from longwave.extensions.on_the_spot import extend_plain
@@ -47,6 +48,9 @@ class LongwaveLM(HFLM):
     the right without a mask, which would give all rows the t of the longest, so that here only requests of equal
     length share a forward. A generation runs under the policy `fit`: at t of its own prompt and the tokens that
     may follow. `factor` puts one t in place of both.
+
+    An attention method that reads a prompt otherwise than it decodes is measured as it generates: the context in one
+    forward, the continuation token by token. Whole texts (rolling requests) are read in one forward.
 
     Answers of a multiple-choice question that differ in length are read at different t where the schedule is
     `@continuous`. A `factor`, or `@ceiling`, puts them on one.
@@ -89,7 +93,7 @@ class LongwaveLM(HFLM):
             raise ValueError(f"unknown truncate {truncate!r}. Available: {', '.join(TRUNCATIONS)}.")
         if device is None:
             device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-        self.truncate, self._scored = truncate, 1
+        self.truncate, self._scored, self._single = truncate, 1, 0
         self._how: dict[str, Any] = {"dtype": get_dtype(dtype), "revision": revision}
         if method is not None:
             self._how["scaling"] = "plain"
@@ -133,12 +137,15 @@ class LongwaveLM(HFLM):
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         """`HFLM`'s, for requests of one length at a time: no row is padded."""
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for index, (_, context, continuation) in enumerate(requests):
-            by_length[min(len(context) + len(continuation) - 1, self.max_length)].append(index)
+        by_length: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, (texts, context, continuation) in enumerate(requests):
+            # The tokens of the continuation that are read one by one; rolling requests have no texts.
+            single = len(continuation) - 1 if texts is not None and must_decode(self.model) else 0
+            by_length[min(len(context) + len(continuation) - 1, self.max_length), single].append(index)
         answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="log-likelihoods") as bar:
-            for _, rows in sorted(by_length.items(), reverse=True):  # the longest first: what does not fit fails now
+            # The longest first: what does not fit fails now.
+            for (_, self._single), rows in sorted(by_length.items(), reverse=True):
                 alike = [requests[row] for row in rows]
                 self._scored = max(len(continuation) for *_, continuation in alike)
                 if self.batch_size == "auto" and override_bs is None:
@@ -151,6 +158,8 @@ class LongwaveLM(HFLM):
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Logits of the last tokens, which alone are scored: of all tokens of a long text they fill the memory."""
+        if self._single:
+            return decoded_logits(self.model, inps, max(1, inps.shape[1] - self._single))
         keep: dict[str, Any] = {"logits_to_keep": self._scored} if self._keeps_logits else {}
         cast = self.mixed_precision_dtype
         with torch.no_grad(), torch.autocast(self.device.type, dtype=cast, enabled=cast is not None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from bisect import bisect_left
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from string import Formatter
 from typing import TYPE_CHECKING
@@ -40,8 +41,8 @@ class Haystack:
         self.ids = [token for piece in encoded for token in piece]
         self.starts = [0, *accumulate(len(piece) for piece in encoded)]
 
-    def fill(self, room: int, depth: float, key: str) -> tuple[list[int], int]:
-        """`room` tokens from the start of a sentence on, and the start of a sentence near `depth` in them."""
+    def fill(self, room: int, depths: Sequence[float], key: str) -> tuple[list[int], list[int]]:
+        """`room` tokens from the start of a sentence on, and the start of a sentence near each depth in them."""
         if len(self.ids) < room:
             raise ValueError(
                 f"the haystack has {len(self.ids)} tokens, fewer than the {room} that a prompt takes. "
@@ -50,7 +51,8 @@ class Haystack:
         last = bisect_left(self.starts, len(self.ids) - room + 1)  # sentences before it have `room` tokens behind them
         begin = self.starts[random.Random(key).randrange(last)]
         inside = [start - begin for start in self.starts if 0 <= start - begin <= room]
-        return self.ids[begin : begin + room], min(inside, key=lambda place: abs(place - depth * room))
+        cuts = [min(inside, key=lambda place: abs(place - depth * room)) for depth in depths]
+        return self.ids[begin : begin + room], cuts
 
 
 def sentences(text: str) -> list[str]:

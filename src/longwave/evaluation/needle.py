@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from longwave.evaluation.base import Cost, Evaluation, Inputs, Measured, Progress, split
 from longwave.evaluation.kinds import Share
-from longwave.evaluation.retrieval import Retrieval
+from longwave.evaluation.retrieval import BEFORE, MOST_KEYS, Retrieval, in_words
 from longwave.settings import Settings, setting
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ class NeedleSettings(Settings):
     question: str = setting(QUESTION, "The end of the prompt, up to the answer.")
     trials: int = setting(100, "Prompts for each length.")
     depths: int = setting(10, "Places of the needle from start to end; the prompts have them in turn.")
+    keys: int = setting(
+        1, "Needles in a prompt. Several name as many cities, and one is asked for.", least=1, most=MOST_KEYS
+    )
     seed: int = setting(0, "Seed of every random draw.")
 
     def quiz(self, tokenizer: PreTrainedTokenizerBase, haystack: str) -> Quiz:
@@ -44,7 +47,7 @@ class NeedleSettings(Settings):
         from longwave.evaluation.trials import Prompts
 
         template = template_of(self.needle, self.question)
-        prompts = Prompts(tokenizer, template, Haystack(tokenizer, haystack, self.depths))
+        prompts = Prompts(tokenizer, template, Haystack(tokenizer, haystack, max(self.depths, self.keys)), self.keys)
         return Quiz(prompts, self.trials, self.depths, self.seed)
 
 
@@ -53,15 +56,17 @@ class NeedleEvaluation(Evaluation[NeedleSettings]):
 
     --data is the haystack: text with more tokens than the longest context. By default the magic number of a city
     is hidden; your own --needle and --question may name the {city}, too. Greedy decoding has to repeat the answer
-    exactly. Every method gets the same prompts. Writes needle.json and needle.png, a heat map.
+    exactly. Every method gets the same prompts. --keys hides several facts, at other depths, and asks for one of them.
+    Writes needle.json and needle.png, a heat map.
     """
 
     name = "needle"
     summary = "how often a fact hidden in the user's text is recalled, by length and depth"
     schema = "longwave.needle/1"
-    quantity = Share("Needle retrieval", "needles retrieved", "rate", place="needle", mapped=True)
+    quantity = Share("Needle retrieval", "needles retrieved", "rate", place="needle", mapped=True, words=in_words)
     needs_data = True
     Settings = NeedleSettings
+    before = BEFORE
     examples = (
         "longwave needle MODEL --data essays/ --lengths 1x,2x,4x --methods none,ntk,yarn",
         "longwave needle out --data essays/ --lengths 4096,16384,65536 --depths 10 --trials 100",
@@ -99,8 +104,8 @@ def needle(
         haystack: text with more tokens than the longest context.
         settings: those of `NeedleSettings`, by name:
             needle: the sentence to hide, with `{key}` for the answer and, if wanted, `{city}` for what tells it apart.
-            question: the end of the prompt, up to the answer; may name the `{city}`.
-            trials, depths, seed: and those of `Reading`, see `passkey`.
+            question: the end of the prompt, up to the answer; may name the `{city}`, and must for several keys.
+            trials, depths, keys, seed: and those of `Reading`, see `passkey`.
         model, lengths: see `passkey`.
 
     Raises:

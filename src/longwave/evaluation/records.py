@@ -136,4 +136,11 @@ def from_json(value: Any, path: Path | str, schema: str | None = None) -> Record
         else:
             outside.require(row, SCORE, "a row")
             outside.numbers(row, [name for name in ("value", "stderr") if row.get(name) is not None])
-    return dict(value)
+    return {**value, "settings": {**_before(found), **value["settings"]}}
+
+
+def _before(schema: str) -> Mapping[str, Any]:
+    """The settings that older records of a schema lack."""
+    from longwave.evaluation.registry import EVALUATIONS  # here: an evaluation may write records
+
+    return next((each.before for each in EVALUATIONS.values() if each.schema == schema), {})

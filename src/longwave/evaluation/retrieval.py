@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from longwave.evaluation.statistics import Interval, wilson
+
+MOST_KEYS = 10  # in one prompt: so many names there are of each kind
+BEFORE = {"keys": 1}  # of records that say nothing of it
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """How many keys a prompt has, where it has several."""
+    keys = {**BEFORE, **settings}["keys"]
+    return f"{keys} keys in each prompt" if keys > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -18,6 +28,7 @@ class LengthRetrieval:
         depths: for each trial, the depth that was asked for: 0 is the start of the filler, 1 its end.
         correct: for each trial, whether the key was found.
         places: for each trial, the depth that the needle has. A needle between two sentences cannot have every depth.
+        decoded: whether the tokens of the answer were read one by one from the cache, and not with the prompt.
     """
 
     length: int
@@ -25,6 +36,7 @@ class LengthRetrieval:
     depths: tuple[float, ...]
     correct: tuple[bool, ...]
     places: tuple[float, ...] = ()
+    decoded: bool = False
 
     @property
     def rate(self) -> Interval:
@@ -53,6 +65,7 @@ class LengthRetrieval:
             "depths": list(self.depths),
             "correct": list(self.correct),
             "places": list(self.places),
+            "decoded": self.decoded,
         }
 
 

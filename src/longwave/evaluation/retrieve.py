@@ -1,4 +1,4 @@
-"""Prompts are read under their length factor; one forward says whether greedy decoding would answer them."""
+"""Prompts are read under their length factor, and it is seen whether greedy decoding would answer them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from longwave.data.prompts import check_ids
 from longwave.evaluation.base import Reading
+from longwave.evaluation.decoded import decoded_logits, must_decode
 from longwave.evaluation.lengths import parse_lengths
 from longwave.evaluation.loss import Scorer, evaluating
 from longwave.evaluation.retrieval import LengthRetrieval, Retrieval
@@ -59,13 +60,31 @@ def retrieve(model: nn.Module, quiz: Quiz, lengths: str | Iterable[int | str], h
 
 def _at_length(model: nn.Module, scorer: Scorer, length: int, trials: list[Trial], how: Reading) -> LengthRetrieval:
     correct: list[bool] = []
+    decoded = must_decode(model)
     size = rows_per_batch(how.tokens_per_batch, length)
     with fixed_length(model, length) as factor:
         for first in range(0, len(trials), size):
             batch = trials[first : first + size]
             rows = torch.tensor([trial.ids for trial in batch])
-            hits = scorer.hits(rows, max(trial.answer for trial in batch))
-            correct += [bool(row[-trial.answer :].all()) for row, trial in zip(hits, batch, strict=True)]
+            correct += _decoded(model, scorer, batch) if decoded else _in_one_forward(scorer, rows, batch)
             how.told(rows.numel())
     depths, places = zip(*((trial.depth, trial.place) for trial in trials), strict=True)
-    return LengthRetrieval(length, factor, depths, tuple(correct), places)
+    return LengthRetrieval(length, factor, depths, tuple(correct), places, decoded)
+
+
+def _in_one_forward(scorer: Scorer, rows: torch.Tensor, batch: list[Trial]) -> list[bool]:
+    """Greedy decoding gives an answer if each of its tokens is the most likely one after the right ones before it."""
+    hits = scorer.hits(rows, max(trial.answer for trial in batch))
+    return [bool(row[-trial.answer :].all()) for row, trial in zip(hits, batch, strict=True)]
+
+
+def _decoded(model: nn.Module, scorer: Scorer, batch: list[Trial]) -> list[bool]:
+    """The same, with each token of the answer read by itself: prompts whose answers are equally long run together."""
+    found: dict[int, bool] = {}
+    for answer in {trial.answer for trial in batch}:
+        members = [index for index, trial in enumerate(batch) if trial.answer == answer]
+        ids = torch.tensor([batch[index].ids for index in members], device=scorer.device)
+        logits = decoded_logits(model, ids[:, :-1], ids.shape[1] - answer)
+        hits = (logits.argmax(-1) == ids[:, -answer:].to(logits.device)).all(1)
+        found |= dict(zip(members, hits.tolist(), strict=True))
+    return [found[index] for index in range(len(batch))]

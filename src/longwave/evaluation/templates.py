@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,12 @@ class Template:
     question: str
     answer: str
     intro: str = ""
+
+    def naming(self) -> Template:
+        """The same passkeys as those of somebody, for prompts with several."""
+        whose = "pass key of {name}"
+        needle = self.needle.replace("pass key", whose)
+        return replace(self, needle=needle, question=self.question.replace("pass key", whose))
 
 
 SHORT = Template(

@@ -8,6 +8,7 @@ from typing import Any
 
 from longwave.attention import Attention
 from longwave.extensions.spec import Spec
+from longwave.names import offer
 from longwave.rope import Rope
 from longwave.trajectory import Trajectory
 
@@ -44,12 +45,10 @@ def build_trajectories(spec: Spec, ropes: list[Rope], max_factor: float, options
     known = inspect.signature(method.build).parameters
     if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
         available = sorted(set(known) - {"rope", "max_factor", "name"})
-        whose = method.name
         if spec.attention is not None:
             available += sorted(item.name for item in fields(spec.attention) if item.name not in GIVEN)
-            whose = f"{method.name}+{spec.attention.name}"
         if unknown := sorted(set(options) - set(available)):
-            raise ValueError(f"{whose} has no option {unknown[0]!r}. Available: {', '.join(available) or 'none'}.")
+            raise ValueError(f"{spec.name} has no option {unknown[0]!r}. {offer(unknown[0], available)}")
     built: dict[tuple[float, ...], Trajectory] = {}
     for rope in ropes:
         key = tuple(rope.inv_freq.tolist())

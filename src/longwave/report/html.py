@@ -11,11 +11,13 @@ from datetime import UTC, datetime
 from importlib.resources import files
 
 from longwave.evaluation.writing import counted
+from longwave.report.distances import distances
 from longwave.report.groups import grouped, told_apart
 from longwave.report.markup import Markup, element, join
 from longwave.report.sections import Pen, Section, measured, scored, trained
 from longwave.report.sources import RecordFile, Training
 from longwave.report.spectrum import spectrum
+from longwave.report.trajectories import Banded
 from longwave.trajectory import Trajectory
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -26,6 +28,7 @@ def page(
     *,
     trainings: Sequence[Training] = (),
     trajectories: Mapping[str, Trajectory] | None = None,
+    banded: Mapping[str, Banded] | None = None,
     title: str = "longwave report",
 ) -> str:
     """The whole page.
@@ -34,6 +37,7 @@ def page(
         sources: records; those of different protocols, data or trained lengths come into sections of their own.
         trainings: a section with curves for each.
         trajectories: drawn together, by name; all of one rope.
+        banded: attention methods whose distances are drawn together, by name; all of one L.
         title: of the page.
 
     Raises:
@@ -46,10 +50,13 @@ def page(
     sections += [trained(training, pen) for training in trainings]
     if trajectories:
         sections.append(spectrum(trajectories, pen))
+    if banded:
+        sections.append(distances(banded, pen))
     if not sections:
         raise ValueError("nothing to report. Give records, a folder that holds some, or a model.")
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     kinds = [(len(sources), "record"), (len(trainings), "training run"), (len(trajectories or ()), "trajectory")]
+    kinds.append((len(banded or ()), "attention method"))
     contents = ", ".join(counted(number, name) for number, name in kinds if number)
     head = element(
         "head",

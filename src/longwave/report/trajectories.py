@@ -1,41 +1,75 @@
-"""The trajectories that a report draws: a model's own, and others on the same rope."""
+"""What a report draws of methods on one model: their trajectories, and the distances that attention methods give."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from longwave.attention import Attention
 from longwave.checkpoints.load import load
 from longwave.checkpoints.outline import outline
 from longwave.evaluation.subjects import PLAIN_FACTOR, TRAINING_FREE
 from longwave.extensions.attach import rope_of
+from longwave.extensions.build import build_attention
 from longwave.extensions.handle import find_extension
-from longwave.methods import parse_method, without_weights
+from longwave.extensions.spec import parse_spec
+from longwave.methods import without_weights
 from longwave.trajectory import Trajectory
 
 
-def trajectories_of_model(path: str, methods: Sequence[str] | None = None) -> dict[str, Trajectory]:
-    """The trajectories of methods on a model's rope, its own as it was trained.
+@dataclass(frozen=True)
+class Banded:
+    """An attention method with the trajectory below it."""
+
+    attention: Attention
+    trajectory: Trajectory
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn, by the names of the methods, all of one rope.
+
+    Arguments:
+        trajectories: those that change frequencies, and `none`; an attention method has the one below it.
+        banded: the attention methods.
+    """
+
+    trajectories: dict[str, Trajectory] = field(default_factory=dict)
+    banded: dict[str, Banded] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len({**self.trajectories, **self.banded})
+
+
+def drawn_of_model(path: str, methods: Sequence[str] | None = None) -> Drawn:
+    """The trajectories and attention methods on a model's rope, its own as it was trained.
 
     Arguments:
         path: any model that `longwave.load` reads.
         methods: their specs; None for the model's own and the training-free ones.
 
     Raises:
-        ValueError: for a method that needs trained weights, unless the model has them.
+        ValueError: for a method that needs trained weights, unless the model has them, and for an attention method
+            with distances that the model does not know.
     """
     loaded = outline(path)  # frequencies need no weights
     if loaded is None:
         loaded = load(path, dtype="auto")
     handle = find_extension(loaded)
-    own = handle.trajectories[0] if handle is not None else None
-    rope, most = (own.rope, own.max_factor) if own is not None else (rope_of(loaded), PLAIN_FACTOR)
-    names = methods or dict.fromkeys([*([own.name] if own is not None else []), *TRAINING_FREE])
-    found: dict[str, Trajectory] = {}
-    for method in (parse_method(name)[0] for name in names):
-        if handle is not None and own is not None and own.name == method.name and handle.is_trained:
-            found[method.name] = own
-        elif method.trained:
-            raise without_weights(method, path)
+    rope, most = (rope_of(loaded), PLAIN_FACTOR) if handle is None else (handle.rope, handle.max_factor)
+    names = methods or dict.fromkeys([*([] if handle is None else [handle.spec]), *TRAINING_FREE])
+    found = Drawn()
+    for spec in map(parse_spec, names):
+        own = handle is not None and handle.spec == spec.name
+        if handle is not None and own and handle.is_trained:
+            attention, trajectory = handle.dial.attention, handle.trajectories[0]
+        elif spec.method.trained:
+            raise without_weights(spec.method, path)
         else:
-            found[method.name] = method.build(rope, most)
+            attention = build_attention(spec, [rope], most, {})
+            trajectory = spec.method.build(rope, most if attention is None else attention.factor(most))
+        if attention is not None:
+            found.banded[spec.name] = Banded(attention, trajectory)
+        if attention is None or trajectory.max_factor > 1:
+            found.trajectories[spec.name] = trajectory
     return found

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from longwave.evaluation.decoded import must_decode
 from longwave.extensions.handle import find_extension
 
 
@@ -42,4 +43,5 @@ def steering(model: nn.Module) -> dict[str, Any] | None:
         "log_n": handle.log_n,
         "policy": handle.dial.policy,
         "factor": factor.tolist() if isinstance(factor, Tensor) else factor,
+        **({"decoded": True} if must_decode(model) else {}),
     }

@@ -34,8 +34,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## extend a small model and measure it: 2 CPU cores, at most 10 minutes, no download
 	$(BIN)/longwave demo $(ARGS)
 
-test: lint  ## everything CI runs: lint, types, fast and slow tests
-	$(BIN)/python -m pytest
+test: lint  ## everything CI runs: lint, types, fast and slow tests, in two processes of one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-fast: $(STAMP)  ## the tests that take seconds, in two processes of one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2

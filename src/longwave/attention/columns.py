@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 NO_KEY = -1
+CUSTOM = "_longwave_custom"  # whether the model's own mask shows or hides keys in another way than by their order
 STOCK = "_longwave_stock"  # on a tensor of positions: makes the mask that the model's own attention takes
 
 
@@ -20,15 +21,17 @@ class Columns:
 
     Arguments:
         stock: the mask function of the model's own attention. Its mask is made where a layer needs it.
+        causal: the rule of transformers that a token sees those before it.
     """
 
-    def __init__(self, stock: Callable[..., Any]) -> None:
-        self.stock = stock
+    def __init__(self, stock: Callable[..., Any], causal: Callable[..., Any]) -> None:
+        self.stock, self.causal = stock, causal
 
     def __call__(self, **given: Any) -> Any:
         if given.get("local_size") is not None:  # layers that see a window: they have no bands
             return self.stock(**given)
         columns = key_positions(given)
+        setattr(columns, CUSTOM, given.get("mask_function", self.causal) is not self.causal)
         setattr(columns, STOCK, _Once(partial(self.stock, **given)))
         return columns
 
@@ -62,6 +65,11 @@ def key_positions(given: dict[str, Any]) -> Tensor:
 def is_columns(mask: Any) -> bool:
     """Whether a mask is one of these: no other has whole numbers."""
     return isinstance(mask, Tensor) and mask.dtype == torch.int64
+
+
+def is_custom(mask: Tensor) -> bool:
+    """Whether the model's own mask shows or hides keys in another way than by their order."""
+    return bool(getattr(mask, CUSTOM, False))
 
 
 def plain_mask(mask: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
@@ -41,7 +41,7 @@ class Steering:
         AttentionInterface.register(self.name, _Hook(base))
         if base in ALL_MASK_ATTENTION_FUNCTIONS:
             mask = ALL_MASK_ATTENTION_FUNCTIONS[base]
-            AttentionMaskInterface.register(self.name, mask if bands is None else Columns(mask))
+            AttentionMaskInterface.register(self.name, mask if bands is None else Columns(mask, causal_mask_function))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Steering, (self.base, self.temperature, self.bands)
@@ -68,10 +68,10 @@ class _Hook:
             mask, *rest = args or (kwargs.pop("attention_mask", None),)
             if getattr(module, BANDED, False):
 
-                def stock(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **own: Any) -> Tensor:
-                    return self._stock(attention, module, query, key, value, mask, *rest, **{**kwargs, **own})[0]
+                def stock(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
+                    return self._stock(attention, module, query, key, value, mask, *rest, **kwargs)
 
-                return steering.bands.attend(module, query, key, value, mask, stock, kwargs), None
+                return steering.bands.attend(module, query, key, value, mask, stock, kwargs)
             args = plain_mask(mask), *rest
         return self._stock(attention, module, query, key, value, *args, **kwargs)
 

@@ -72,6 +72,7 @@ class Placed:
         query: cos and sin that turn the queries to their place.
         key: cos and sin for the keys of all columns; None where the keys lie there already.
         excess: ln(max(1, keys of the query / room)), [B or 1, 1, n]; None where mass never acts.
+        hidden: columns between the keys of a row that hold none, bool [B or 1, m]; None where there are none.
     """
 
     low: Tensor
@@ -79,20 +80,27 @@ class Placed:
     query: Turn
     key: Turn | None
     excess: Tensor | None
+    hidden: Tensor | None = None
     tiles: dict[tuple[int, int], Tile | None] = field(default_factory=dict, repr=False)
 
     def tile(self, rows: slice) -> Tile | None:
         """The columns of some queries; None if they see none. The first layer that asks works them out."""
         key = rows.start, rows.stop
         if key not in self.tiles:
-            self.tiles[key] = _tile(self.low[:, rows], self.high[:, rows])
+            tile = _tile(self.low[:, rows], self.high[:, rows])
+            if tile is not None and self.hidden is not None:
+                tile = Tile(tile.start, tile.stop, tile.stop, tile.stop)
+            self.tiles[key] = tile
         return self.tiles[key]
 
     def mask(self, rows: slice, columns: slice) -> Tensor:
         """Which of the columns the queries see, bool [B or 1, 1, rows, columns]."""
         column = torch.arange(columns.start, columns.stop, device=self.low.device)
         low, high = self.low[:, rows, None], self.high[:, rows, None]
-        return ((low <= column) & (column < high))[:, None]
+        seen = (low <= column) & (column < high)
+        if self.hidden is not None:
+            seen = seen & ~self.hidden[:, None, columns]
+        return seen[:, None]
 
 
 def place(
@@ -116,7 +124,7 @@ def place(
     """
     wide = torch.float32 if positions.device.type == "mps" else torch.float64
     where, at = positions.to(wide), key_positions.to(wide)
-    columns = _ascending(key_positions)
+    columns, hidden = _ascending(key_positions)
     before_query = 0.0 if stored is None else spectrum.phase(stored, stored.key(where))
     before_key = 0.0 if stored is None else spectrum.phase(stored, stored.key(at))
     scale = torch.as_tensor(spectrum.scaling, dtype=wide) ** 2
@@ -131,8 +139,9 @@ def place(
             key = _turn(turned, dtype)
         excess = None
         if band.room is not None:
-            excess = ((high - low).to(wide) / band.room).clamp(min=1.0).log()[:, None].to(dtype)
-        placed.append(Placed(low, high, _turn(phase, dtype, own), key, excess))
+            count = high - low if hidden is None else high - low - _between(hidden, low, high)
+            excess = (count.to(wide) / band.room).clamp(min=1.0).log()[:, None].to(dtype)
+        placed.append(Placed(low, high, _turn(phase, dtype, own), key, excess, hidden))
     return placed
 
 
@@ -164,8 +173,23 @@ def _tile(low: Tensor, high: Tensor) -> Tile | None:
     return Tile(start, stop, first, last)
 
 
-def _ascending(key_positions: Tensor) -> Tensor:
-    """Key positions in which columns without a key come before all keys, or after them, as they stand."""
+def _ascending(key_positions: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Key positions that rise from column to column, and the columns between them that hold no key.
+
+    Columns without a key in front of a row or behind it need no care: no query has them between its first and its last.
+    """
     index = torch.arange(key_positions.shape[1], device=key_positions.device)
-    last = torch.where(key_positions >= 0, index, -1).amax(dim=1, keepdim=True)
-    return torch.where(index > last, torch.iinfo(torch.int64).max, key_positions).contiguous()
+    there = key_positions >= 0
+    last = torch.where(there, index, -1).amax(dim=1, keepdim=True)
+    first = torch.where(there, index, key_positions.shape[1]).amin(dim=1, keepdim=True)
+    hidden = ~there & (first < index) & (index < last)
+    rising = torch.where(index > last, torch.iinfo(torch.int64).max, key_positions)
+    if not bool(hidden.any()):
+        return rising.contiguous(), None
+    return rising.cummax(dim=1).values.contiguous(), hidden
+
+
+def _between(hidden: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """How many columns without a key lie in each interval."""
+    before = torch.nn.functional.pad(hidden.long().cumsum(1), (1, 0)).expand(low.shape[0], -1)
+    return before.gather(1, high) - before.gather(1, low)

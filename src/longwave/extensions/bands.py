@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
 from longwave.attention.bands import Attention
-from longwave.attention.columns import is_columns, plain_mask
+from longwave.attention.columns import is_columns, is_custom, plain_mask
 from longwave.attention.engine import Scoring, attend
 from longwave.attention.hook import BANDED, ON_LAYER
 from longwave.attention.layout import Layout
@@ -23,8 +24,7 @@ from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.rotation import Turn
 from longwave.extensions.selecting import attend_rows
 
-CACHE = "_longwave_cache"  # on an attention layer while it runs
-Stock = Callable[..., Tensor]  # the model's own attention: (query, key, value, mask, **kwargs) -> [B, n, H, D]
+Stock = Callable[..., tuple[Tensor, Any]]  # the model's own attention: (query, key, value, mask) -> output, weights
 
 
 class BandedAttention:
@@ -71,7 +71,9 @@ class BandedAttention:
         setting, last = self.rotary.dial.now, self._last
         same = last is not None and last[0] is position_ids and last[2] is setting
         if last is not None and same and not torch.is_grad_enabled() and torch.equal(last[1], position_ids):
-            return last[3]
+            parameters = list(self.rotary.trajectory.parameters())
+            if not parameters or self.rotary.frequencies.solutions.are_of(parameters):
+                return last[3]
         plan = self._planned(position_ids)
         plan.prompts = getattr(setting.call, "lengths", ())
         self._last = position_ids, position_ids.clone(), setting, plan
@@ -85,7 +87,8 @@ class BandedAttention:
         """
         if self.attention.bounded is not None and isinstance(cache, DynamicCache) and not int(cache.get_seq_length()):
             first, last = self.attention.bounded
-            bound(cache, self.numbers, first + padding, first + last)  # rows may be within L, and see their first keys
+            within = self.attention.original_length  # rows of up to L tokens see all their keys
+            bound(cache, self.numbers, first + padding, max(first + last, within))
 
     def attend(
         self,
@@ -96,8 +99,8 @@ class BandedAttention:
         mask: Any,
         stock: Stock,
         kwargs: dict[str, Any],
-    ) -> Tensor:
-        """Attention of a layer, [B, n, H, D].
+    ) -> tuple[Tensor, Any]:
+        """Attention of a layer, [B, n, H, D], and its weights where the model's own attention runs and returns them.
 
         Arguments:
             module: the layer.
@@ -107,7 +110,7 @@ class BandedAttention:
             kwargs: what the layer hands to its attention function.
         """
         plan = self.plan(kwargs["position_ids"])
-        cache = vars(module).pop(CACHE, None)
+        cache, _THREAD.cache = _THREAD.cache, None
         held = getattr(_layer_of(cache, module), "columns", None)  # which columns the cache holds; None for all
         if plan.plain:
             return stock(query, key, value, of_columns(plain_mask(mask), held))
@@ -116,6 +119,13 @@ class BandedAttention:
                 f"{self.attention.name} needs an attention mask of two axes, [batch, tokens], or none; got one of "
                 f"{getattr(mask, 'ndim', 'no')} axes. Pass the mask of the padding alone."
             )
+        if is_custom(mask):
+            raise ValueError(
+                f"{self.attention.name} lets a token see those before it, and this model was to see others (several "
+                "texts in a row, or images). Use a scaling method alone here."
+            )
+        if kwargs.get("output_attentions"):
+            raise ValueError(f"{self.attention.name} has no attention weights to return. Leave output_attentions out.")
         if kwargs.get("dropout"):
             raise ValueError(f"{self.attention.name} has no dropout. Set attention_dropout to 0 in the config.")
         parts = []
@@ -123,7 +133,7 @@ class BandedAttention:
             q, k, v = group.of(query), group.of(key), group.of(value)
             if group.bands is None:
                 own = of_columns(plain_mask(mask), held)
-                parts.append(stock(q, k, v, None if own is None else group.of(own)))
+                parts.append(stock(q, k, v, None if own is None else group.of(own))[0])
                 continue
             scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
             if self.attention.remembers:
@@ -135,7 +145,7 @@ class BandedAttention:
             placed = plan.placed(group, mask, held, torch.promote_types(query.dtype, torch.float32))
             output = attend(q, k, v, placed, Scoring(self.layout, scale, getattr(self.attention, "mass", 0.0)))
             parts.append(output.transpose(1, 2).contiguous())
-        return together(plan.groups, parts)
+        return together(plan.groups, parts), None
 
     def embeddings(self, plan: Plan, x: Tensor) -> Any:
         """What the rotary module hands to the layers (cos and sin): every token at the place where it is stored.
@@ -143,7 +153,8 @@ class BandedAttention:
         Arguments:
             x: a tensor [batch or 1, ...] of the type and on the device of what the module returns.
         """
-        if plan.embeddings is None:
+        kind = x.dtype, x.device
+        if kind not in plan.embeddings:
             base, rotation = self.rotary.frequencies.own, self.rotary.rotation
             parts = []
             for group in plan.groups:
@@ -158,8 +169,8 @@ class BandedAttention:
                     places = group.stored.key(positions.to(torch.float64))
                     theta = group.spectrum.of(group.stored)
                 parts.append(rotation.run(group.of(x), places, Turn(theta.to(base.device), 1.0)))
-            plan.embeddings = together(plan.groups, parts)
-        return plan.embeddings
+            plan.embeddings[kind] = together(plan.groups, parts)
+        return plan.embeddings[kind]
 
     def same(self, a: float, b: float) -> bool:
         """Whether a cache that was filled at one t serves at the other."""
@@ -179,16 +190,17 @@ class BandedAttention:
                 f"{tuple(position_ids.shape)}. Use a scaling method without an attention method here."
             )
         factor = self.rotary.dial.read(position_ids)
+        if bool((torch.as_tensor(factor) > 1).any()) and bool((position_ids.diff(dim=1) < 0).any()):
+            raise ValueError(
+                f"{self.attention.name} takes one sequence in each row, and rows were packed with several. "
+                "Give each its own row, or use a scaling method alone."
+            )
         if isinstance(factor, Tensor) and factor.ndim == 2:
-            if bool((position_ids.diff(dim=1) < 0).any()):
-                raise ValueError(
-                    f"{self.attention.name} takes one sequence in each row, and rows were packed with several. "
-                    "Give each its own row, or use a scaling method alone."
-                )
             factor = factor.amax(1)  # padding in front of a row counts as sequences of one token
         if not isinstance(factor, Tensor):
             return Plan(position_ids, [self._group(float(factor), None)])
         factors = factor.tolist()
+        position_ids = position_ids.expand(len(factors), -1)
         rows = {t: [row for row, own in enumerate(factors) if own == t] for t in sorted(set(factors))}
         if len(rows) == 1:
             return Plan(position_ids, [self._group(factors[0], None)])
@@ -220,12 +232,21 @@ def store_rotated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         raise ValueError(f"{type(layer).__name__} is not told the positions of its tokens. Pass position_ids.")
     bands: BandedAttention = steering.bands
     plan = bands.plan(positions)
-    vars(layer)[CACHE] = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+    _THREAD.cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
     if plan.plain:
         return None
     own = kwargs["position_embeddings"]
     like = own if isinstance(own, Tensor) else own[0]
     return args, {**kwargs, "position_embeddings": bands.embeddings(plan, like)}
+
+
+class _Thread(threading.local):
+    """The cache of the layer that runs in this thread: from before its forward to its attention."""
+
+    cache: Cache | None = None
+
+
+_THREAD = _Thread()
 
 
 def _layer_of(cache: Cache | None, layer: nn.Module) -> Any:

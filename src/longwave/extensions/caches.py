@@ -66,7 +66,7 @@ def before_forward(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return None
     cache, positions = given.get("past_key_values"), given.get("position_ids")
     changed = None
-    if positions is None and handle.dial.now.factor is None:
+    if positions is None and (handle.dial.now.factor is None or handle.attention is not None):
         positions = _positions(model, given.get("attention_mask"), tokens.shape[1])
         changed = None if positions is None else {"position_ids": positions}
     if isinstance(cache, Cache):

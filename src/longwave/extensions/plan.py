@@ -50,7 +50,7 @@ class Plan:
 
     positions: Tensor
     groups: list[Group]
-    embeddings: Any = None
+    embeddings: dict[Any, Any] = field(default_factory=dict)  # by type and device
     prompts: tuple[int, ...] = ()  # tokens of the prompts where `generate` runs
     extents: tuple[Any, list[Extent]] | None = None
 
@@ -64,10 +64,15 @@ class Plan:
         if group.placed is None or group.placed[0] is not columns:
             assert group.bands is not None and group.spectrum is not None
             positions, keys = group.of(self.positions), group.of(columns[:, 0, 0])
+            if held is None and keys.shape[1] == positions.shape[1]:
+                keys = torch.where(keys >= 0, positions, keys)  # no cache: the same tokens, whose positions may skip
+            elif not torch.equal(*(each.amax(1).expand(keys.shape[0]) for each in (keys, positions))):
+                raise ValueError(
+                    "position_ids do not continue those of the cache, which are 0, 1, 2, ... for the tokens of a row. "
+                    "Leave position_ids out, or pass the whole text without a cache."
+                )
             if held is not None:
                 keys = keys[:, held.to(keys.device)]
-            elif keys.shape[1] == positions.shape[1]:  # no cache: keys of the same tokens, whose positions may skip
-                keys = torch.where(keys >= 0, positions, keys)
             keys = _one_row(keys)
             positions = _one_row(positions) if keys.shape[0] == 1 else positions
             rows = max(keys.shape[0], positions.shape[0])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any, ClassVar, Literal
 
-from longwave.evaluation.outside import Outside
+from longwave.outside import Outside
 from longwave.evaluation.quantity import BY_DEPTH, BY_POSITION, Entry, Parts, Quantity
 from longwave.evaluation.statistics import Interval, difference, paired_bootstrap, wilson
 from longwave.evaluation.writing import counted, decimals, number, percent

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from longwave.evaluation.outside import Outside
+from longwave.outside import Outside
 from longwave.evaluation.statistics import Interval
 
 Entry = Mapping[str, Any]  # of `lengths` in a row of a record

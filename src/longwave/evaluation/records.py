@@ -15,8 +15,8 @@ from typing import Any
 from longwave import files as io
 from longwave import provenance
 from longwave.evaluation.kinds import Scores
-from longwave.outside import Outside
 from longwave.evaluation.quantity import Quantity
+from longwave.outside import Outside
 
 TASKS = "longwave.tasks/1"
 COMMON = ("schema", "model", "original_length", "rows", "versions", "command")

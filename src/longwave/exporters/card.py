@@ -21,9 +21,7 @@ from longwave.trajectory import Snapshot
 MADE_WITH = ("longwave", "transformers", "torch")
 
 
-def model_card(
-    source: Source, exporter: Exporter, done: Exported, *, log_n: str, tables: Sequence[str] = ()
-) -> str:
+def model_card(source: Source, exporter: Exporter, done: Exported, *, log_n: str, tables: Sequence[str] = ()) -> str:
     """README.md of an export, in Markdown with the hub's front matter.
 
     Arguments:
@@ -120,8 +118,9 @@ def _perplexity(record: dict[str, Any]) -> str:
         by_length = {entry["length"]: entry["ppl"] for entry in row["lengths"]}
         cells = [f"{by_length[length]:.4g}" if length in by_length else "" for length in lengths]
         lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
+    protocol, data = record["settings"]["protocol"], _files(record["data"])
     return (
-        "\n".join(lines) + f"\n\nProtocol `{record['settings']['protocol']}` on {_files(record['data'])}, by length in tokens. Rows with "
+        "\n".join(lines) + f"\n\nProtocol `{protocol}` on {data}, by length in tokens. Rows with "
         "`@static` ran at one t, as this export does. In the other rows t followed the length."
     )
 

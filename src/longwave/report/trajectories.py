@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from longwave.checkpoints.load import load
 from longwave.checkpoints.outline import outline
-from longwave.evaluation.subjects import PLAIN_FACTOR, TRAINING_FREE
+from longwave.evaluation.lengths import LONGEST_DEFAULT
+from longwave.evaluation.subjects import TRAINING_FREE
 from longwave.extensions.attach import rope_of
 from longwave.extensions.handle import find_extension
 from longwave.methods import parse_method, without_weights
@@ -28,14 +29,19 @@ def trajectories_of_model(path: str, methods: Sequence[str] | None = None) -> di
         loaded = load(path, dtype="auto")
     handle = find_extension(loaded)
     own = handle.trajectories[0] if handle is not None else None
-    rope, most = (own.rope, own.max_factor) if own is not None else (rope_of(loaded), PLAIN_FACTOR)
-    names = methods or dict.fromkeys([*([own.name] if own is not None else []), *TRAINING_FREE])
+    if own is not None:
+        rope, most = own.rope, own.max_factor
+    else:  # as far as it is measured by default
+        rope, most = rope_of(loaded), LONGEST_DEFAULT
+    names = methods
+    if names is None:
+        names = list(dict.fromkeys([*([own.name] if own is not None else []), *TRAINING_FREE]))
     found: dict[str, Trajectory] = {}
     for method in (parse_method(name)[0] for name in names):
         if handle is not None and own is not None and own.name == method.name and handle.is_trained:
             found[method.name] = own
         elif method.trained:
-            raise without_weights(method, path)
+            raise without_weights(method, path, "Leave it out of --methods.")
         else:
             found[method.name] = method.build(rope, most)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -132,15 +133,28 @@ def _freeze_weights(model: PreTrainedModel, method: str) -> None:
         parameter.requires_grad_(id(parameter) in learnable)
 
 
-def clean_up(model: PreTrainedModel, config: TrainConfig, *, use_cache: bool) -> None:
+@dataclass(frozen=True)
+class Before:
+    """How a model was before training, as far as training changes it for a while."""
+
+    use_cache: bool
+    checkpointing: bool
+    training: bool
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Before:
+        return cls(model.config.use_cache, model.is_gradient_checkpointing, model.training)
+
+
+def clean_up(model: PreTrainedModel, config: TrainConfig, before: Before) -> None:
     """Take off the model what training put on it. All weights count as trainable again; the extension stays."""
     count_keys(host_of(model), False)
-    model.config.use_cache = use_cache
-    if config.gradient_checkpointing:
+    model.config.use_cache = before.use_cache
+    if config.gradient_checkpointing and not before.checkpointing:
         switch_checkpointing(model, on=False)
     if config.freeze_weights:
         model.requires_grad_(True)
-    model.eval()
+    model.train(before.training)
 
 
 def switch_checkpointing(model: PreTrainedModel, *, on: bool) -> None:

@@ -176,7 +176,7 @@ def test_bad_input_is_one_line_and_touches_nothing(llama, train, tmp_path, setti
 def test_an_error_before_the_first_step_leaves_the_model_as_it_was(llama, train, book, training, checkpointing):
     llama.train(training)
     if checkpointing:
-        llama.gradient_checkpointing_enable()
+        llama.activation_checkpointing_enable()
     llama.config.use_cache = not checkpointing
     short = book.with_name("short.txt")
     short.write_text(book.read_text()[:200])
@@ -188,7 +188,7 @@ def test_an_error_before_the_first_step_leaves_the_model_as_it_was(llama, train,
     assert all(parameter.requires_grad for parameter in llama.parameters())
     assert not scaled_of(llama).temperature.by_keys
     assert {module.training for module in llama.modules()} == {training}
-    assert llama.is_gradient_checkpointing is checkpointing
+    assert llama.is_activation_checkpointing is checkpointing
     assert llama.config.use_cache is not checkpointing
 
 
@@ -196,7 +196,7 @@ def test_an_error_before_the_first_step_leaves_the_model_as_it_was(llama, train,
 def test_an_error_in_a_step_leaves_the_model_as_it_was(llama, train, error):
     class Stops(TrainerCallback):
         def on_step_end(self, *_, **__):
-            assert llama.training and llama.is_gradient_checkpointing and not llama.config.use_cache
+            assert llama.training and llama.is_activation_checkpointing and not llama.config.use_cache
             if error:
                 raise ValueError("stopped")
 
@@ -205,7 +205,7 @@ def test_an_error_in_a_step_leaves_the_model_as_it_was(llama, train, error):
     with pytest.raises(ValueError, match="stopped") if error else nullcontext():
         train(llama, gradient_checkpointing=True, precision="bf16", callbacks=[Stops()])
     assert llama.training is error  # a trained model is ready to be used
-    assert not llama.is_gradient_checkpointing and llama.config.use_cache
+    assert not llama.is_activation_checkpointing and llama.config.use_cache
     assert llama.forward.__func__ is own
 
 

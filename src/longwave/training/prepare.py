@@ -140,10 +140,12 @@ class Before:
     use_cache: bool
     checkpointing: bool
     training: bool
+    forward: Any  # of the model itself, None where its class has the forward
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Before:
-        return cls(model.config.use_cache, model.is_gradient_checkpointing, model.training)
+        checkpointing = bool(getattr(model, f"is_{_checkpointing_of(model)}"))
+        return cls(model.config.use_cache, checkpointing, model.training, vars(model).get("forward"))
 
 
 def clean_up(model: PreTrainedModel, config: TrainConfig, before: Before) -> None:
@@ -155,11 +157,21 @@ def clean_up(model: PreTrainedModel, config: TrainConfig, before: Before) -> Non
     if config.freeze_weights:
         model.requires_grad_(True)
     model.train(before.training)
+    vars(model).pop(
+        "forward", None
+    )  # accelerate leaves one there, without the decorators of the class
+    if before.forward is not None:
+        model.forward = before.forward
+
+
+def _checkpointing_of(model: PreTrainedModel) -> str:
+    """The name that this version of transformers has for gradient checkpointing."""
+    return "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
 
 
 def switch_checkpointing(model: PreTrainedModel, *, on: bool) -> None:
     """Switch gradient checkpointing, by the name that this version of transformers has for it."""
-    what = "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
+    what = _checkpointing_of(model)
     if on:
         getattr(model, f"{what}_enable")({"use_reentrant": False})
     else:

@@ -157,9 +157,7 @@ def clean_up(model: PreTrainedModel, config: TrainConfig, before: Before) -> Non
     if config.freeze_weights:
         model.requires_grad_(True)
     model.train(before.training)
-    vars(model).pop(
-        "forward", None
-    )  # accelerate leaves one there, without the decorators of the class
+    vars(model).pop("forward", None)  # accelerate leaves one there, without the decorators of the class
     if before.forward is not None:
         model.forward = before.forward
 

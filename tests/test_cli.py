@@ -116,13 +116,13 @@ def test_methods_table_and_json_name_every_method(capsys: pytest.CaptureFixture[
 
 @pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error() -> None:
-    command = f"{sys.executable} -m longwave.cli.main methods --json | head -n 1; exit ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m longwave methods --json | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_interrupt_is_exit_code_130(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "longwave.cli.main", "demo", "--quick", "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "longwave", "demo", "--quick", "--output", str(tmp_path / "out")]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it

@@ -17,7 +17,7 @@ PACKAGE = Path(longwave.__file__).parent
 # Imports point from a later row to an earlier one. Inside a row only the modules of one package, or of the
 # row that attaches to a model, know one another.
 LAYERS = (
-    ("names", "files", "layout", "errors", "provenance", "rules", "settings"),
+    ("names", "files", "layout", "outside", "errors", "provenance", "rules", "settings"),
     ("rope", "schedule"),
     ("trajectory",),
     ("methods",),
@@ -40,6 +40,7 @@ THIRD_PARTY = {
     "names": set(),
     "files": set(),
     "layout": set(),
+    "outside": set(),
     "errors": set(),
     "provenance": set(),
     "rules": set(),

@@ -6,6 +6,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+from longwave.errors import install
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
@@ -62,3 +64,11 @@ def test_constraints_pin_every_dependency():
         PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"] + PROJECT["optional-dependencies"]["eval"]
     )
     assert {requirement_name(r) for r in wanted} <= pins
+
+
+def test_an_extra_is_installed_by_one_command():
+    """Help and docs write out what messages take from `install`."""
+    places = [*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    found = [command for path in places for command in re.findall(r"pip install '[^'\n]*'", path.read_text("utf-8"))]
+    commands = {install(extra) for extra in PROJECT["optional-dependencies"]} | {"pip install 'longwave[{extra}]'"}
+    assert len(found) >= 5 and set(found) <= commands

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import re
 import shlex
 import subprocess
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import longwave
 from longwave.cli.main import main
 from longwave.demo.corpus import stdlib_files
 from longwave.methods import METHODS
@@ -120,3 +124,39 @@ def test_extending_shows_a_method_that_works() -> None:
     mine, ours = names["Linear"](rope, 8), Linear(rope, 8)
     assert torch.equal(mine.log_freq(3.0), ours.log_freq(3.0))
     assert torch.equal(mine.rate(3.0), ours.rate(3.0))
+
+
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text("utf-8")
+RENAMED = [line.strip(" |").split(" | ") for line in CHANGELOG.splitlines() if line.startswith("  | `")]
+HOMES = (  # of names that the table writes without their module
+    "longwave", "longwave.exporters", "longwave.exporters.exported", "longwave.exporters.base.Plan",
+    "longwave.extensions.rotary",
+)  # fmt: skip
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name exists. What follows `(model)` is looked for on the class of what the call returns."""
+    value: Any = longwave
+    for part in name.split(".")[1:]:
+        plain, call, _ = part.partition("(")
+        if plain in getattr(value, "__dataclass_fields__", {}):
+            return True
+        if not hasattr(value, plain):
+            try:
+                import_module(f"{getattr(value, '__name__', '')}.{plain}")
+            except ImportError:
+                return False
+        value = getattr(value, plain)
+        if call:
+            value = getattr(import_module(value.__module__), inspect.signature(value).return_annotation)
+    return True
+
+
+@pytest.mark.parametrize("new", [row[1] for row in RENAMED], ids=[row[0] for row in RENAMED])
+def test_a_new_name_of_the_changelog_exists(new: str) -> None:
+    names = [re.sub(r"\((?!model\)).*\)", "", name) for name in re.findall(r"`([^`]+)`", new)]
+    names = [name for name in names if not name.startswith("longwave ")]  # commands
+    whole = [name for name in names if name.startswith("longwave.")]
+    homes = [*whole, *(name.rpartition(".")[0] for name in whole), *HOMES]
+    absent = [name for name in names if name not in whole and not any(exists(f"{home}.{name}") for home in homes)]
+    assert [name for name in whole if not exists(name)] + absent == []

@@ -1,4 +1,4 @@
-"""What the errors of other libraries say."""
+"""What the errors of other libraries say, and what to do where a library is missing."""
 
 from __future__ import annotations
 
@@ -20,3 +20,8 @@ def lines(error: BaseException) -> list[str]:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, without its full stop."""
     return lines(error)[0].rstrip(".")
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra. It works wherever longwave itself came from: pip finds it installed."""
+    return f"pip install 'longwave[{extra}]'"

@@ -17,12 +17,10 @@ EXPORT_RECORD = "longwave-export.json"  # in a folder of `longwave export`, besi
 CONFIG, ADAPTER, GENERATION = "config.json", "adapter_config.json", "generation_config.json"
 TOKENIZER_CONFIG, TOKENIZER_JSON = "tokenizer_config.json", "tokenizer.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # weights in one file, or the list of several
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+VOCABULARIES = (*SENTENCEPIECE, "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")
+TOKENIZERS = (TOKENIZER_JSON, *VOCABULARIES)  # any of them makes a tokenizer
 TOKENIZER_FILES = (  # what the tokenizers of transformers write
-    "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
-    "tokenizer.model", "tokenizer.model.*", "spiece.model", "sentencepiece.bpe.model", "*.tiktoken", "tekken.json",
-    "emoji.json", "chat_template.*", "additional_chat_templates/*.jinja",
-)  # fmt: skip
-TOKENIZERS = (  # any of them makes a tokenizer
-    TOKENIZER_JSON, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
-    "tekken.json", "*.tiktoken",
+    *VOCABULARIES, "tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "merges.txt",
+    "tokenizer.model.*", "emoji.json", "chat_template.*", "additional_chat_templates/*.jinja",
 )  # fmt: skip

@@ -13,8 +13,7 @@ from longwave.checkpoints.folder import ModelFolder, resolve
 from longwave.checkpoints.load import load
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.errors import first_line
-from longwave.files import read_object
-from longwave.layout import TRAINING
+from longwave.provenance import training_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +99,6 @@ def open_model(
     }
     if found.commit is not None:
         about["commit"] = found.commit
-    record = found.path / TRAINING
-    if record.is_file():
-        about["training_seed"] = read_object(record).get("seed")
+    if (record := training_of(found.path)) is not None:
+        about["training_seed"] = record.get("seed")
     return Opened(model.to(where.device), tokenizer, about)  # type: ignore[arg-type]

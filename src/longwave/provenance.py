@@ -7,6 +7,11 @@ import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+from longwave.files import read_object
+from longwave.layout import TRAINING
+from longwave.outside import Outside
 
 RECORDED = ("longwave", "torch", "transformers", "accelerate", "datasets", "torchdiffeq", "numpy")
 
@@ -26,3 +31,25 @@ def command() -> str:
     """The command line of this process, quoted for a shell."""
     program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
     return shlex.join([program, *sys.argv[1:]])
+
+
+def training_of(folder: Path) -> dict[str, Any] | None:
+    """training.json of a folder that `longwave train` wrote, None where there is none.
+
+    Raises:
+        ValueError: naming the file and the field that is not as `longwave train` writes it.
+    """
+    path = folder / TRAINING
+    if not path.is_file():
+        return None
+    record, outside = read_object(path), Outside(path, "Restore the file, or delete it.")
+    outside.objects(record, ("config", "data", "versions", "result"))
+    outside.texts(record, [key for key in ("command", "model") if key in record])
+    outside.texts(record.get("data") or {}, list(record.get("data") or {}))
+    outside.numbers(record, [key for key in ("seed", "world_size") if record.get(key) is not None])
+    outside.numbers(result := record.get("result") or {}, [key for key in ("tokens",) if key in result])
+    try:
+        shlex.split(record.get("command", ""))
+    except ValueError as error:
+        raise outside.damaged(f"command is no line of a shell ({error})") from None
+    return record

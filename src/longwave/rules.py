@@ -48,4 +48,4 @@ SECTIONS = Rule(
     "a list of numbers of at least 0",
 )
 SWITCH = Rule(lambda value: isinstance(value, bool), "true or false")
-NAME = Rule(lambda value: isinstance(value, str), "the name of a rope type")
+ROPE_NAME = Rule(lambda value: isinstance(value, str), "the name of a rope type")

@@ -88,6 +88,10 @@ def test_frequencies_are_drawn_without_the_weights(plain: Path, trained: Path, m
             assert torch.equal(trajectory.at(3.0).inv_freq, whole[name].at(3.0).inv_freq)
 
 
+def test_no_methods_are_no_trajectories(plain: Path) -> None:
+    assert drawn_of_model(str(plain), []).trajectories == {}
+
+
 def test_what_cannot_be_shown_is_an_error(
     results: Path, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,7 +109,10 @@ def test_what_cannot_be_shown_is_an_error(
         (["metrics.jsonl"], "metrics.jsonl is damaged"),
         ([results / "deep", "-o", "page.pdf"], "must end in .html"),
         ([results / "deep", "--methods", "ntk"], "Pass a model too"),
-        (["--model", plain, "--methods", "none,clex"], "clex needs trained weights"),
+        (
+            ["--model", plain, "--methods", "none,clex"],
+            f"clex needs trained weights, and {plain} has none. Leave it out of --methods.",
+        ),
         (["--model", plain, "--methods", "ntl"], "Did you mean 'ntk'?"),
         (["--model", plain, "--methods", ","], "no methods given"),
     ):

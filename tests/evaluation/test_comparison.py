@@ -15,6 +15,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from longwave.cli import progressing
+from longwave.cli.comparing import candidates
+from longwave.cli.evaluating import results_folder
 from longwave.cli.main import main
 from longwave.data.hashes import data_hashes, data_identity
 from longwave.evaluation.cells import fingerprint
@@ -262,6 +264,10 @@ def test_suites_of_longwave_are_valid() -> None:
         ("- perplexity: 4", "perplexity takes settings such as"),
         ("- perplexity: {}\n  passkey: {}", "item 1 must name one evaluation"),
         ("- perplexity\n- perplexity: {windows: 4}", "two evaluations called 'perplexity'"),
+        (
+            "- passkey: {}\n  name: ppl-by-position\n- perplexity: {protocol: overlap, by_position: 4}\n  name: ppl",
+            "an evaluation called 'ppl-by-position', and 'ppl' writes its figure by position to ppl-by-position.png",
+        ),
         ("- perplexity: {}\n  name: ../x", "may have letters"),
         ("- perplexity: {}\n  lengths: 2y", "item 1: bad length '2y'"),
     ],
@@ -361,3 +367,16 @@ def test_a_model_in_the_current_folder_has_a_name(
     asked = ("--suite", tmp_path / "suite.yaml", "--lengths", "3x")
     assert run("evaluate", ".", "--base", trained, *asked, "--methods", "none", "-o", tmp_path / "out") == 0
     assert [row["label"] for row in read(tmp_path / "out" / "passkey.json")["rows"]] == ["plain", "base"]
+
+
+def test_equal_names_have_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/plain", "b/plain"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "plain")
+    assert [each.name for each in candidates([".", "../../b/plain"], ())] == ["a/plain", "b/plain"]
+    assert [each.name for each in candidates([".", "org/model", "mine=../../b/plain"], ())] == [
+        "a/plain",
+        "model",
+        "mine",
+    ]
+    assert str(results_folder(None, "passkey", ".")) == "passkey-plain"

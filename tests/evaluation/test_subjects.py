@@ -9,6 +9,7 @@ from transformers import LlamaForCausalLM
 import longwave
 from longwave.evaluation.subjects import under
 from longwave.extensions.handle import find_extension, rotaries
+from longwave.methods import get_method, without_weights
 
 
 @pytest.fixture
@@ -61,6 +62,15 @@ def test_another_method_replaces_the_frequencies_only(trained: LlamaForCausalLM)
         assert not torch.equal(logits(trained), before)
     assert rotaries(trained)[0].trajectory is trajectory
     assert torch.equal(logits(trained), before)
+
+
+def test_a_method_that_an_error_advises_works(llama: LlamaForCausalLM) -> None:
+    advised = str(without_weights(get_method("clex"))).rpartition("choose among ")[2].rstrip(".").split(", ")
+    assert {"ntk", "yarn"} <= set(advised)
+    before = logits(llama)
+    for method in advised:
+        with longwave.extended(llama, method, max_factor=4):
+            assert not torch.equal(logits(llama), before), method
 
 
 def test_untrained_clex_is_refused(llama: LlamaForCausalLM) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,11 +65,18 @@ def test_a_perplexity_record_goes_into_the_card(trained: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda record: record["rows"][0]["lengths"][0].pop("ppl"), "is damaged: it lacks ppl"),
-        (lambda record: record["rows"][0]["lengths"][0].update(ppl="low"), "is damaged"),
-        (lambda record: record.update(data=["text.txt"]), "is damaged"),
-        (lambda record: record.update(rows=[1]), "is damaged"),
-        (lambda record: record.update(schema="longwave.passkey/1"), "is no record of `longwave perplexity`"),
+        (lambda record: record["rows"][0]["lengths"][0].pop("ppl"), "is damaged: an entry of lengths lacks ppl"),
+        (lambda record: record["rows"][0]["lengths"][0].update(ppl="low"), "is damaged: ppl is 'low' where a number"),
+        (lambda record: record["rows"][0]["lengths"][0].update(ppl=float("nan")), "is damaged: ppl is nan where a"),
+        (lambda record: record["rows"][0]["lengths"][0].update(length=True), "is damaged: length is True where a"),
+        (lambda record: record["rows"][0].update(lengths=[]), "its lengths must be a list that is not empty"),
+        (lambda record: record["rows"][0].update(label=7), "is damaged: label is 7 where text must be"),
+        (lambda record: record.update(data=["text.txt"]), "is damaged: its data must be an object or null"),
+        (lambda record: record.update(data={"text.txt": 5}), "is damaged: text.txt is 5 where text must be"),
+        (lambda record: record.update(settings=3), "is damaged: settings lacks protocol"),
+        (lambda record: record.update(rows=[1]), "is damaged: a row lacks label, lengths"),
+        (lambda record: record.pop("rows"), "is damaged: the record lacks rows"),
+        (lambda record: record.update(schema="longwave.passkey/1"), "is no record of `longwave perplexity`. Give its"),
     ],
 )
 def test_a_damaged_record_is_told_before_the_work(damage, message: str, trained: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -78,9 +86,9 @@ def test_a_damaged_record_is_told_before_the_work(damage, message: str, trained:
     path, steps = tmp_path / "perplexity.json", list[str]()
     damage(record)
     path.write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError, match=re.escape(f"{path} ")) as error:
         export(trained, tmp_path / "out", results=[path], tell=steps.append)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
     assert steps == []
 
 
@@ -181,6 +189,35 @@ def test_a_damaged_source_is_named(spoil, message: str, trained: Path, tmp_path:
     with pytest.raises(ValueError, match=message):
         export(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("target", ["hf", "ctranslate2"])
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("training.json", "[1]", "holds no JSON object, but a list"),
+        ("training.json", '{"data": ["x"]}', "is damaged: its data must be an object or null"),
+        ("training.json", '{"data": {"x": 5}}', "is damaged: x is 5 where text must be"),
+        ("training.json", '{"config": 3}', "is damaged: its config must be an object or null"),
+        ("training.json", '{"result": {"tokens": "many"}}', "is damaged: tokens is 'many' where a number must be"),
+        ("training.json", '{"command": 5}', "is damaged: command is 5 where text must be"),
+        ("training.json", '{"command": "longwave \'train"}', "is damaged: command is no line of a shell"),
+        ("model/generation_config.json", "[1]", "holds no JSON object, but a list"),
+        ("generation_config.json", "3", "holds no JSON object, but a int"),
+        ("tokenizer_config.json", "[1]", "holds no JSON object, but a list"),
+    ],
+)
+def test_a_damaged_file_beside_the_weights_is_told_before_they_are_written(
+    file: str, text: str, message: str, target: str, trained: Path, tmp_path: Path
+) -> None:
+    if target == "ctranslate2":
+        pytest.importorskip("ctranslate2", reason="needs the extra ctranslate2")
+    (trained / file).write_text(text)
+    steps = list[str]()
+    with pytest.raises(ValueError, match=re.escape(f"{trained / file} ")) as error:
+        export(trained, tmp_path / "out", target=target, factor=2, tell=steps.append)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert "writing" not in steps
 
 
 def test_a_missing_shard_is_named(plain: Path, tmp_path: Path) -> None:

@@ -221,12 +221,41 @@ def test_a_constant_of_one_is_frozen_too(llama: LlamaForCausalLM, tmp_path: Path
     longwave.save(llama, tmp_path / "out")
 
 
-def test_a_t_out_of_range_freezes_nothing(llama: LlamaForCausalLM) -> None:
+OUTSIDE = "factor must be between 1 and max_factor 4, got "
+NO_NUMBER = "frozen takes one t for all rows, a number, got "
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [
+        (5.0, OUTSIDE + "5.0."),
+        (0.5, OUTSIDE + "0.5."),
+        (float("nan"), OUTSIDE + "nan."),
+        (torch.tensor(5.0), OUTSIDE + "5.0."),
+        ("4x", NO_NUMBER + "'4x'."),
+        (None, NO_NUMBER + "None."),
+        (True, NO_NUMBER + "True."),
+        ([True], NO_NUMBER + "[True]."),
+        ([2.0], NO_NUMBER + "[2.0]."),
+        ([2.0, 3.0], NO_NUMBER + "[2.0, 3.0]."),
+        (torch.tensor(True), NO_NUMBER + "tensor(True)."),
+        (torch.tensor([2.0]), NO_NUMBER + "tensor([2.])."),
+        (torch.tensor([]), NO_NUMBER + "tensor([])."),
+    ],
+)
+def test_what_is_no_t_in_range_freezes_nothing(llama: LlamaForCausalLM, factor: Any, message: str) -> None:
     longwave.extend(llama, "yarn", max_factor=4, log_n=1.0)
-    for factor in (5.0, 0.5, float("nan"), "4x", True, torch.tensor([]), [2.0, 3.0]):
-        with pytest.raises(ValueError, match=r"factor must be|one t for all rows"), longwave.frozen(llama, factor):
-            pass
+    with pytest.raises(ValueError) as error, longwave.frozen(llama, factor):
+        pass
+    assert str(error.value) == message
     assert longwave.extension(llama).log_n == 1 and longwave.extension(llama).dial.policy == "fit"
+
+
+@pytest.mark.parametrize("factor", [2, 2.0, torch.tensor(2.0)])
+def test_one_number_freezes_all_rows(llama: LlamaForCausalLM, factor: Any) -> None:
+    longwave.extend(llama, "yarn", max_factor=4)
+    with longwave.frozen(llama, factor):
+        assert longwave.extension(llama).dial.now.factor == 2.0
 
 
 def test_generate_sees_a_model_frozen_or_not_frozen(llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:

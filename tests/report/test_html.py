@@ -20,7 +20,7 @@ from longwave.report.groups import grouped, told_apart
 from longwave.report.html import page
 from longwave.report.markup import Markup, element
 from longwave.report.plots import curve_figure, save
-from longwave.report.sources import RecordFile, Training, check_metrics, read_source
+from longwave.report.sources import RecordFile, Training, check_metrics, read_source, read_training
 from longwave.report.summary import summary
 from longwave.rope import Rope
 
@@ -381,6 +381,26 @@ def test_a_cut_off_record_is_still_known_as_ours(tmp_path: Path) -> None:
 def test_metrics_that_cannot_be_drawn_are_named(rows: list[Any]) -> None:
     with pytest.raises(ValueError, match=r"out/metrics\.jsonl"):
         check_metrics(rows, Path("out/metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[1]", "holds no JSON object, but a list"),
+        ('{"config": [1]}', "its config must be an object or null"),
+        ('{"data": ["book.txt"]}', "its data must be an object or null"),
+        ('{"versions": "1.0"}', "its versions must be an object or null"),
+        ('{"seed": [1]}', "seed is [1] where a number must be"),
+    ],
+)
+def test_a_damaged_record_of_a_training_is_named(text: str, complaint: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    (tmp_path / "training.json").write_text("{}")
+    assert read_training(tmp_path / "metrics.jsonl").record == {}
+    (tmp_path / "training.json").write_text(text)
+    with pytest.raises(ValueError, match=r"training\.json ") as error:
+        read_training(tmp_path / "metrics.jsonl")
+    assert complaint in str(error.value) and "\n" not in str(error.value)
 
 
 def test_metrics_of_one_step_and_nothing_to_report() -> None:

@@ -7,12 +7,13 @@ import hashlib
 import inspect
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerCallback
 from transformers.utils.logging import enable_progress_bar
 
 import longwave
@@ -170,13 +171,42 @@ def test_bad_input_is_one_line_and_touches_nothing(llama, train, tmp_path, setti
     assert not (tmp_path / "out").exists()
 
 
-def test_an_error_before_the_first_step_leaves_the_model_as_it_was(llama, train, book):
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_an_error_before_the_first_step_leaves_the_model_as_it_was(llama, train, book, training, checkpointing):
+    llama.train(training)
+    if checkpointing:
+        llama.activation_checkpointing_enable()
+    llama.config.use_cache = not checkpointing
     short = book.with_name("short.txt")
     short.write_text(book.read_text()[:200])
     with pytest.raises(ValueError, match="Pass more --data"):
-        train(llama, freeze_weights=True, long_share=0.5, log_n=1.0, log_n_count="keys", batch_size=64, data=[short])
+        train(
+            llama, freeze_weights=True, long_share=0.5, log_n=1.0, log_n_count="keys", batch_size=64, data=[short],
+            gradient_checkpointing=True,
+        )  # fmt: skip
     assert all(parameter.requires_grad for parameter in llama.parameters())
     assert not steering_of(llama).temperature.by_keys
+    assert {module.training for module in llama.modules()} == {training}
+    assert llama.is_activation_checkpointing is checkpointing
+    assert llama.config.use_cache is not checkpointing
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_an_error_in_a_step_leaves_the_model_as_it_was(llama, train, error):
+    class Stops(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            assert llama.training and llama.is_activation_checkpointing and not llama.config.use_cache
+            if error:
+                raise ValueError("stopped")
+
+    llama.train()
+    own = llama.forward.__func__
+    with pytest.raises(ValueError, match="stopped") if error else nullcontext():
+        train(llama, gradient_checkpointing=True, precision="bf16", callbacks=[Stops()])
+    assert llama.training is error  # a trained model is ready to be used
+    assert not llama.is_activation_checkpointing and llama.config.use_cache
+    assert llama.forward.__func__ is own
 
 
 @pytest.mark.parametrize(
@@ -194,12 +224,13 @@ def test_a_record_that_is_damaged(base, train, tmp_path, record, message):
         train(base, resume=True)
 
 
-def test_a_damaged_row_of_metrics_names_the_file(base, train, tmp_path):
+@pytest.mark.parametrize("row", ["{", "{}", "3"])
+def test_a_damaged_row_of_metrics_names_the_file(base, train, row):
     folder = train(base)
     record = json.loads((folder / "training.json").read_text())
     (folder / "training.json").write_text(json.dumps(record | {"status": "running"}))
-    (folder / "metrics.jsonl").write_text("{\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged"):
+    (folder / "metrics.jsonl").write_text(row + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged.*\. Restore the file, or start the run again"):
         train(base, resume=True)
 
 

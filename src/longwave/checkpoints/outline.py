@@ -13,9 +13,9 @@ from longwave.checkpoints.folder import Kind, ModelFolder, resolve
 from longwave.checkpoints.official import LegacyCheckpoint, extend_legacy, read_legacy
 from longwave.checkpoints.plain import skeleton
 from longwave.checkpoints.scaled import follow_config
-from longwave.checkpoints.weights import INDEX, SINGLE, Contents, check_parameters, check_weights
+from longwave.checkpoints.weights import Contents, check_parameters, check_weights
 from longwave.files import read_json
-from longwave.layout import CONFIG
+from longwave.layout import CONFIG, INDEX, SINGLE
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ from longwave.methods import rope_types
 PARTS = ("text_config", "decoder", "thinker_config")  # where a config of several models has the text model
 ROPES = ("rope_scaling", "rope_parameters")  # the old name and the new one of a config's RoPE section
 COMMON = {  # keys that a section of any type may have
-    "rope_type": rules.NAME,
-    "type": rules.NAME,
+    "rope_type": rules.ROPE_NAME,
+    "type": rules.ROPE_NAME,
     "rope_theta": rules.POSITIVE,
     "partial_rotary_factor": rules.SHARE,
     "factor": rules.AT_LEAST_1,

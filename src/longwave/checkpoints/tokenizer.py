@@ -11,9 +11,8 @@ from transformers.utils.import_utils import is_protobuf_available, is_sentencepi
 from longwave.checkpoints.folder import Kind, ModelFolder, resolve, tokenizer_folder
 from longwave.errors import first_line
 from longwave.files import read_object
-from longwave.layout import TOKENIZER_CONFIG, TOKENIZER_JSON
+from longwave.layout import SENTENCEPIECE, TOKENIZER_CONFIG, TOKENIZER_JSON
 
-SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 JSON = (TOKENIZER_CONFIG, TOKENIZER_JSON, "special_tokens_map.json", "added_tokens.json", "vocab.json")
 
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from longwave.files import read_json, write_json
+from longwave.layout import INDEX, SINGLE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 BLOCK = 1 << 24  # bytes copied at a time
 
 

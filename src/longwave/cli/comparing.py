@@ -60,7 +60,7 @@ def candidates(models: list[str], methods: tuple[str, ...]) -> list[Candidate]:
     if len(unnamed) != sum(not name for name, _ in found):
         raise ValueError("a model is given twice. Leave one out, or give both a name: NAME=MODEL.")
     return [
-        Candidate(path, name or (str(Path(*Path(path).parts[-2:])) if ends.count(end) > 1 else end), methods)
+        Candidate(path, name or model_name(path, 2 if ends.count(end) > 1 else 1), methods)
         for (name, path), end in zip(found, ends, strict=True)
     ]
 

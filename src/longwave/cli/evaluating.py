@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from longwave.cli.options import Json, Overwrite
+from longwave.evaluation.alike import model_name
 from longwave.evaluation.lengths import check_spelling
-from longwave.evaluation.windows import TOKENS_PER_BATCH, rows_per_batch
+from longwave.evaluation.windows import TOKENS_PER_BATCH, check_batch
 
 if TYPE_CHECKING:
     from longwave.evaluation.candidates import Candidate
@@ -55,10 +56,13 @@ Device = Annotated[
 
 def specs_in(methods: str) -> tuple[str, ...]:
     """The methods of a text such as `none,ntk,yarn`, in order, repetitions dropped."""
-    found = [spec.strip() for spec in methods.split(",") if spec.strip()]
-    if not found:
+    return tuple(dict.fromkeys(spec.strip() for spec in methods.split(",") if spec.strip()))
+
+
+def check_methods(methods: str | None) -> None:
+    """Refuse a text that names no method; None names the default."""
+    if methods is not None and not specs_in(methods):
         raise ValueError("no methods given. Write for example --methods none,ntk,yarn.")
-    return tuple(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Asked:
     """The options that every measuring command has; a field is an option.
 
     Raises:
-        ValueError: for what no model could be measured under, before one is looked for.
+        ValueError: for lengths, methods or a batch that no model has, before a model is looked for.
     """
 
     lengths: Lengths = None
@@ -80,9 +84,8 @@ class Asked:
 
     def __post_init__(self) -> None:
         check_spelling(self.lengths)
-        rows_per_batch(self.tokens_per_batch, 1)
-        if self.methods is not None:
-            specs_in(self.methods)
+        check_batch(self.tokens_per_batch)
+        check_methods(self.methods)
 
     @property
     def specs(self) -> tuple[str, ...]:
@@ -105,7 +108,7 @@ class Asked:
 
 def results_folder(output: Path | None, command: str, model: str) -> Path:
     """The folder of the results: as given, or COMMAND-MODEL."""
-    return Path(f"{command}-{Path(model).resolve().name}") if output is None else output
+    return Path(f"{command}-{model_name(model)}") if output is None else output
 
 
 def short_path(path: str) -> str:

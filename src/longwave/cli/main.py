@@ -87,7 +87,8 @@ app = build_app()
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: this process's) and return the exit code.
 
-    0 success; 1 an error, told in one or two lines on stderr; 2 wrong usage; 130 interrupted.
+    0 success; 1 an error, told in one or two lines on stderr; 2 wrong usage; 130 a command that was interrupted. An
+    interrupt outside of a command goes to the caller.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args  # accepted anywhere, also after the command
@@ -107,7 +108,3 @@ def main(argv: list[str] | None = None) -> int:
         Console(stderr=True, highlight=False).print(message, soft_wrap=True)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from longwave.cli.evaluating import specs_in
+from longwave.cli.evaluating import check_methods, specs_in
 from longwave.cli.options import check_inputs
 
 
@@ -41,6 +41,7 @@ def report(
     """
     if methods is not None and model is None:
         raise ValueError("--methods chooses what is drawn for --model. Pass a model too.")
+    check_methods(methods)
     specs = None if methods is None else specs_in(methods)
     if model is not None:
         check_inputs(model)

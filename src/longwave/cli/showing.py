@@ -59,7 +59,7 @@ def _along(record: dict[str, Any], path: Path) -> list[Path]:
 
     Without it the figure of an earlier record of that name goes, unless it belongs to another record.
     """
-    from longwave.evaluation.quantity import BY_POSITION
+    from longwave.evaluation.quantity import ALONG, BY_POSITION
     from longwave.evaluation.records import quantity_of
     from longwave.report.figures import by_position
     from longwave.report.plots import save
@@ -68,9 +68,9 @@ def _along(record: dict[str, Any], path: Path) -> list[Path]:
         return []
     last = {row["label"]: max(row["lengths"], key=lambda entry: entry["length"]) for row in record["rows"]}
     bins = {label: entry[BY_POSITION.key] for label, entry in last.items() if entry.get(BY_POSITION.key)}
-    picture = path.with_name(f"{path.stem}-by-position.png")
+    picture = path.with_name(f"{path.stem}{ALONG}.png")
     if bins:
         return [save(by_position(bins, record["original_length"]), picture)]
-    if not picture.with_suffix(".json").exists():  # a suite may have a step of that name
+    if not picture.with_suffix(".json").exists():  # the figure of a record of that name
         picture.unlink(missing_ok=True)
     return []

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 import longwave
 from longwave.data.documents import read_documents
-from longwave.data.tokens import token_stream
+from longwave.data.tokens import stream_and_starts
 from longwave.demo.corpus import write_corpus
 from longwave.demo.journal import Journal
 from longwave.demo.plan import ROWS, TRAINING, DemoSettings, Row, cpu_precision
@@ -159,7 +159,7 @@ class Demo:
     def finish(self) -> dict[str, Any]:
         """Write both records as the commands would: `longwave plot` draws those of the demo and theirs together."""
         s, written = self.settings, {}
-        counts, text = parse_lengths(s.lengths, self.original_length), Text(self.documents, self.heldout, (0,))
+        counts, text = parse_lengths(s.lengths, self.original_length), Text(self.documents, *self.stream)
         inputs = Inputs(self.model, self.tokenizer, counts, self.original_length, text)
         for evaluation, asked in (
             (EVALUATIONS["perplexity"], PerplexitySettings(windows=s.windows)),
@@ -195,5 +195,10 @@ class Demo:
         return read_documents([self.text / "heldout.jsonl"])
 
     @cached_property
+    def stream(self) -> tuple[torch.Tensor, list[int]]:
+        """The tokens of the held-out text, and where each document starts."""
+        return stream_and_starts(self.documents, self.tokenizer)
+
+    @property
     def heldout(self) -> torch.Tensor:
-        return token_stream(self.documents, self.tokenizer)
+        return self.stream[0]

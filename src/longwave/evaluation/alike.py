@@ -48,9 +48,10 @@ def check_trained_lengths(lengths: Mapping[str, int]) -> None:
         raise ValueError(f"the models were trained at different lengths ({trained}). Compare them apart.")
 
 
-def model_name(path: str) -> str:
-    """The last part of a model's path or hub name; for `.` and `..` the name of the folder that they mean."""
-    return Path(os.path.abspath(path)).name  # not resolved: a link has a name of its own
+def model_name(path: str, parts: int = 1) -> str:
+    """The last parts of a model's path or hub name; for `.` and `..` the names of the folders that they mean."""
+    whole = Path(os.path.abspath(path))  # not resolved: a link has a name of its own
+    return str(Path(*whole.relative_to(whole.anchor).parts[-parts:]))
 
 
 def name_beside(path: str, other: str) -> str:

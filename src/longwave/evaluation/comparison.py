@@ -20,13 +20,13 @@ from longwave.evaluation.alike import Table, check_trained_lengths
 from longwave.evaluation.base import Inputs, Text
 from longwave.evaluation.candidates import Candidate, label, refuse_copies
 from longwave.evaluation.cells import Cell, Store, fingerprint, versions
-from longwave.evaluation.lengths import doublings, parse_lengths
+from longwave.evaluation.lengths import LONGEST_DEFAULT, doublings, parse_lengths
 from longwave.evaluation.merging import merged
 from longwave.evaluation.results import Record, record
 from longwave.evaluation.sketches import Sketch, Weightless
-from longwave.evaluation.subjects import PLAIN_FACTOR, under
+from longwave.evaluation.subjects import under
 from longwave.evaluation.suites import Step
-from longwave.evaluation.windows import TOKENS_PER_BATCH, rows_per_batch
+from longwave.evaluation.windows import TOKENS_PER_BATCH, check_batch
 from longwave.extensions.reach import check_lengths, original_length_of
 from longwave.extensions.spec import parse_spec
 
@@ -64,6 +64,7 @@ class Comparison:
     tokens_per_batch: int = TOKENS_PER_BATCH
 
     def __post_init__(self) -> None:
+        check_batch(self.tokens_per_batch)
         for step in self.steps:
             if step.evaluation.needs_data and not self.data:
                 raise ValueError(f"{step.name} needs text. Pass --data PATH.")
@@ -72,7 +73,7 @@ class Comparison:
                 parse_spec(spec)
         if self.lengths is None:
             reach = [candidate.extension[1] for candidate in self.candidates if candidate.extension is not None]
-            self.lengths = doublings(min([PLAIN_FACTOR, *reach]))
+            self.lengths = doublings(min([LONGEST_DEFAULT, *reach]))
         self.store = Store(self.folder)
         self._loaded: tuple[str, Opened] | None = None
         self._texts: dict[str, Text] = {}  # by the model's path, and by the tokenizer's identity
@@ -137,7 +138,6 @@ class Comparison:
         Raises:
             ValueError: for a cell that cannot be measured, or that cannot stand in one table with the others.
         """
-        rows_per_batch(self.tokens_per_batch, 1)
         tables = {step.name: Table(step.name) for step in self.steps}
         trained: dict[str, int] = {}
         for cell in self.cells:

@@ -16,6 +16,7 @@ from longwave.checkpoints.folder import ModelFolder, resolve
 from longwave.checkpoints.load import load
 from longwave.checkpoints.outline import outline
 from longwave.checkpoints.tokenizer import load_tokenizer
+from longwave.errors import install
 from longwave.evaluation.cells import fingerprint
 from longwave.evaluation.choice import Choice
 from longwave.extensions.handle import find_extension
@@ -134,7 +135,7 @@ def package() -> str:
     try:
         from longppl.longppl import find_key_token  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"key tokens are found by longppl ({error}). Run: pip install 'longwave[eval]'.") from None
+        raise ValueError(f"key tokens are found by longppl ({error}). Run: {install('eval')}.") from None
     return f"longppl {version('longppl')}"
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any, ClassVar, Literal
 
-from longwave.evaluation.outside import Outside
 from longwave.evaluation.quantity import BY_DEPTH, BY_POSITION, Entry, Parts, Quantity
 from longwave.evaluation.statistics import Interval, difference, paired_bootstrap, wilson
 from longwave.evaluation.writing import counted, decimals, number, percent
+from longwave.outside import Outside
 
 SAMPLES = 2_000  # of a bootstrap that only has to say on which side of 1 a ratio is
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+LONGEST_DEFAULT = 16.0  # lengths by default: at most 16 times L
 LONG = 2**60  # tokens; every multiple that is a length at all is one of so long a model
 
 

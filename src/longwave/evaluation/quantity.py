@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from longwave.evaluation.outside import Outside
 from longwave.evaluation.statistics import Interval
+from longwave.outside import Outside
 
 Entry = Mapping[str, Any]  # of `lengths` in a row of a record
 
@@ -28,6 +28,7 @@ class Parts:
 
 
 BY_POSITION = Parts("by_position", ("start", "end", "nll"))  # stretches of a window
+ALONG = "-by-position"  # what the figure of these parts has behind the name of the record
 BY_DEPTH = Parts("by_depth", ("depth", "rate"))  # places in a prompt
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from longwave import files as io
 from longwave import provenance
 from longwave.evaluation.kinds import Scores
-from longwave.evaluation.outside import Outside
 from longwave.evaluation.quantity import Quantity
+from longwave.outside import Outside
 
 TASKS = "longwave.tasks/1"
 COMMON = ("schema", "model", "original_length", "rows", "versions", "command")
@@ -122,15 +122,13 @@ def from_json(value: Any, path: Path | str, schema: str | None = None) -> Record
     for key in ("model", "versions", "settings"):
         if not isinstance(value[key], dict):
             raise outside.damaged(f"its {key} must be an object")
-    if not isinstance(value.get("data"), dict | None):
-        raise outside.damaged("its data must be an object or null")
+    outside.objects(value, ("data",))
     outside.counts(value, ("original_length",))
     quantity = known[found]
     for row in outside.filled(value["rows"], "rows"):
         if isinstance(quantity, Quantity):
             outside.require(row, ROW, "a row")
-            if not isinstance(row["label"], str):
-                raise outside.damaged(f"label is {row['label']!r} where text must be")
+            outside.texts(row, ("label",))
             for entry in outside.filled(row["lengths"], "lengths"):
                 quantity.check(entry, outside)
         else:

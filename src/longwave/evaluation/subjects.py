@@ -19,7 +19,6 @@ from longwave.methods import without_weights
 from longwave.schedule import Schedule, factor_of
 
 TRAINING_FREE = ("none", "linear", "ntk", "yarn")
-PLAIN_FACTOR = 16.0  # the largest t that a plain model is shown at
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,15 @@ class Windows:
         return [slice(a, b) for a, b in pairwise(cuts)]
 
 
-def rows_per_batch(tokens_per_batch: int, length: int) -> int:
-    """How many rows of `length` tokens are read at a time: what fits, or one."""
+def check_batch(tokens_per_batch: int) -> None:
+    """Refuse a batch without tokens."""
     if tokens_per_batch < 1:
         raise ValueError(f"tokens per batch must be at least 1, got {tokens_per_batch}.")
+
+
+def rows_per_batch(tokens_per_batch: int, length: int) -> int:
+    """How many rows of `length` tokens are read at a time: what fits, or one."""
+    check_batch(tokens_per_batch)
     return max(1, tokens_per_batch // length)
 
 

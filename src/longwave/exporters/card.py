@@ -14,6 +14,7 @@ from longwave.exporters.exported import Exported
 from longwave.exporters.source import Source
 from longwave.files import read_json
 from longwave.methods import METHODS
+from longwave.outside import Outside
 from longwave.provenance import versions
 from longwave.trajectory import Snapshot
 
@@ -48,7 +49,7 @@ def model_card(source: Source, exporter: Exporter, done: Exported, *, log_n: str
     if tables:
         sections += ["## Perplexity", *tables]
     if source.training:
-        sections += ["## Training", _training(source.training)]
+        sections += ["## Training", training_table(source.training)]
     return "\n\n".join(sections) + "\n"
 
 
@@ -88,14 +89,26 @@ def perplexity_table(path: Path | str) -> str:
         raise ValueError(f"results {path} do not exist. Give a perplexity.json of `longwave perplexity`.")
     record = read_json(path)
     schema = str(record.get("schema", "")) if isinstance(record, dict) else ""
-    if not schema.startswith("longwave.perplexity/") or not record.get("rows"):
+    if not schema.startswith("longwave.perplexity/"):
         raise ValueError(f"{path} is no record of `longwave perplexity`. Give its perplexity.json.")
-    try:
-        return _perplexity(record)
-    except KeyError as error:
-        raise ValueError(f"{path} is damaged: it lacks {error.args[0]}. Measure it again.") from None
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Measure it again.") from None
+    _check(record, Outside(path))
+    return _perplexity(record)
+
+
+def _check(record: dict[str, Any], outside: Outside) -> None:
+    """The fields that the table has."""
+    outside.require(record, ("rows", "data", "settings"), "the record")
+    outside.require(record["settings"], ("protocol",), "settings")
+    outside.texts(record["settings"], ("protocol",))
+    outside.objects(record, ("data",))
+    outside.texts(record["data"] or {}, list(record["data"] or {}))
+    for row in outside.filled(record["rows"], "rows"):
+        outside.require(row, ("label", "lengths"), "a row")
+        outside.texts(row, ("label",))
+        for entry in outside.filled(row["lengths"], "lengths"):
+            outside.require(entry, ("length", "ppl"), "an entry of lengths")
+            outside.counts(entry, ("length",))
+            outside.numbers(entry, ("ppl",))
 
 
 def _perplexity(record: dict[str, Any]) -> str:
@@ -105,20 +118,25 @@ def _perplexity(record: dict[str, Any]) -> str:
         by_length = {entry["length"]: entry["ppl"] for entry in row["lengths"]}
         cells = [f"{by_length[length]:.4g}" if length in by_length else "" for length in lengths]
         lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
-    data = ", ".join(f"`{Path(name).name}` ({digest[:12]})" for name, digest in (record["data"] or {}).items())
+    protocol, data = record["settings"]["protocol"], _files(record["data"])
     return (
-        "\n".join(lines) + f"\n\nProtocol `{record['settings']['protocol']}` on {data}, by length in tokens. Rows with "
+        "\n".join(lines) + f"\n\nProtocol `{protocol}` on {data}, by length in tokens. Rows with "
         "`@static` ran at one t, as this export does. In the other rows t followed the length."
     )
 
 
-def _training(training: dict[str, Any]) -> str:
-    config, result = training.get("config", {}), training.get("result") or {}
-    data = ", ".join(f"`{Path(name).name}` ({digest[:12]})" for name, digest in training.get("data", {}).items())
+def _files(data: dict[str, str] | None) -> str:
+    """The names of data files, with the start of their SHA-256."""
+    return ", ".join(f"`{Path(name).name}` ({digest[:12]})" for name, digest in (data or {}).items())
+
+
+def training_table(training: dict[str, Any]) -> str:
+    """What made a trained model, in Markdown, from its training.json."""
+    config, result = training.get("config") or {}, training.get("result") or {}
     told = [
         ("from", f"`{Path(str(training['model'])).name}`" if "model" in training else None),
         ("command", f"`{_without_folders(training['command'])}`" if "command" in training else None),
-        ("data", data or None),
+        ("data", _files(training.get("data")) or None),
         ("steps", config.get("steps")),
         ("tokens", f"{result['tokens']:,}" if "tokens" in result else None),
         ("window", config.get("train_length")),

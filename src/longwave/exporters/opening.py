@@ -15,9 +15,8 @@ from longwave.extensions.attach import extend, restore, rope_of
 from longwave.extensions.handle import extension, find_extension
 from longwave.extensions.on_the_spot import FACTOR
 from longwave.extensions.spec import parse_spec
-from longwave.files import read_object
-from longwave.layout import TRAINING
 from longwave.methods import without_weights
+from longwave.provenance import training_of
 from longwave.schedule import Static, factor_of
 
 
@@ -48,8 +47,7 @@ def open_source(
         model = _extended(outline.plain, method, factor, length)
     if not extension(model).is_trained:
         raise ValueError(f"{path} has not been trained: its frequencies are those of the prior. Export that method.")
-    record = found.path / TRAINING
-    training = read_object(record) if record.is_file() else {}
+    training = training_of(found.path) or {}
     return Source(str(path), found.model, tokenizer, outline.config, model.eval(), training, outline.dropped, contents)
 
 

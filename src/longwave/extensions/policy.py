@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from longwave.extensions.dial import lock_of
@@ -47,15 +49,26 @@ def set_length(model: Model, policy: str = "fit", factor: float | Tensor | None 
     return set_policy(model, policy, factor)
 
 
+def _one_number(factor: float | Tensor) -> float:
+    """The one t for all rows."""
+    whole = factor.ndim == 0 and factor.dtype != torch.bool if isinstance(factor, Tensor) else isinstance(factor, Real)
+    if isinstance(factor, bool) or not whole:
+        raise ValueError(f"frozen takes one t for all rows, a number, got {factor!r}.")
+    return float(factor)
+
+
 @contextmanager
-def frozen(model: Model, factor: float) -> Iterator[Model]:
+def frozen(model: Model, factor: float | Tensor) -> Iterator[Model]:
     """For the length of a `with` block, the model runs as its export at t = `factor` does.
 
     t is fixed. A constant takes the place of per-query log-n: its value for the query at t·L, as in
     `Snapshot.with_log_n`. All threads see the frozen model. A `generate` that runs in another thread ends first.
 
+    Arguments:
+        factor: t, a number or a tensor without dimensions.
+
     Raises:
-        ValueError: if the model is frozen already, or t is outside [1, max_factor].
+        ValueError: if the model is frozen already, or t is no number or outside [1, max_factor].
     """
     handle = extension(model)
     dial = handle.dial
@@ -65,11 +78,9 @@ def frozen(model: Model, factor: float) -> Iterator[Model]:
         before = dial.now
         if before.constant_scaling is not None:
             raise ValueError("the model is frozen already. Leave that block first.")
-        allowed = dial.allowed(factor)
-        if isinstance(allowed, Tensor) and allowed.numel() > 1:
-            raise ValueError(f"frozen takes one t for all rows, got {factor!r}.")
-        constant = handle.trajectories[0].at(float(allowed)).constant_log_n(handle.log_n)
-        dial.turn("fixed", factor)
+        t = _one_number(factor)
+        dial.turn("fixed", t)
+        constant = handle.trajectories[0].at(t).constant_log_n(handle.log_n)
         steering = stop_steering(handle.host)
         dial.set(constant_scaling=constant)
         dial.settle()

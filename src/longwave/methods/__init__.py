@@ -33,6 +33,7 @@ class Method:
         source: paper or code.
         rope_type: the type of RoPE scaling in a model's config that the method reads; None where there is none.
         trained: True where the method is meaningless without trained weights of its own.
+        advised: whether an error may advise it in the place of another: it extends a model, and needs no option.
         log_n: exponent of the per-query log-n attention scaling by default, 0 for off.
         schedule: the default schedule's spec.
         recipe: training defaults, by the names of `TrainConfig`'s fields.
@@ -44,6 +45,7 @@ class Method:
     source: str
     rope_type: RopeType | None = None
     trained: bool = False
+    advised: bool = True
     log_n: float = 0.0
     schedule: str = "continuous"
     recipe: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
@@ -54,7 +56,7 @@ _PAPER = {"positions": "random", "factors": "integer", "lr": 2e-5, "field_lr": 2
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("none", Unscaled, "pre-trained frequencies at every length", "baseline"),
+        Method("none", Unscaled, "pre-trained frequencies at every length", "baseline", advised=False),
         Method(
             "linear", linear.Linear, "Position Interpolation: all frequencies / t", "arXiv 2306.15595", linear.ROPE_TYPE
         ),
@@ -62,7 +64,12 @@ METHODS: dict[str, Method] = {
         Method("yarn", yarn.YaRN, "interpolation by parts with a temperature", "arXiv 2309.00071", yarn.ROPE_TYPE),
         Method("llama3", llama3.Llama3, "interpolation by parts as in Llama 3.1", "arXiv 2407.21783", llama3.ROPE_TYPE),
         Method(
-            "longrope", longrope.LongRoPE, "searched factors for each frequency", "arXiv 2402.13753", longrope.ROPE_TYPE
+            "longrope",
+            longrope.LongRoPE,
+            "searched factors for each frequency",
+            "arXiv 2402.13753",
+            longrope.ROPE_TYPE,
+            advised=False,
         ),
         Method("clex", CLEX, "learned trajectory, bounded field", "arXiv 2310.16450", trained=True, log_n=1.0),
         Method(
@@ -84,13 +91,16 @@ def get_method(name: str) -> Method:
     return look_up("method", name, METHODS)
 
 
-def without_weights(method: Method, model: str = "this model") -> ValueError:
-    """The error for a method that needs trained weights, and a model that has none."""
-    others = ", ".join(name for name, other in METHODS.items() if not other.trained)
-    return ValueError(
-        f"{method.name} needs trained weights, and {model} has none. Run `longwave train` first, or choose among "
-        f"{others}."
-    )
+def without_weights(method: Method, model: str = "this model", remedy: str | None = None) -> ValueError:
+    """The error for a method that needs trained weights, and a model that has none.
+
+    Arguments:
+        remedy: a sentence that says what to do; None for training, or another method.
+    """
+    if remedy is None:
+        others = ", ".join(name for name, other in METHODS.items() if other.advised and not other.trained)
+        remedy = f"Run `longwave train` first, or choose among {others}."
+    return ValueError(f"{method.name} needs trained weights, and {model} has none. {remedy}")
 
 
 def rope_types() -> dict[str, tuple[str, RopeType]]:

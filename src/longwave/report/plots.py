@@ -37,8 +37,9 @@ def curve_figure(
     original_length: int,
     title: str | None = None,
     subtitle: str | None = None,
+    bands: bool = True,
 ) -> Figure:
-    """A quantity by context length, with 95 % bands.
+    """A quantity by context length, with 95 % bands, or without `bands`.
 
     Bands say how a row would vary over other texts or prompts. Rows measured on the same texts may differ beyond
     chance although their bands overlap. The axis of lengths is logarithmic, and so is the axis of a loss: equal ratios
@@ -52,7 +53,7 @@ def curve_figure(
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(lambda value, _: quantity.text(value))
     axes.set_ylabel(quantity.noun)
-    _lines(axes, curves)
+    _lines(axes, curves, bands=bands)
     if quantity.scale == "log":
         plain_ticks(axes)
     return figure
@@ -116,12 +117,13 @@ def tidy(axes: Axes) -> Axes:
     return axes
 
 
-def _lines(axes: Axes, curves: Sequence[Curve]) -> None:
+def _lines(axes: Axes, curves: Sequence[Curve], *, bands: bool) -> None:
     for index, curve in enumerate(curves):
         values = [value.value for value in curve.values]
         low, high = ([getattr(value, bound) for value in curve.values] for bound in ("low", "high"))
         style = style_of(index)
-        axes.fill_between(curve.lengths, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        if bands:
+            axes.fill_between(curve.lengths, low, high, color=style["color"], alpha=0.18, linewidth=0)
         axes.plot(curve.lengths, values, linewidth=1.8, **style)
     _label_ends(axes, curves)
 

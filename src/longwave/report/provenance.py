@@ -39,7 +39,7 @@ def made_training(training: Training) -> Markup:
     config = {key: value for key, value in (record.get("config") or {}).items() if value not in (None, {})}
     fields = [
         ("file", str(training.path)),
-        ("status", record.get("status")),
+        ("status", str(record.get("status"))),
         ("command", element("code", record.get("command", "not recorded"))),
         ("model", str(record.get("model"))),
         ("data", _pairs(record.get("data") or {})),

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from longwave.evaluation.cells import FOLDER as CELLS
-from longwave.evaluation.outside import Outside
 from longwave.evaluation.records import Record, is_ours, quantities, read
-from longwave.files import read_json
-from longwave.layout import METRICS, TRAINING
+from longwave.layout import METRICS
+from longwave.outside import Outside
+from longwave.provenance import training_of
 from longwave.training.metrics import read_metrics
 
 NUMBERS = ("grad_norm", "field_grad_norm", "lr", "field_lr", "tokens")
@@ -93,8 +93,7 @@ def check_metrics(rows: list[Any], path: Path) -> list[dict[str, Any]]:
 def read_training(path: Path) -> Training:
     """Read a metrics.jsonl, and training.json beside it where there is one; a damaged file is a `ValueError`."""
     rows = read_metrics(path)
-    record = path.with_name(TRAINING)
-    return Training(path, check_metrics(rows, path), read_json(record) if record.is_file() else None)
+    return Training(path, check_metrics(rows, path), training_of(path.parent))
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from longwave.attention import Attention
 from longwave.checkpoints.load import load
 from longwave.checkpoints.outline import outline
-from longwave.evaluation.subjects import PLAIN_FACTOR, TRAINING_FREE
+from longwave.evaluation.lengths import LONGEST_DEFAULT
+from longwave.evaluation.subjects import TRAINING_FREE
 from longwave.extensions.attach import rope_of
 from longwave.extensions.build import build_attention
-from longwave.extensions.handle import find_extension
+from longwave.extensions.handle import Extension, find_extension
 from longwave.extensions.spec import parse_spec
 from longwave.methods import without_weights
 from longwave.trajectory import Trajectory
@@ -56,15 +57,15 @@ def drawn_of_model(path: str, methods: Sequence[str] | None = None) -> Drawn:
     if loaded is None:
         loaded = load(path, dtype="auto")
     handle = find_extension(loaded)
-    rope, most = (rope_of(loaded), PLAIN_FACTOR) if handle is None else (handle.rope, handle.max_factor)
-    names = methods or dict.fromkeys([*([] if handle is None else [handle.spec]), *TRAINING_FREE])
+    rope, most = (rope_of(loaded), LONGEST_DEFAULT) if handle is None else (handle.rope, handle.max_factor)
+    names: Sequence[str] = methods if methods is not None else _own_and_free(handle)
     found = Drawn()
     for spec in map(parse_spec, names):
         own = handle is not None and handle.spec == spec.name
         if handle is not None and own and handle.is_trained:
             attention, trajectory = handle.dial.attention, handle.trajectories[0]
         elif spec.method.trained:
-            raise without_weights(spec.method, path)
+            raise without_weights(spec.method, path, "Leave it out of --methods.")
         else:
             attention = build_attention(spec, [rope], most, {})
             trajectory = spec.method.build(rope, most if attention is None else attention.factor(most))
@@ -73,3 +74,8 @@ def drawn_of_model(path: str, methods: Sequence[str] | None = None) -> Drawn:
         if attention is None or trajectory.max_factor > 1:
             found.trajectories[spec.name] = trajectory
     return found
+
+
+def _own_and_free(handle: Extension | None) -> list[str]:
+    """The model's own method, and the training-free ones."""
+    return list(dict.fromkeys([*([] if handle is None else [handle.spec]), *TRAINING_FREE]))

@@ -64,7 +64,9 @@ class TrainConfig(Settings):
     log_n_count: str = of_sampling(
         "keys", "What log-n counts in training: the keys a query sees, or its position.", choices=LOG_N_COUNTS
     )
-    short_share: float = of_sampling(0.0, "Share of micro-batches at t = 1 without gaps.", least=0, most=1)
+    short_share: float = of_sampling(
+        0.0, "Share of micro-batches without gaps, at the smallest t for the window.", least=0, most=1
+    )
     long_share: float = of_sampling(
         0.0,
         "Share of micro-batches with real windows of m n tokens, m a divisor of the batch size; costs memory.",

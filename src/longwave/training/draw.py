@@ -121,7 +121,8 @@ class LengthSampler:
         positions: a key of POSITIONS.
         factors: a key of FACTORS.
         chunks: number of chunks, for `positions="chunks"`.
-        short_share: share of micro-batches as in pre-training: t = 1, no gaps.
+        short_share: share of micro-batches without gaps, at the smallest t for the window: 1 up to L, as in
+            pre-training, else n/L, by `integer` its ceiling.
         long_share: share of micro-batches that are real windows without gaps. A real window is m times as long, in m
             times fewer rows, for an m that divides the rows. Only real windows show the weights and the field how
             dense a long context is.

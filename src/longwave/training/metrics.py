@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from longwave.files import write_text
+from longwave.outside import Outside
+
+ANEW = "Restore the file, or start the run again with --overwrite."  # what to do where a run goes on
 
 
-def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+def read_metrics(path: Path | str, remedy: str = "Leave it out, or train again.") -> list[dict[str, Any]]:
     """Complete rows, in order; the half-written last line of a killed process is left out.
+
+    Arguments:
+        remedy: what to do about a damaged file.
 
     Raises:
         ValueError: for a line that is no JSON.
@@ -20,7 +26,7 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
         lines = path.read_text("utf-8").split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines]
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). Leave it out, or train again.") from None
+        raise ValueError(f"{path} is damaged ({error}). {remedy}") from None
 
 
 class MetricsLog:
@@ -29,11 +35,17 @@ class MetricsLog:
     Arguments:
         path: the file.
         step: the step of the checkpoint that training resumes from. Later rows are dropped; 0 drops all rows.
+
+    Raises:
+        ValueError: for a damaged row in the file.
     """
 
     def __init__(self, path: Path | str, step: int = 0) -> None:
         self.path = Path(path)
-        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
+        rows, outside = read_metrics(self.path, ANEW), Outside(self.path, ANEW)
+        for row in rows:
+            outside.numbers(row, ("step",))
+        kept = [row for row in rows if row["step"] <= step]
         write_text(self.path, "".join(_line(row) for row in kept))
 
     def append(self, row: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,20 +136,43 @@ def _freeze_weights(model: PreTrainedModel, method: str) -> None:
         parameter.requires_grad_(id(parameter) in learnable)
 
 
-def clean_up(model: PreTrainedModel, config: TrainConfig, *, use_cache: bool) -> None:
+@dataclass(frozen=True)
+class Before:
+    """How a model was before training, as far as training changes it for a while."""
+
+    use_cache: bool
+    checkpointing: bool
+    training: bool
+    forward: Any  # of the model itself, None where its class has the forward
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Before:
+        checkpointing = bool(getattr(model, f"is_{_checkpointing_of(model)}"))
+        return cls(model.config.use_cache, checkpointing, model.training, vars(model).get("forward"))
+
+
+def clean_up(model: PreTrainedModel, config: TrainConfig, before: Before) -> None:
     """Take off the model what training put on it. All weights count as trainable again; the extension stays."""
     count_keys(host_of(model), False)
-    model.config.use_cache = use_cache
-    if config.gradient_checkpointing:
+    model.config.use_cache = before.use_cache
+    if config.gradient_checkpointing and not before.checkpointing:
         switch_checkpointing(model, on=False)
     if config.freeze_weights:
         model.requires_grad_(True)
-    model.eval()
+    model.train(before.training)
+    vars(model).pop("forward", None)  # accelerate leaves one there, without the decorators of the class
+    if before.forward is not None:
+        model.forward = before.forward
+
+
+def _checkpointing_of(model: PreTrainedModel) -> str:
+    """The name that this version of transformers has for gradient checkpointing."""
+    return "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
 
 
 def switch_checkpointing(model: PreTrainedModel, *, on: bool) -> None:
     """Switch gradient checkpointing, by the name that this version of transformers has for it."""
-    what = "activation_checkpointing" if hasattr(model, "activation_checkpointing_enable") else "gradient_checkpointing"
+    what = _checkpointing_of(model)
     if on:
         getattr(model, f"{what}_enable")({"use_reentrant": False})
     else:

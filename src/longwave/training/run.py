@@ -20,6 +20,7 @@ from longwave.training.batches import PackedRows, pack
 from longwave.training.config import TrainConfig
 from longwave.training.folder import RunFolder
 from longwave.training.prepare import (
+    Before,
     attach_method,
     clean_up,
     load_with_tokenizer,
@@ -87,7 +88,7 @@ def train(
     shown = progress and sys.stderr.isatty()
     rows = pack(token_stream(read_documents(data, folder.files), vocabulary, progress=shown), config.train_length)
     check_ids(rows, network, vocabulary)
-    cached, bar = network.config.use_cache, ProgressCallback()  # the Trainer switches the cache off for good
+    before, bar = Before.of(network), ProgressCallback()  # the Trainer switches the cache off for good
     sampler = attach_method(network, config)
     try:
         require_long_windows(rows, sampler, config)
@@ -112,10 +113,12 @@ def train(
         try:
             trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
         finally:
+            # accelerate put a forward in autocast on the network itself. This call takes it off.
             trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     finally:
         bar.close()
-        clean_up(network, config, use_cache=cached)
+        clean_up(network, config, before)
+    network.eval()
     if first:
         save(network, folder.path, tokenizer=vocabulary, overwrite=True)
         folder.finish()

@@ -12,6 +12,7 @@ import yaml
 
 from longwave.evaluation.base import Evaluation
 from longwave.evaluation.lengths import check_spelling
+from longwave.evaluation.quantity import ALONG, BY_POSITION
 from longwave.evaluation.registry import EVALUATIONS
 from longwave.names import look_up, unknown
 from longwave.settings import Settings
@@ -81,6 +82,13 @@ def parse_suite(text: str, source: str) -> list[Step]:
         if step.name in taken:
             raise ValueError(f"suite {source} has two evaluations called {step.name!r}: give each a `name`.")
         taken.add(step.name)
+    for step in steps:
+        if step.settings.as_dict().get(BY_POSITION.key) and f"{step.name}{ALONG}" in taken:
+            name = f"{step.name}{ALONG}"
+            raise ValueError(
+                f"suite {source} has an evaluation called {name!r}, and {step.name!r} writes its figure by position to "
+                f"{name}.png: give one of them another `name`."
+            )
     return steps
 
 

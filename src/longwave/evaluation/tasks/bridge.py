@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longwave.errors import install
 from longwave.evaluation.tasks.common import known, steering
 from longwave.extensions.handle import find_extension
 
@@ -62,7 +63,7 @@ def run_tasks(
 
         from longwave.evaluation.harness import LongwaveLM
     except ImportError as error:
-        raise ValueError(f"tasks are run by lm-eval ({error}). Run: pip install 'longwave[eval]'.") from None
+        raise ValueError(f"tasks are run by lm-eval ({error}). Run: {install('eval')}.") from None
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}.")
     metadata: dict[str, Any] = {"tokenizer": tokenizer.name_or_path}
@@ -104,7 +105,7 @@ def run_tasks(
             )
         except ImportError as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"a task lacks a package ({reason}). Run: pip install 'longwave[eval]'.") from None
+            raise ValueError(f"a task lacks a package ({reason}). Run: {install('eval')}.") from None
         settings = {
             "extension": steering(model),
             "harness": lm_eval.__version__,

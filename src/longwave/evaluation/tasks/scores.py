@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from longwave.errors import install
 from longwave.evaluation.tasks.samples import Sample
 
 Score = Callable[[str, Sample], float]
@@ -19,7 +20,7 @@ def package(name: str, needed: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ValueError(f"{needed} ({str(error).splitlines()[0]}). Run: pip install 'longwave[eval]'.") from None
+        raise ValueError(f"{needed} ({str(error).splitlines()[0]}). Run: {install('eval')}.") from None
 
 
 def longbench(metric: str) -> Callable[[], Score]:

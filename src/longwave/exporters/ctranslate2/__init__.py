@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longwave.errors import install
 from longwave.exporters.base import Answer, EngineMissing, Exporter, Plan
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ bits, which only GPUs have, may round its frequencies: compare `compute_type="fl
         try:
             import ctranslate2
         except ImportError:
-            raise EngineMissing("ctranslate2 is not installed. Run: pip install 'longwave[ctranslate2]'") from None
+            raise EngineMissing(f"ctranslate2 is not installed. Run: {install('ctranslate2')}.") from None
         return f"ctranslate2 {ctranslate2.__version__}"
 
     def run(self, folder: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Answer]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longwave.errors import install
 from longwave.exporters.base import Answer, EngineMissing, Exporter, Plan
 from longwave.exporters.gguf import llamacpp
 
@@ -42,7 +43,7 @@ same for every length up to {length} tokens."""
     def engine(self) -> str:
         found = llamacpp.installed()
         if found is None:
-            raise EngineMissing("llama.cpp is not installed here. pip install 'longwave[llamacpp]'")
+            raise EngineMissing(f"llama.cpp is not installed here. Run: {install('llamacpp')}.")
         return f"llama.cpp (xllamacpp {found})"
 
     def run(self, folder: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Answer]:

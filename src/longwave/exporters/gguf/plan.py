@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longwave.errors import install
 from longwave.exporters.base import Plan
 from longwave.exporters.gguf.frequencies import Frequencies, frequencies
 from longwave.exporters.gguf.layout import Layout, check_window, layout_of
@@ -116,7 +117,7 @@ def gguf_package() -> Any:
     try:
         import gguf
     except ImportError:
-        raise ValueError("GGUF export needs the package gguf. pip install 'longwave[gguf]'") from None
+        raise ValueError(f"GGUF export needs the package gguf. Run: {install('gguf')}.") from None
     return gguf
 
 

@@ -37,6 +37,18 @@ class Outside:
             raise self.damaged(f"its {name} must be a list that is not empty")
         return value
 
+    def objects(self, value: dict[str, Any], keys: Sequence[str]) -> None:
+        """An object, or null, under each of `keys` that is there."""
+        for key in keys:
+            if not isinstance(value.get(key), dict | None):
+                raise self.damaged(f"its {key} must be an object or null")
+
+    def texts(self, value: dict[str, Any], keys: Sequence[str]) -> None:
+        """Text under each of `keys`."""
+        for key in keys:
+            if not isinstance(value.get(key), str):
+                raise self.damaged(f"{key} is {value.get(key)!r} where text must be")
+
     def numbers(self, value: Any, keys: Sequence[str]) -> None:
         """A finite number under each of `keys`. JSON of other writers may hold NaN, or "6"."""
         for key in keys:

@@ -35,6 +35,7 @@ def test_defect_imported_but_undeclared():
     # numpy and pyarrow come with datasets, and so on: using what they hand out needs no line of its own
     implied = {"numpy": "datasets", "pyarrow": "datasets", "click": "typer"}
     implied |= {"tokenizers": "transformers", "huggingface_hub": "transformers"}
+    implied |= {"triton": "torch"}  # of a build for GPUs
     declared = {requirement_name(r) for r in PROJECT["dependencies"]}
     distributions = {"yaml": "pyyaml"}  # where it is not called like what one imports
     foreign = {

@@ -123,3 +123,12 @@ def test_speculation_keeps_every_column(llama: LlamaForCausalLM, method: str) ->
     assert torch.equal(llama.generate(prompt, **how, prompt_lookup_num_tokens=3), alone)
     drafted = llama.generate(prompt, **how, assistant_model=copy.deepcopy(llama))
     assert torch.equal(drafted, alone)
+
+
+def test_a_conversation_may_speculate(llama: LlamaForCausalLM, tokenizer: Any) -> None:
+    longwave.extend(llama, "streaming-llm", max_factor=100)
+    answers: list[str] = []
+    for speculation in ({}, {"prompt_lookup_num_tokens": 3}):
+        talk = longwave.Conversation(llama, tokenizer, do_sample=False, **speculation)
+        answers.append(talk.say("and then? " * 50, max_new_tokens=10))
+    assert answers[0] == answers[1]

@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, MaxLengthCriteria
+from transformers import Cache, DynamicCache, MaxLengthCriteria
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from longwave.attention import Attention
+from longwave.extensions.bounded import unbound
 from longwave.extensions.caches import adopt, before_forward
 from longwave.extensions.dial import Dial, lock_of
 from longwave.extensions.handle import extension, find_extension
@@ -97,7 +98,9 @@ def start(
         _refuse_other_readings(dial, dial.attention, call, speculates)
     dial.start_generating(lengths, call.new)
     if isinstance(cache, Cache):
-        if not speculates and not getattr(cache, "_is_user_defined", False):  # a draft is cut off the cache again
+        if speculates and isinstance(cache, DynamicCache):  # a draft is cut off the cache again
+            unbound(cache)
+        elif not getattr(cache, "_is_user_defined", False):
             prepare_cache(model, cache, max(0, call.width - min(prompt)))
         adopt(model, cache, whole=whole)
 

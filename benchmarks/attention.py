@@ -58,10 +58,7 @@ def main() -> None:
 
         found = compare(ways(model, methods, length + ROOM), step, args.rounds)
         read = {name: bytes_read(model, name, length) for name in caches}
-        held = {
-            name: sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-            for name, cache in caches.items()
-        }
+        held = {name: bytes_held(cache) for name, cache in caches.items()}
         rows.append({"what": "decode", "tokens": length, **found, "bytes_read": read, "bytes_held": held})
         show(rows[-1])
     if args.json:

@@ -51,7 +51,7 @@ THIRD_PARTY = {
 THIRD_PARTY |= {"trajectory": {"torch"}, "methods": {"torch", "torchdiffeq"}, "attention": {"torch"}}
 HOOKS = {
     "attention/hook.py",  # the one file of the torch-only rooms that transformers calls
-    "attention/paged.py",  # the one that needs Triton, where there is a GPU
+    "attention/gpu_dot.py",  # the one that needs Triton, where there is a GPU
 }
 
 DEPRECATED = {"generation.py", "text.py"}  # old names, which lead to the new ones

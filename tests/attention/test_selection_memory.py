@@ -168,3 +168,11 @@ def test_room_grows_without_a_copy_and_never_into_what_others_hold():
     other = Room().add(cut, torch.full((2, 3, 1, 4), -1.0))
     assert other.shape[2] == 51 and torch.equal(held[0, 0, :, 0], torch.arange(200.0))
     assert torch.equal(room.add(held[:1], torch.zeros(1, 3, 1, 4))[0, 0, :200, 0], torch.arange(200.0))
+
+
+def test_a_cache_from_inference_mode_goes_on_without_it(model):
+    ids = text_ids(1, PROMPT + 2 * STEPS)
+    expected = goes_on(model, ids, filled(model, ids), PROMPT + STEPS)
+    with torch.inference_mode():
+        cache = filled(model, ids)
+    assert alike(goes_on(model, ids, cache, PROMPT + STEPS), expected)

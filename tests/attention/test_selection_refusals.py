@@ -151,6 +151,16 @@ def test_parts_of_padded_prompts(model):
         model.generate(ids, attention_mask=mask, max_new_tokens=2, prefill_chunk_size=16)
 
 
+def test_parts_of_a_text_that_is_read_again_where_it_grows(model):
+    longwave.extend(model, "token-select", max_factor=8)
+    ids = text_ids(1, 30)
+    settings = {"max_new_tokens": 60, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    model.generate(ids, **settings, prefill_chunk_size=33)  # the prompt is read at once, and nothing else
+    longwave.set_policy(model, "grow")
+    with refused("prefill_chunk_size must be a multiple of 8, token-select's chunk, got 33"):
+        model.generate(ids, **settings, prefill_chunk_size=33)
+
+
 def test_speculation(selecting):
     ids = text_ids(1, 34)
     name = longwave.extension(selecting).attention.name

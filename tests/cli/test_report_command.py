@@ -134,6 +134,15 @@ def test_attention_methods_are_drawn_with_their_distances(plain: Path, tmp_path:
     assert "two-band at t = 16: no key is farther than 0.7" in text
 
 
+def test_methods_that_choose_their_keys_are_not_said_to_see_all(plain: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert main(["report", "--model", str(plain), "--methods", "two-band,token-select,infllm", "-o", str(out)]) == 0
+    said = {line.split(" at t")[0]: line for line in re.findall(r"[\w-]+ at t = [^<]*", out.read_text())}
+    assert said["two-band"].endswith("for the model. All keys are seen.")
+    for method in ("token-select", "infllm"):
+        assert said[method].endswith("for the model. The method chooses which keys are seen.")
+
+
 def test_distances_are_those_of_the_bands(plain: Path) -> None:
     found = drawn_of_model(str(plain), ["two-band", "streaming-llm", "linear"])
     assert list(found.trajectories) == ["two-band", "linear"]

@@ -80,6 +80,16 @@ def test_the_record_says_how_answers_were_read(plain: Path, tmp_path: Path) -> N
     assert {row["label"]: row["lengths"][0]["decoded"] for row in rows} == {"streaming-llm": False, "forgetful": True}
 
 
+def test_the_record_says_that_windows_were_read_as_a_prompt(plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    command = ["perplexity", plain, "--data", tmp_path / "text.txt", "--lengths", "4x", "--windows", "2"]
+    command += ["--methods", "streaming-llm,forgetful", "-o", tmp_path / "out"]
+    assert main([*map(str, command)]) == 0
+    rows = json.loads((tmp_path / "out" / "perplexity.json").read_text())["rows"]
+    found = {row["label"]: row["lengths"][0].get("as_prompt") for row in rows}
+    assert found == {"streaming-llm": None, "forgetful": True}
+
+
 def test_tasks_score_continuations_token_by_token(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'longwave[eval]'")
     from lm_eval.api.instance import Instance

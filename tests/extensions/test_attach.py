@@ -315,6 +315,9 @@ def test_snapshot(llama: LlamaForCausalLM) -> None:
     torch.testing.assert_close(frozen.stretch, torch.full_like(frozen.stretch, 2.0))
     with pytest.raises(ValueError, match="not extended"):
         longwave.snapshot(longwave.restore(llama), 2.0)
+    longwave.extend(llama, "two-band", max_factor=4)
+    with pytest.raises(ValueError, match=r"^no snapshot can express two-band: it gives each band an own rotation\.$"):
+        longwave.snapshot(llama, 2.0)
 
 
 def test_defect_left_padding_shifts_keys_against_queries(llama: LlamaForCausalLM) -> None:
@@ -399,6 +402,23 @@ def test_peft_s_copy_of_the_rotary_module_follows_the_dial(llama: LlamaForCausal
     assert torch.equal(together, alone)
     longwave.extension(model).dial.set(factor=4.0)  # as training does
     assert not torch.equal(logits(model, text), fit)
+
+
+@torch.no_grad()
+def test_bands_follow_peft_s_copy_of_the_rotary_module(llama: LlamaForCausalLM) -> None:
+    longwave.extend(llama, "clex+two-band", max_factor=4)
+    own = longwave.extension(llama).trajectory
+    model, text = wrapped(llama), ids(1, 200)
+    trained = longwave.extension(model).trajectory
+    assert trained is not own
+    before = model(input_ids=text).logits
+    for parameter in trained.parameters():
+        parameter.add_(torch.randn_like(parameter))
+    after = model(input_ids=text).logits
+    assert not torch.allclose(after, before, atol=1e-3)
+    merged = model.merge_and_unload()
+    assert longwave.extension(merged).trajectory is trained
+    assert torch.allclose(merged(input_ids=text).logits, after, atol=1e-4)
 
 
 def test_restore_after_peft_has_unwrapped(llama: LlamaForCausalLM) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -110,3 +111,24 @@ def test_a_conversation_goes_on_without_end(llama: LlamaForCausalLM, tokenizer: 
         talk.say("and then? " * 8, max_new_tokens=60)
     assert talk.length > 8 * 64
     assert talk._cache.layers[0].keys.shape[-2] <= 64 + 8 + SPARE + 100
+
+
+@pytest.mark.parametrize("method", BOUNDED)
+def test_speculation_keeps_every_column(llama: LlamaForCausalLM, method: str) -> None:
+    """A draft that is not accepted is cut off the cache again, which a cache of bounded size cannot do."""
+    longwave.extend(llama, method, max_factor=32)
+    prompt = torch.randint(1, 256, (1, 600))
+    how: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
+    alone = llama.generate(prompt, **how)
+    assert torch.equal(llama.generate(prompt, **how, prompt_lookup_num_tokens=3), alone)
+    drafted = llama.generate(prompt, **how, assistant_model=copy.deepcopy(llama))
+    assert torch.equal(drafted, alone)
+
+
+def test_a_conversation_may_speculate(llama: LlamaForCausalLM, tokenizer: Any) -> None:
+    longwave.extend(llama, "streaming-llm", max_factor=100)
+    answers: list[str] = []
+    for speculation in ({}, {"prompt_lookup_num_tokens": 3}):
+        talk = longwave.Conversation(llama, tokenizer, do_sample=False, **speculation)
+        answers.append(talk.say("and then? " * 50, max_new_tokens=10))
+    assert answers[0] == answers[1]

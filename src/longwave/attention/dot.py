@@ -22,10 +22,10 @@ def dot(q: Tensor, k: Tensor, first: int, stop: int) -> Tensor:
         [H, stop - first], float32, or float64 if the keys are.
     """
     if k.device.type == "cuda" and k.dtype != torch.float64:
-        from longwave.attention import paged
+        from longwave.attention import gpu_dot
 
-        if paged.AVAILABLE:
-            return paged.dot(q, k, first, stop)
+        if gpu_dot.AVAILABLE:
+            return gpu_dot.dot(q, k, first, stop)
     return torch_dot(q, k, first, stop)
 
 

@@ -36,6 +36,7 @@ class LengthLoss:
         nll: sum of -ln p over the scored tokens of each window, in nats.
         tokens: scored tokens of each window.
         by_position: the loss along the windows, empty where not asked for.
+        as_prompt: windows were read as a prompt is, and the model's attention method decodes otherwise.
     """
 
     length: int
@@ -44,6 +45,7 @@ class LengthLoss:
     nll: tuple[float, ...]
     tokens: tuple[int, ...]
     by_position: tuple[Stretch, ...] = ()
+    as_prompt: bool = False
 
     @property
     def mean(self) -> float:
@@ -70,6 +72,7 @@ class LengthLoss:
         """One entry of `lengths` in a perplexity record, see docs/results-schema.md."""
         alone = len(self.nll) < 2  # no spread to speak of
         stretches = {"by_position": [asdict(stretch) for stretch in self.by_position]} if self.by_position else {}
+        as_prompt = {"as_prompt": True} if self.as_prompt else {}
         return {
             "length": self.length,
             "factor": self.factor,
@@ -82,6 +85,7 @@ class LengthLoss:
             "nll": list(self.nll),
             "tokens": list(self.tokens),
             **stretches,
+            **as_prompt,
         }
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from longwave.evaluation.base import Reading
+from longwave.evaluation.decoded import must_decode
 from longwave.evaluation.loss import Scorer, evaluating
 from longwave.evaluation.losses import LengthLoss, Stretch
 from longwave.evaluation.windows import Windows
@@ -57,7 +58,8 @@ def _at_length(
                 along[windows.positions()] += nll.sum(0)
             how.told(rows.numel())
     stretches = tuple(_stretches(along, windows, by_position))
-    return LengthLoss(windows.length, factor, windows.ends, tuple(sums), windows.scored, stretches)
+    read = must_decode(model)
+    return LengthLoss(windows.length, factor, windows.ends, tuple(sums), windows.scored, stretches, as_prompt=read)
 
 
 @torch.inference_mode()

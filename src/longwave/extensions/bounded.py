@@ -74,3 +74,10 @@ def bound(cache: DynamicCache, layers: set[int], head: int, tail: int) -> None:
     for index in layers:
         if index < len(cache.layers) and type(cache.layers[index]) is DynamicLayer:
             cache.layers[index] = BoundedLayer(head, tail)
+
+
+def unbound(cache: DynamicCache) -> None:
+    """Give an empty cache ordinary layers again."""
+    for index, layer in enumerate(cache.layers):
+        if isinstance(layer, BoundedLayer) and not layer.total:
+            cache.layers[index] = DynamicLayer()

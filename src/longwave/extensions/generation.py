@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, MaxLengthCriteria
+from transformers import Cache, DynamicCache, MaxLengthCriteria
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 from longwave.attention import Attention
+from longwave.extensions.bounded import unbound
 from longwave.extensions.caches import adopt, before_forward
 from longwave.extensions.dial import Dial, lock_of
 from longwave.extensions.handle import extension, find_extension
@@ -85,18 +86,21 @@ def start(
     dial = extension(model).dial
     whole, cache = prompt_columns(model_kwargs, call.width) == call.width, model_kwargs.get("past_key_values")
     call.lengths = prompt = prompt_lengths(model_kwargs, call.width)
+    speculates = generation_mode == GenerationMode.ASSISTED_GENERATION or generation_config.is_assistant
     if dial.now.grows:
-        _refuse_unsteerable(generation_config, generation_mode, model_kwargs)
+        _refuse_unsteerable(generation_config, speculates, model_kwargs)
         if not whole:
             _refuse_growth_of_a_part(dial, prompt, call.new)
     lengths = [length + (0 if dial.now.grows else call.new) for length in prompt]
     if generation_config.is_assistant:  # a call for each few tokens: another t each time would fill the cache anew
         lengths = [dial.doubled(length) for length in lengths]
     if dial.attention is not None:
-        _refuse_other_readings(dial.attention, call, generation_config, generation_mode)
+        _refuse_other_readings(dial, dial.attention, call, speculates)
     dial.start_generating(lengths, call.new)
     if isinstance(cache, Cache):
-        if not getattr(cache, "_is_user_defined", False):
+        if speculates and isinstance(cache, DynamicCache):  # a draft is cut off the cache again
+            unbound(cache)
+        elif not getattr(cache, "_is_user_defined", False):
             prepare_cache(model, cache, max(0, call.width - min(prompt)))
         adopt(model, cache, whole=whole)
 
@@ -162,7 +166,7 @@ def _refill(
     return inputs
 
 
-def _refuse_unsteerable(generation_config: Any, mode: GenerationMode, model_kwargs: dict[str, Any]) -> None:
+def _refuse_unsteerable(generation_config: Any, speculates: bool, model_kwargs: dict[str, Any]) -> None:
     """Refuse inputs that `grow` cannot read again from `input_ids`, or does not know."""
     images = [name for name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL if model_kwargs.get(name) is not None]
     reason = None
@@ -172,24 +176,25 @@ def _refuse_unsteerable(generation_config: Any, mode: GenerationMode, model_kwar
         reason = f"cannot read {images[0]} again"
     elif generation_config.guidance_scale not in (None, 1):
         reason = "cannot fill the second cache of guidance_scale again"
-    elif mode == GenerationMode.ASSISTED_GENERATION or generation_config.is_assistant:
+    elif speculates:
         reason = "cannot decode speculatively"
     if reason is not None:
         who = "the assistant" if generation_config.is_assistant else "model"
         raise ValueError(f'policy "grow" {reason}. Use set_policy({who}, "fit").')
 
 
-def _refuse_other_readings(attention: Attention, call: _Call, generation_config: Any, mode: GenerationMode) -> None:
+def _refuse_other_readings(dial: Dial, attention: Attention, call: _Call, speculates: bool) -> None:
     """Refuse ways to read a text that would change what an attention method chooses."""
     if not attention.prefill_differs:
         return
-    if mode == GenerationMode.ASSISTED_GENERATION or generation_config.is_assistant:
+    if speculates:
         raise ValueError(
             f"{attention.name} cannot decode speculatively: tokens that are read together see other keys. Leave the "
             "assistant out."
         )
     parts, size = attention.prefill_chunk, call.chunk
-    if size is None or call.width <= size or parts == 1:
+    width = call.width + (call.new if dial.now.grows else 0)  # where t grows, the whole text is read again
+    if size is None or width <= size or parts == 1:
         return
     if size % parts:
         raise ValueError(f"prefill_chunk_size must be a multiple of {parts}, {attention.name}'s chunk, got {size}.")

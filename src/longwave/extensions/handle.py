@@ -91,13 +91,15 @@ class Extension:
         return found
 
     def reconcile(self) -> Extension:
-        """Let every scaled rotary module follow the one dial: PEFT copies a module together with its dial."""
+        """Let all follow one dial, and bands the rotary module in use: PEFT copies a module together with its dial."""
         rotaries = self.rotaries
         for rotary in rotaries:
             if rotary.dial is not self.dial:
                 rotary.dial = self.dial
         if list(self.dial.followers) != rotaries:
             self.dial.followers = rotaries
+            if (steering := steering_of(self.host)) is not None and steering.bands is not None:
+                steering.bands.rotary = self.in_use[0]
         return self
 
     @property
@@ -106,13 +108,17 @@ class Extension:
         return list(dict.fromkeys(mount.rotary for mount in self.mounts))
 
     @property
-    def trajectories(self) -> list[Trajectory]:
-        """The distinct trajectories, mostly one, in the order of the model.
+    def in_use(self) -> list[ScaledRotary]:
+        """The distinct scaled rotary modules that count.
 
         PEFT may train a copy of a rotary module (`modules_to_save`). The copy counts then, and not the original.
         """
-        in_use = [mount.rotary for mount in self.mounts if mount.name != "original_module"]
-        return list(dict.fromkeys(rotary.trajectory for rotary in in_use))
+        return list(dict.fromkeys(mount.rotary for mount in self.mounts if mount.name != "original_module"))
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """The distinct trajectories of the rotary modules that count, mostly one, in the order of the model."""
+        return list(dict.fromkeys(rotary.trajectory for rotary in self.in_use))
 
     @property
     def trajectory(self) -> Trajectory:

@@ -34,7 +34,8 @@ class Room:
         count = held.shape[2] if held.numel() else 0
         total, buffer = count + new.shape[2], self.buffer
         here = count and held.data_ptr() == buffer.data_ptr() and held.shape[:2] == buffer.shape[:2]
-        if not here or total > buffer.shape[2]:
+        sealed = buffer.is_inference() and not torch.is_inference_mode_enabled()  # not to be written into any more
+        if not here or sealed or total > buffer.shape[2]:
             buffer = self.buffer = new.new_empty(*new.shape[:2], total + total // 4 + 64, new.shape[3])
             if count:
                 buffer[:, :, :count] = held

@@ -98,6 +98,10 @@ def snapshot(model: nn.Module, t: float) -> Snapshot:
     """The model's trajectory frozen at t.
 
     Raises:
-        ValueError: if the model is not extended, or its rotary modules follow different trajectories.
+        ValueError: if the model is not extended, has an attention method, or its rotary modules follow different
+            trajectories.
     """
-    return extension(model).trajectory.at(t)
+    handle = extension(model)
+    if handle.attention is not None:
+        raise ValueError(f"no snapshot can express {handle.attention.name}: it gives each band an own rotation.")
+    return handle.trajectory.at(t)

@@ -96,10 +96,15 @@ def distances(methods: Mapping[str, Banded], pen: Pen) -> Section:
 def _sentence(name: str, method: Banded) -> str:
     most = method.attention.max_factor
     every = torch.stack([line.seen for line in lines(method, most)])
-    unseen = float(every.isnan().all(0).double().mean())
     farthest = float(every.nan_to_num(0.0).max()) / method.attention.original_length
-    hidden = " All keys are seen." if unseen == 0 else " Keys between its bands are not seen."
-    return f"{name} at t = {most:g}: no key is farther than {farthest:.2f} L for the model.{hidden}"
+    hidden = "All keys are seen."
+    if method.attention.changes == "visible keys":  # a selection chooses its keys within a band
+        hidden = (
+            "Keys between its bands are not seen."
+            if bool(every.isnan().all(0).any())
+            else "The method chooses which keys are seen."
+        )
+    return f"{name} at t = {most:g}: no key is farther than {farthest:.2f} L for the model. {hidden}"
 
 
 def _factors(methods: Mapping[str, Banded]) -> str:

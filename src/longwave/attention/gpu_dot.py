@@ -1,4 +1,4 @@
-"""`dot` as a Triton kernel, for keys on a GPU: it reads them where they lie, by a page table where there is one."""
+"""`dot` as a Triton kernel, for keys on a GPU: it reads them where they lie."""
 
 from __future__ import annotations
 
@@ -17,22 +17,17 @@ AVAILABLE = triton is not None and torch.cuda.is_available()
 TILE = 128  # keys of a program
 
 
-def dot(q: Tensor, k: Tensor, first: int, stop: int, pages: Tensor | None = None) -> Tensor:
-    """See `longwave.attention.dot.dot`. A program reads the keys of one key head once, for all heads that share it.
-
-    Arguments:
-        pages: int64 [m]: key j lies in column pages[j] of k; None where it lies in column j.
-    """
+def dot(q: Tensor, k: Tensor, first: int, stop: int) -> Tensor:
+    """See `longwave.attention.dot.dot`. A program reads the keys of one key head once, for all heads that share it."""
     heads, width, count = q.shape[0], q.shape[1], stop - first
     scores = torch.empty(heads, count, dtype=torch.float32, device=q.device)
     if count == 0:
         return scores
     group = heads // k.shape[0]
-    sizes: dict[str, Any] = {"WIDTH": triton.next_power_of_2(width), "TILE": TILE, "PAGED": pages is not None}
-    table = q if pages is None else pages.contiguous()
+    sizes: dict[str, Any] = {"WIDTH": triton.next_power_of_2(width), "TILE": TILE}
     q, k = q.contiguous(), k if k.stride(-1) == 1 else k.contiguous()
     _kernel[(k.shape[0], triton.cdiv(count, TILE))](
-        q, k, table, scores, first, count, group, width, k.stride(0), k.stride(1), **sizes
+        q, k, scores, first, count, group, width, k.stride(0), k.stride(1), **sizes
     )
     return scores
 
@@ -41,16 +36,13 @@ if triton is not None:
 
     @triton.jit
     def _kernel(  # type: ignore[no-untyped-def]
-        q, k, pages, scores, first, count, group, width, head_stride, key_stride,
-        WIDTH: tl.constexpr, TILE: tl.constexpr, PAGED: tl.constexpr,
+        q, k, scores, first, count, group, width, head_stride, key_stride,
+        WIDTH: tl.constexpr, TILE: tl.constexpr,
     ):  # fmt: skip
         head, tile = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
         key, dim = tile * TILE + tl.arange(0, TILE), tl.arange(0, WIDTH)
         inside = key < count
-        column = first + key
-        if PAGED:
-            column = tl.load(pages + column, mask=inside, other=0)
-        where = k + head * head_stride + column[:, None] * key_stride + dim[None, :]
+        where = k + head * head_stride + (first + key)[:, None] * key_stride + dim[None, :]
         keys = tl.load(where, mask=inside[:, None] & (dim < width)[None, :], other=0.0).to(tl.float32)
         for at in range(group):
             query = tl.load(q + (head * group + at) * width + dim, mask=dim < width, other=0.0).to(tl.float32)

@@ -145,7 +145,7 @@ def python(hub: Hub | None, home: Path, *arguments: object, **changes: str | Non
 
 
 def push(hub: Hub | None, home: Path, *arguments: object, **changes: str | None) -> subprocess.CompletedProcess[str]:
-    return python(hub, home, "-m", "longwave.cli.main", "push", *arguments, **changes)
+    return python(hub, home, "-m", "longwave", "push", *arguments, **changes)
 
 
 def committed(hub: Hub) -> tuple[dict[str, Any], dict[str, bytes]]:

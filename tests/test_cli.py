@@ -13,6 +13,7 @@ import pytest
 import typer
 
 import longwave
+from longwave.attention import ATTENTIONS
 from longwave.cli.main import COMMANDS, app, main
 from longwave.methods import METHODS
 
@@ -109,9 +110,9 @@ def test_methods_table_and_json_name_every_method(capsys: pytest.CaptureFixture[
     table = capsys.readouterr().out
     assert main(["methods", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == list(METHODS)
-    assert {row["name"]: row["needs_training"] for row in rows} == {m.name: m.trained for m in METHODS.values()}
-    assert all(f" {name} " in table for name in METHODS)
+    assert [row["name"] for row in rows] == [*METHODS, *ATTENTIONS]
+    assert {row["name"] for row in rows if row["needs_training"]} == {m.name for m in METHODS.values() if m.trained}
+    assert all(f" {name} " in table for name in (*METHODS, *ATTENTIONS))
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def test_the_span_is_the_largest_distance_seen(name: str, length: int, t: float)
         largest = max(largest, float(distance[pairs].max()) if bool(pairs.any()) else 0.0)
     assert largest <= attention.span(t)
     # t·L need not be whole; and what remembers a choice may see more than its bands say.
-    assert attention.remembers or attention.span(t) <= largest + 1.01
+    assert attention.remembers or attention.span(t) <= largest + 2
 
 
 @pytest.mark.parametrize("length", [64, 256, 2048, 4096])

@@ -240,7 +240,7 @@ def test_the_identity_of_data_says_how_they_are_read(tmp_path: Path) -> None:
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own: pytest takes the place of the handler that shows warnings."""
-    line = [sys.executable, "-m", "longwave.cli.main", *map(str, arguments)]
+    line = [sys.executable, "-m", "longwave", *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 

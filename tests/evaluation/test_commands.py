@@ -97,7 +97,7 @@ def test_needle(plain: Path, book: Path, tmp_path: Path, capsys: pytest.CaptureF
     ]  # fmt: skip
     found = read(out / "needle.json", NEEDLE)
     assert list(found["data"]) == [str(book)]
-    assert found["settings"] == {"needle": "The magic number of {city} is {key}.", "trials": 6, "depths": 3,
+    assert found["settings"] == {"keys": 1, "needle": "The magic number of {city} is {key}.", "trials": 6, "depths": 3,
                                  "question": "And the number of {city}?"}  # fmt: skip
     (entry,) = found["rows"][1]["lengths"]
     assert (entry["length"], entry["factor"], entry["trials"], entry["rate"]) == (256, 4.0, 6, 0.0)
@@ -128,7 +128,7 @@ def test_passkey(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "0 % 0–28" in " ".join(capsys.readouterr().out.split())
     found = read(out / "passkey.json", PASSKEY)
     assert found["seed"] == 0
-    assert found["settings"] == {"template": "short", "trials": 10, "depths": 10}
+    assert found["settings"] == {"keys": 1, "template": "short", "trials": 10, "depths": 10}
     assert (out / "passkey.png").exists()
     assert run(*arguments) == 1
     assert run(*arguments, "--overwrite", "--seed", 1) == 0

@@ -123,7 +123,7 @@ def test_nothing_finished_is_computed_again(
 def test_killed_and_started_again(plain: Path, book: Path, suite: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [plain, "--data", book, "--suite", suite, "--lengths", "1x,2x", "-o", out]
-    command = [sys.executable, "-m", "longwave.cli.main", "evaluate", *map(str, arguments)]
+    command = [sys.executable, "-m", "longwave", "evaluate", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(cells(out) if (out / "cells").is_dir() else ()) < 2 and process.poll() is None:
@@ -142,7 +142,7 @@ def test_killed_and_started_again(plain: Path, book: Path, suite: Path, tmp_path
 def test_two_processes_share_a_folder(plain: Path, book: Path, suite: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = [plain, "--data", book, "--suite", suite, "--lengths", "1x,2x", "-o", out, "--json"]
-    command = [sys.executable, "-m", "longwave.cli.main", "evaluate", *map(str, arguments)]
+    command = [sys.executable, "-m", "longwave", "evaluate", *map(str, arguments)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     found = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], found
@@ -194,7 +194,7 @@ def test_durations(seconds: float, text: str) -> None:
 @pytest.mark.slow
 def test_a_terminal_gets_a_bar(plain: Path, tmp_path: Path) -> None:
     ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "longwave.cli.main", "passkey", str(plain), "--lengths", "2x", "--trials", "4"]
+    command = [sys.executable, "-m", "longwave", "passkey", str(plain), "--lengths", "2x", "--trials", "4"]
     done = subprocess.run(
         [*command, "--methods", "none", "-o", str(tmp_path / "out")], stdout=subprocess.DEVNULL, stderr=theirs,
         env={**os.environ, "TERM": "xterm"}, timeout=120,

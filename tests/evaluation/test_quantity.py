@@ -7,7 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from PIL import Image
@@ -30,6 +30,7 @@ class Tracing:
     """A toy evaluation, with what the look-up reads of one: how often a variable is traced to its value."""
 
     schema = "longwave.tracing/1"
+    before: ClassVar[dict] = {}
     quantity = Share("Variable tracing", "variables traced", "accuracy", "chain", lambda s: f"{s['hops']} hops")
 
 
@@ -37,6 +38,7 @@ class Surprise:
     """Another one: a loss, of its own name and key."""
 
     schema = "longwave.surprise/1"
+    before: ClassVar[dict] = {}
     quantity = Loss("Surprise", "surprise per line", "surprise", "page")
 
 

@@ -199,7 +199,7 @@ def test_a_run_killed_while_it_deletes_its_checkpoints_is_finished(llama, train,
 def command(model: Path, book: Path, output: Path, *extra: str) -> list[str]:
     # fmt: off
     return [
-        sys.executable, "-m", "longwave.cli.main", "train", str(model), "--data", str(book), "--output", str(output),
+        sys.executable, "-m", "longwave", "train", str(model), "--data", str(book), "--output", str(output),
         "--train-length", "48", "--max-factor", "8", "--steps", "60", "--save-every", "10", "--batch-size", "4",
         "--lr", "1e-3", *extra,
     ]

@@ -56,6 +56,7 @@ def tasks(
     from longwave.files import check_output
     from longwave.report.tables import tasks_table
 
+    generating.check_method(method)
     folder = check_output(results_folder(output, "tasks", model), overwrite=overwrite)
     loaded = generating.load(model, method=method, to=to, dtype=dtype, device=device)
     original = original_length_of(loaded.model)

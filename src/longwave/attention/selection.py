@@ -47,6 +47,14 @@ class Selection(RowWise):
     of the definition.
     """
 
+    def require_chunk_within(self, window: int) -> None:
+        """A `ValueError` if a chunk of the prompt is longer than the near band."""
+        if self.prefill_chunk > window:
+            raise ValueError(
+                f"the chunk of {self.name} must be at most its window of {window} tokens, got {self.prefill_chunk}. "
+                "Lower chunk, or raise window."
+            )
+
     @abstractmethod
     def choose(self, row: Row, memory: Any) -> tuple[Choice, Any]:
         """What the queries of a chunk see, and what to remember."""

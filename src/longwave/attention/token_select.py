@@ -80,11 +80,7 @@ class TokenSelect(Selection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prefill_chunk > self.w:
-            raise ValueError(
-                f"the chunk of {self.name} must be at most its window of {self.w} tokens, got {self.prefill_chunk}. "
-                "Lower chunk, or raise window."
-            )
+        self.require_chunk_within(self.w)
 
     @property
     def a(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 SETTINGS = "longwave.json"  # the extension
 WEIGHTS = "longwave.safetensors"  # its weights, and the frequencies that it starts from
 MODEL = "model"  # the folder of the plain model
+ADAPTERS = "adapter"  # the folder of weights that follow t, as PEFT writes them
 TRAINING = "training.json"  # settings, data and versions of the training
 METRICS = "metrics.jsonl"  # a row for each optimizer step
 CHECKPOINTS = "checkpoints"  # the folder of the states of a training that has not ended
@@ -16,6 +17,7 @@ EXPORT_RECORD = "longwave-export.json"  # in a folder of `longwave export`, besi
 # A Hugging Face model, or a PEFT adapter.
 CONFIG, ADAPTER, GENERATION = "config.json", "adapter_config.json", "generation_config.json"
 TOKENIZER_CONFIG, TOKENIZER_JSON = "tokenizer_config.json", "tokenizer.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"  # weights in one file, or the list of several
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 VOCABULARIES = (*SENTENCEPIECE, "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json")

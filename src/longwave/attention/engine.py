@@ -58,7 +58,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, placed: Sequence[Placed], scoring: S
     Returns:
         [B, H, n, D], 0 for a query without keys.
     """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (q, k, v)):
+    if torch.is_grad_enabled() and _learns(q, k, v, placed, scoring):
         return dense(q, k, v, placed, scoring)
     keys = [_Keys.of(k, v, band, scoring.layout) for band in placed]
     output = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype, device=q.device)
@@ -67,6 +67,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, placed: Sequence[Placed], scoring: S
         parts = [part for own in keys for part in own.pieces(q[:, :, rows], rows, scoring)]
         output[:, :, rows] = merge(parts) if parts else 0.0
     return output
+
+
+def _learns(q: Tensor, k: Tensor, v: Tensor, placed: Sequence[Placed], scoring: Scoring) -> bool:
+    """Whether the output has a gradient."""
+    turns = [tensor for band in placed for tensor in (*band.query, *(band.key or ()))]
+    given = [q, k, v, *turns, *([scoring.mass] if isinstance(scoring.mass, Tensor) else [])]
+    return any(tensor.requires_grad for tensor in given)
 
 
 def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

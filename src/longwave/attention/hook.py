@@ -21,6 +21,7 @@ PREFIX = "longwave-"  # of the names under which transformers calls longwave: lo
 BANDS = "-bands"  # their ending where an attention method is on
 ON_LAYER = "_longwave_steering"  # the attribute of an attention layer
 BANDED = "_longwave_banded"  # of a layer whose keys are divided into bands
+NUMBER = "_longwave_number"  # of a layer: its number in the order of the model
 
 
 class Steering:
@@ -61,7 +62,7 @@ class _Hook:
         if steering is not None and steering.temperature is not None and not is_local(module, kwargs):
             positions = steering.temperature.positions(query, key, kwargs.get("position_ids"))
             if positions is not None:
-                query = steering.temperature.scaled(query, positions)
+                query = steering.temperature.scaled(query, positions, getattr(module, NUMBER))
             elif not steering.temperature.by_keys:
                 raise ValueError(f"log-n scaling lacks the positions: {without_positions(module)} Pass log_n=False.")
         if steering is not None and steering.bands is not None:

@@ -15,27 +15,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longwave.attention.heads import HeadScalars
+
 
 class LogN:
     """max(1, ln(p + 1)/ln L)^exponent for the query at position p.
 
     Arguments:
         original_length: L in tokens.
-        exponent: a number > 0.
+        exponent: a number > 0; with `heads` the one that they started from, which may be 0.
         by_keys: count the keys before the query instead of p, see `count_keys`.
+        heads: learned exponents, one for each head of a layer.
 
     Raises:
         ValueError: for another exponent.
     """
 
-    def __init__(self, original_length: int, exponent: float, by_keys: bool = False) -> None:
-        if not (math.isfinite(exponent) and exponent > 0):
+    def __init__(
+        self, original_length: int, exponent: float, by_keys: bool = False, heads: HeadScalars | None = None
+    ) -> None:
+        if not (math.isfinite(exponent) and (exponent > 0 or (heads is not None and exponent == 0))):
             raise ValueError(f"log_n must be True, False or an exponent >= 0, got {exponent}.")
-        self.original_length, self.exponent, self.by_keys = original_length, exponent, by_keys
-        self._last: tuple[Tensor, int, Tensor] | None = None  # position ids, their version, their scale
+        self.original_length, self.exponent, self.by_keys, self.heads = original_length, exponent, by_keys, heads
+        self._last: tuple[Tensor, int, Tensor] | None = None  # position ids, their version, what is kept of them
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LogN, (self.original_length, self.exponent, self.by_keys)
+        return LogN, (self.original_length, self.exponent, self.by_keys, self.heads)
 
     def positions(self, query: Tensor, key: Tensor, position_ids: Tensor | None) -> Tensor | None:
         """p of each query, as `scaled` takes it; None if all scales are 1 or the positions are unknown."""
@@ -46,13 +51,25 @@ class LogN:
             return None
         return torch.arange(seen - query.shape[-2], seen, device=query.device)[None]
 
-    def scaled(self, query: Tensor, position_ids: Tensor) -> Tensor:
-        """query: [batch, heads, n, head_dim]; position_ids: [batch or 1, n], or [axes, batch, n]."""
-        wide = torch.promote_types(query.dtype, torch.float32)
-        return (query.to(wide) * self._scale_of(position_ids)).to(query.dtype)
+    def scaled(self, query: Tensor, position_ids: Tensor, layer: int) -> Tensor:
+        """The scaled queries of a layer.
 
-    def _scale_of(self, position_ids: Tensor) -> Tensor:
-        """The scale as [batch, 1, n, 1], computed once for all layers, because all layers get the same tensor."""
+        Arguments:
+            query: [batch, heads, n, head_dim].
+            position_ids: [batch or 1, n], or [axes, batch, n].
+            layer: its number.
+        """
+        wide = torch.promote_types(query.dtype, torch.float32)
+        scale = self._kept_of(position_ids)
+        if self.heads is not None:
+            scale = (self.heads.log_n_of(layer)[:, None, None] * scale).exp()
+        return (query.to(wide) * scale).to(query.dtype)
+
+    def _kept_of(self, position_ids: Tensor) -> Tensor:
+        """What all layers share, [batch, 1, n, 1], computed once, because all layers get the same tensor.
+
+        It is the scale; or, where each head has an exponent, ln max(1, ln(p + 1)/ln L).
+        """
         # The version of a tensor shows that a decode loop has counted it up in place. Tensors of inference mode have
         # no version, and a scale made in inference mode could not serve training.
         kept = not (torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or position_ids.is_inference())
@@ -61,7 +78,8 @@ class LogN:
             if known is position_ids and version == position_ids._version:
                 return scale
         positions = position_ids[0] if position_ids.ndim == 3 else position_ids
-        scale = log_n_scale(positions, self.original_length, self.exponent)[:, None, :, None]
+        scale = log_n_scale(positions, self.original_length, 1.0 if self.heads is not None else self.exponent)
+        scale = (scale if self.heads is None else scale.log())[:, None, :, None]
         if kept:
             self._last = position_ids, position_ids._version, scale
         return scale

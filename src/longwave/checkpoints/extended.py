@@ -11,16 +11,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from longwave.checkpoints.adapters import fill_adapter, read_adapter
 from longwave.checkpoints.folder import ModelFolder, require_parts
 from longwave.checkpoints.plain import from_pretrained
 from longwave.checkpoints.scaled import follow_config
 from longwave.extensions.attach import extend, extend_again
 from longwave.extensions.handle import extension, find_extension
 from longwave.files import read_json
-from longwave.layout import CONFIG, MODEL, SETTINGS, WEIGHTS
+from longwave.layout import ADAPTERS, CONFIG, MODEL, SETTINGS, WEIGHTS
 
 FORMAT = 2  # 1 had the bounded field start from the prior's rate at t instead of its mean
 WITH_ATTENTION = 3  # of a folder with an attention method, which versions before it would leave out
+WITH_PARTS = 4  # of a folder with learned scalars, an adapter, or a base that is named
+HEADS = "heads"  # begins the names of learned scalars
 TYPES = {"method": str, "options": dict, "schedule": str}
 REQUIRED = ("format", "method", "options", "max_factor", "schedule", "beyond", "log_n", "original_length")
 
@@ -36,6 +39,8 @@ def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Put the extension in a folder of `save` onto the plain model of that folder."""
     settings = read_settings(folder / SETTINGS)
     tensors = _read_tensors(folder / WEIGHTS)
+    adapter = settings.get("adapter")
+    lora = None if adapter is None else read_adapter(folder / ADAPTERS, adapter.get("trained_factor"))
     if unscaled := settings.get("unscaled", False):
         follow_config(model)
         if find_extension(model) is None:
@@ -49,12 +54,16 @@ def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             log_n=settings["log_n"],
             beyond=settings["beyond"],
             original_length=settings["original_length"],
+            head_scalars=settings.get("head_scalars", False),
+            adapter=lora,
             **settings["options"],
             **settings.get("attention", {}).get("options", {}),
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / SETTINGS}: {error}") from None
     _fill(model, tensors, folder / WEIGHTS)
+    if (put := extension(model).adapter) is not None:
+        fill_adapter(put, folder / ADAPTERS)
     return model
 
 
@@ -63,15 +72,17 @@ def read_settings(path: Path) -> dict[str, Any]:
     missing = [key for key in REQUIRED if not isinstance(settings, dict) or key not in settings]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: not written by longwave.save, or damaged.")
-    if settings["format"] not in (FORMAT, WITH_ATTENTION):
+    if settings["format"] not in (FORMAT, WITH_ATTENTION, WITH_PARTS):
         what = "Train again" if settings["format"] == 1 else "Update longwave"
         raise ValueError(
-            f"{path} has format {settings['format']}, this version reads {FORMAT} and {WITH_ATTENTION}. {what}."
+            f"{path} has format {settings['format']}, this version reads {FORMAT} to {WITH_PARTS}. {what}."
         )
     for key, kind in TYPES.items():
         if not isinstance(settings[key], kind):
             what = "a text" if kind is str else "an object"
             raise ValueError(f"{path}: {key} is {settings[key]!r}, it must be {what}. Restore the file.")
+    if not isinstance(settings.get("adapter", {}), dict) or not isinstance(settings.get("head_scalars", False), bool):
+        raise ValueError(f"{path}: adapter must be an object, and head_scalars true or false. Restore the file.")
     attention = settings.get("attention", {"name": "", "options": {}})
     known = isinstance(attention, dict) and isinstance(attention.get("name"), str)
     if not (known and isinstance(attention.get("options"), dict)):
@@ -100,9 +111,14 @@ def _fill(model: PreTrainedModel, tensors: dict[str, Tensor], path: Path) -> Non
     expected = {f"{index}.rope": trajectory.rope.inv_freq for index, trajectory in enumerate(own)}
     for index, trajectory in enumerate(own):
         expected |= {f"{index}.{name}": tensor for name, tensor in trajectory.state_dict().items()}
+    heads = extension(model).heads
+    scalars = {} if heads is None else heads.state_dict()
+    expected |= {f"{HEADS}.{name}": tensor for name, tensor in scalars.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in expected.items()}
     if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
         raise ValueError(f"{path} holds other tensors than {SETTINGS} describes. Was it copied from another folder?")
+    if heads is not None:
+        heads.load_state_dict({name: tensors[f"{HEADS}.{name}"] for name in scalars})
     for index, trajectory in enumerate(own):
         expects = trajectory.rope.inv_freq  # a file of another writer may hold float32
         if not torch.allclose(tensors[f"{index}.rope"].to(expects), expects, rtol=1e-6, atol=0):

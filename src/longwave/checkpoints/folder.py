@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,26 @@ class ModelFolder:
 
     @property
     def model(self) -> Path:
-        """The folder of the plain model."""
-        return self.path / MODEL if self.kind is Kind.LONGWAVE else self.path
+        """The folder of the plain model; it is that of the base where the weights are not the folder's own."""
+        if self.kind is not Kind.LONGWAVE:
+            return self.path
+        return self.path / MODEL if self.base is None else self.base.model
+
+    @cached_property
+    def base(self) -> ModelFolder | None:
+        """The model whose weights the extension stands on, where they are not copied.
+
+        Raises:
+            ValueError: if it is not there, or is another one.
+        """
+        from longwave.checkpoints.base import Base  # which resolves a folder itself
+
+        named = Base.read(self.path) if self.kind is Kind.LONGWAVE else None
+        if named is None:
+            return None
+        found = named.find(self.path).check().fetch()
+        named.check(found, self.path)
+        return found
 
     def fetch(self, *, weights: bool = True) -> ModelFolder:
         """The same model with its files on this machine; those of a folder are there already."""
@@ -173,7 +192,8 @@ def is_export(folder: Path) -> bool:
 
 def require_parts(folder: Path) -> None:
     """A `ValueError` for the first file that an extended model needs and `folder` lacks."""
-    for path in (folder / SETTINGS, folder / WEIGHTS, folder / MODEL / CONFIG):
+    named = (folder / SETTINGS).is_file() and read_object(folder / SETTINGS).get("base") is not None
+    for path in (folder / SETTINGS, folder / WEIGHTS, *([] if named else [folder / MODEL / CONFIG])):
         if not path.is_file():
             raise ValueError(f"{path} is missing: the folder is incomplete. Save the model again.")
 

@@ -15,11 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longwave.checkpoints.extended import FORMAT, WITH_ATTENTION
+from longwave.checkpoints.adapters import save_adapter
+from longwave.checkpoints.base import Base
+from longwave.checkpoints.extended import FORMAT, HEADS, WITH_ATTENTION, WITH_PARTS
+from longwave.checkpoints.folder import Kind, ModelFolder, resolve
 from longwave.extensions.attach import suspended
 from longwave.extensions.handle import Extension, extension
 from longwave.files import prepare_output, write_json
-from longwave.layout import INDEX, MODEL, SETTINGS, SINGLE, TOKENIZER_FILES, WEIGHTS
+from longwave.layout import ADAPTERS, INDEX, MODEL, SETTINGS, SINGLE, TOKENIZER_FILES, WEIGHTS
 
 
 def save(
@@ -27,6 +30,7 @@ def save(
     folder: Path | str,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    base: Path | str | ModelFolder | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write an extended model to `folder`; `load` reads it back exactly.
@@ -35,6 +39,8 @@ def save(
         model: an extended model. Its present policy and t are not saved.
         folder: created; must be empty or absent unless `overwrite`.
         tokenizer: written into the folder, so that the folder is complete.
+        base: where the model's own weights come from, a folder or a name on the hub, if they are to be named and not
+            copied. They must be as they are there: an extension, learned scalars and an adapter change none of them.
 
     Raises:
         ValueError: if the model is not extended, is wrapped or is frozen, or the folder is not empty.
@@ -46,13 +52,17 @@ def save(
         raise ValueError("the model is frozen, and its log-n is off. Leave the block of longwave.frozen, then save.")
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise ValueError(f"tokenizer must be a tokenizer of transformers, got {type(tokenizer).__name__}.")
+    named = None if base is None else Base.of(_plain_of(base), Path(folder))
     folder = prepare_output(folder, overwrite=overwrite)
     for name in (SETTINGS, WEIGHTS):  # a folder that is only half overwritten must not load
         (folder / name).unlink(missing_ok=True)
     for name in (SINGLE, INDEX):  # of an earlier save in another number of files: both would be there
         (folder / MODEL / name).unlink(missing_ok=True)
-    with suspended(model):
-        model.save_pretrained(folder / MODEL)
+    if named is None:
+        with suspended(model):
+            model.save_pretrained(folder / MODEL)
+    if handle.adapter is not None:
+        save_adapter(handle.adapter, folder / ADAPTERS, str(folder / MODEL) if named is None else named.model)
     if tokenizer is not None:
         _save_tokenizer(tokenizer, folder)
     tensors: dict[str, Tensor] = {}
@@ -60,10 +70,12 @@ def save(
         tensors[f"{index}.rope"] = trajectory.rope.inv_freq
         for name, tensor in trajectory.state_dict().items():
             tensors[f"{index}.{name}"] = tensor.detach().cpu().contiguous()
+    for name, tensor in ({} if handle.heads is None else handle.heads.state_dict()).items():
+        tensors[f"{HEADS}.{name}"] = tensor.detach().cpu().contiguous()
     partial = folder / f".{WEIGHTS}"
     save_file(tensors, partial)
     os.replace(partial, folder / WEIGHTS)
-    write_json(folder / SETTINGS, _settings(handle))  # last: a folder that has it is complete
+    write_json(folder / SETTINGS, _settings(handle, named))  # last: a folder that has it is complete
     return folder
 
 
@@ -79,11 +91,27 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
                 path.unlink()
 
 
-def _settings(handle: Extension) -> dict[str, Any]:
-    attention = handle.attention
-    own = {} if attention is None else {"attention": {"name": attention.name, "options": attention.options()}}
+def _plain_of(base: Path | str | ModelFolder) -> ModelFolder:
+    """The plain model below what is named."""
+    found = resolve(base).check()
+    if found.kind is Kind.LONGWAVE:
+        return found.base or resolve(found.model)
+    return found
+
+
+def _settings(handle: Extension, base: Base | None) -> dict[str, Any]:
+    attention, adapter, version = handle.attention, handle.adapter, FORMAT
+    own: dict[str, Any] = {}
+    if attention is not None:
+        own["attention"], version = {"name": attention.name, "options": attention.options()}, WITH_ATTENTION
+    if handle.heads is not None:
+        own["head_scalars"], version = True, WITH_PARTS
+    if adapter is not None:
+        own["adapter"], version = {"trained_factor": adapter.gate.trained_factor}, WITH_PARTS
+    if base is not None:
+        own["base"], version = base.to_json(), WITH_PARTS
     return {
-        "format": FORMAT if attention is None else WITH_ATTENTION,
+        "format": version,
         "method": handle.method,
         "options": handle.trajectories[0].options(),
         "max_factor": handle.max_factor,

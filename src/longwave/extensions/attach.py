@@ -11,12 +11,15 @@ from torch import nn
 
 from longwave.attention.hook import Steering
 from longwave.attention.temperature import LogN
+from longwave.extensions.adapter import LoRA, put_adapter
 from longwave.extensions.arguments import check_arguments, check_model
 from longwave.extensions.build import build_attention, build_trajectories, refuse_other_ropes, refuse_other_settings
 from longwave.extensions.dial import Dial
+from longwave.extensions.gate import Gate
 from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go, scaled_inside
 from longwave.extensions.hooks import install_hooks, remove_hooks
 from longwave.extensions.probe import banded
+from longwave.extensions.scalars import head_scalars_of
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import Site, find_sites, host_of, reset_frequencies, rope_at
 from longwave.extensions.spec import parse_spec
@@ -40,6 +43,8 @@ def extend(
     beyond: str = "error",
     original_length: int | None = None,
     trajectory: Trajectory | None = None,
+    head_scalars: bool = False,
+    adapter: LoRA | None = None,
     **options: Any,
 ) -> Model:
     """Make the model's rotary embedding follow z(t), in place; `restore` undoes it.
@@ -60,6 +65,8 @@ def extend(
         beyond: what a sequence over max_factor·L tokens does: `error` or `clamp`.
         original_length: L in tokens, if the model's config gives a wrong L or none.
         trajectory: a ready one instead of `method` and `options`; all other settings must agree with it.
+        head_scalars: give each head a mass and a temperature of its own, to be trained. They start at the method's.
+        adapter: let the weights follow t, too, by a LoRA that is off within L, to be trained.
         options: passed on to the method, and to the attention method.
 
     Returns:
@@ -116,16 +123,26 @@ def extend(
         exponent = spec.log_n if log_n is None else float(log_n)
         if exponent and attention is not None and attention.remembers:
             raise ValueError(f"{attention.name} chooses its keys by unscaled queries. Pass log_n=False.")
-        temperature = LogN(own_length, exponent) if exponent else None
         bands = None if attention is None else banded(host, attention, rotaries)
-        if temperature is not None or bands is not None:
-            steer(host, temperature, bands)
+        heads = None
+        if head_scalars:
+            heads = rotaries[0].heads = head_scalars_of(host, attention, bands, exponent)
+        temperature = LogN(own_length, exponent, heads=heads) if exponent or heads is not None else None
+        gated = None if adapter is None else put_adapter(host, Gate(dial, adapter.trained_factor), adapter)
+        try:
+            if temperature is not None or bands is not None:
+                steer(host, temperature, bands)
+        except BaseException:
+            if gated is not None:
+                gated.take_off()
+            raise
         # From here on nothing fails: the model is as it was, or extended.
         for site, rotary in zip(sites, rotaries, strict=True):
             reset_frequencies(site.module, site.layer_type)
             for parent, name in site.owners:
                 setattr(parent, name, rotary)
-        _hold(Extension(host, tuple(Seat(*owner) for site in sites for owner in site.owners), dial))
+        seats = tuple(Seat(*owner) for site in sites for owner in site.owners)
+        _hold(Extension(host, seats, dial, adapter=gated))
     return model
 
 
@@ -248,6 +265,8 @@ def _put_back(before: _Before | None) -> None:
         return
     for mount in before.mounts:
         mount.put_on()
+    if before.handle.adapter is not None:
+        before.handle.adapter.put_back()
     steer_again(before.handle.host, before.steering)
     _hold(before.handle)
 
@@ -260,6 +279,8 @@ def _hold(handle: Extension) -> None:
 def _take_off(handle: Extension) -> None:
     """Take off everything that `extend` has put on the model beside the rotary modules."""
     stop_steering(handle.host)
+    if handle.adapter is not None:
+        handle.adapter.take_off()
     remove_hooks(handle.host)
     let_go(handle.host)
 

@@ -13,7 +13,7 @@ from transformers import Cache, DynamicCache
 from longwave.attention.bands import Attention
 from longwave.attention.columns import is_columns, is_custom, plain_mask
 from longwave.attention.engine import Scoring, attend
-from longwave.attention.hook import BANDED, ON_LAYER
+from longwave.attention.hook import BANDED, NUMBER, ON_LAYER
 from longwave.attention.layout import Layout
 from longwave.attention.placement import Spectrum
 from longwave.attention.rows import RowWise
@@ -143,9 +143,15 @@ class BandedAttention:
                 parts.append(attend_rows(method, (q, k, v), plan.rows_of(group, method, mask), memories, setting))
                 continue
             placed = plan.placed(group, mask, held, torch.promote_types(query.dtype, torch.float32))
-            output = attend(q, k, v, placed, Scoring(self.layout, scale, getattr(self.attention, "mass", 0.0)))
+            output = attend(q, k, v, placed, Scoring(self.layout, scale, self.mass_of(module)))
             parts.append(output.transpose(1, 2).contiguous())
         return together(plan.groups, parts), None
+
+    def mass_of(self, layer: nn.Module) -> float | Tensor:
+        """β of all heads of a layer, or of each, [H]."""
+        heads = self.rotary.heads
+        learned = None if heads is None else heads.mass_of(getattr(layer, NUMBER))
+        return getattr(self.attention, "mass", 0.0) if learned is None else learned
 
     def embeddings(self, plan: Plan, x: Tensor) -> Any:
         """What the rotary module hands to the layers (cos and sin): every token at the place where it is stored.

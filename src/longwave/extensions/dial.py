@@ -196,12 +196,32 @@ class Dial:
                 f'{self.original_length}. {remedy}, or extend with a larger max_factor or beyond="clamp".'
             )
 
+    @property
+    def decided(self) -> float | Tensor:
+        """t of the forward that runs in this thread: for the parts that do not see its positions.
+
+        Raises:
+            RuntimeError: before the rotary module has read it.
+        """
+        factor = self.now.factor
+        if factor is None:
+            factor = _THREAD.decided.get(self)
+        if factor is None:
+            raise RuntimeError("a layer asks for t before the model's rotary module has read it. Call the whole model.")
+        return factor
+
     def read(self, position_ids: Tensor) -> float | Tensor:
         """t of a forward: one number, one for each row [batch], or one for each token [batch, n].
 
         Arguments:
             position_ids: [batch, n], or [axes, batch, n].
         """
+        factor = self._read(position_ids)
+        if not torch.compiler.is_compiling():
+            _THREAD.decided[self] = factor
+        return factor
+
+    def _read(self, position_ids: Tensor) -> float | Tensor:
         setting = self.now
         if setting.factor is not None:
             # To read a position would break a graph, and makes a GPU wait.
@@ -250,10 +270,11 @@ class Dial:
 
 
 class _Thread(threading.local):
-    """The settings that this thread holds."""
+    """The settings that this thread holds, and the t of its forwards."""
 
     def __init__(self) -> None:
         self.settings: WeakKeyDictionary[Dial, Setting] = WeakKeyDictionary()
+        self.decided: WeakKeyDictionary[Dial, float | Tensor] = WeakKeyDictionary()
 
 
 # Locks and thread-local settings are not attributes of the dial: a model that holds them cannot be copied.

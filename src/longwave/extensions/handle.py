@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from longwave.attention import Attention
+from longwave.attention.heads import HeadScalars
 from longwave.extensions.arguments import check_model
 from longwave.extensions.dial import Dial
 from longwave.extensions.rotary import ScaledRotary
@@ -20,6 +22,9 @@ from longwave.methods import get_method
 from longwave.rope import Rope
 from longwave.schedule import Schedule
 from longwave.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from longwave.extensions.adapter import Adapter
 
 HANDLE = "_longwave"
 
@@ -68,12 +73,14 @@ class Extension:
         seats: where its rotary modules are.
         dial: which t every sequence runs at.
         recognised: `load` found the extension in the checkpoint's config; `extend` may replace it.
+        adapter: weights that follow t; None where they do not.
     """
 
     host: PreTrainedModel
     seats: tuple[Seat, ...]
     dial: Dial
     recognised: bool = False
+    adapter: Adapter | None = None
 
     def __repr__(self) -> str:
         reach = f"L={self.original_length}, max_factor={self.max_factor:g}, log_n={self.log_n:g}"
@@ -96,10 +103,14 @@ class Extension:
         for rotary in rotaries:
             if rotary.dial is not self.dial:
                 rotary.dial = self.dial
-        if list(self.dial.followers) != rotaries:
-            self.dial.followers = rotaries
-            if (steering := steering_of(self.host)) is not None and steering.bands is not None:
+        followers = [*rotaries, *([] if self.adapter is None else [self.adapter.gate])]
+        if list(self.dial.followers) != followers:
+            self.dial.followers = followers
+            steering = steering_of(self.host)
+            if steering is not None and steering.bands is not None:
                 steering.bands.rotary = self.in_use[0]
+            if steering is not None and steering.temperature is not None:
+                steering.temperature.heads = self.in_use[0].heads
         return self
 
     @property
@@ -168,6 +179,20 @@ class Extension:
         return log_n_of(self.host)
 
     @property
+    def heads(self) -> HeadScalars | None:
+        """Learned mass and temperature of each head; None where all heads share them."""
+        return self.in_use[0].heads
+
+    @property
+    def learned(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters of the parts: `field` (frequencies), `heads` (mass and temperature), `adapter` (weights)."""
+        return {
+            "field": [parameter for trajectory in self.trajectories for parameter in trajectory.parameters()],
+            "heads": [] if self.heads is None else list(self.heads.parameters()),
+            "adapter": [] if self.adapter is None else list(self.adapter.parameters()),
+        }
+
+    @property
     def attention(self) -> Attention | None:
         """The attention method; None where the model has its own attention at every length."""
         return self.dial.attention
@@ -179,6 +204,8 @@ class Extension:
 
     def same(self, a: float, b: float) -> bool:
         """Whether two t make no difference: a cache that was filled at one serves at the other."""
+        if self.adapter is not None and self.adapter.gate.at(a) != self.adapter.gate.at(b):
+            return False
         steering = steering_of(self.host)
         if steering is not None and steering.bands is not None:
             return bool(steering.bands.same(a, b))
@@ -191,7 +218,7 @@ class Extension:
         A learned trajectory starts as its closed-form prior. It counts as trained when its frequencies at
         max_factor are no longer those of a newly built one.
         """
-        return all(map(_has_left_its_start, self.trajectories))
+        return all(map(_has_left_its_start, self.trajectories))  # heads and an adapter change nothing at their start
 
     @property
     def unscaled(self) -> bool:

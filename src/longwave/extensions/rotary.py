@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longwave.attention.heads import HeadScalars
 from longwave.extensions.dial import Dial
 from longwave.extensions.frequencies import Frequencies
 from longwave.extensions.rotation import Rotation, Turn
@@ -22,6 +23,7 @@ class ScaledRotary(nn.Module):
     without its decorators, which switch gradients off and rescale by their own rules. Layout, partial rotation,
     multi-axis positions and the model's own attention scaling stay the model's business.
     At t = 1 the frequencies are the ones `base` holds, bit for bit.
+    `heads` holds the learned scalars of the attention layers, where the extension has them.
 
     The dial reads t from the position ids. Each row of a batch has its own t, and so has each sequence packed into a
     row. The base runs once for each distinct t. Frequencies, positions and angles stay float32 or better under
@@ -43,6 +45,7 @@ class ScaledRotary(nn.Module):
         self.trajectory = trajectory
         self.dial = dial
         self.layer_type = layer_type
+        self.heads: HeadScalars | None = None
         self.frequencies, self.rotation = Frequencies(base, trajectory, layer_type), Rotation(base, layer_type)
         # For compiled steps, which may not ask the dial: reading its t would compile them anew for each. Either all
         # rows share `_steady`, or `_turns` has the rows of each t.

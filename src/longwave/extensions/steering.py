@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from longwave.attention.hook import BANDS, ON_LAYER, PREFIX, Steering
+from longwave.attention.hook import BANDS, NUMBER, ON_LAYER, PREFIX, Steering
 from longwave.attention.layers import attention_layers, hands_on, is_local, without_positions
 from longwave.attention.temperature import LogN
 
@@ -45,6 +45,7 @@ def stop_steering(model: PreTrainedModel) -> Steering | None:
     text, found = text_model(model), steering_of(model)
     for layer in attention_layers(text):
         vars(layer).pop(ON_LAYER, None)
+        vars(layer).pop(NUMBER, None)
         if found is not None and found.bands is not None:
             found.bands.take_off(layer)
     if found is not None:
@@ -59,6 +60,7 @@ def steer_again(model: PreTrainedModel, steering: Steering | None) -> None:
     text = text_model(model)
     for number, layer in enumerate(attention_layers(text)):
         setattr(layer, ON_LAYER, steering)
+        setattr(layer, NUMBER, number)
         if steering.bands is not None:
             steering.bands.put_on(number, layer)
     set_attention(text, steering.name)

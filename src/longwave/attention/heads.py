@@ -1,0 +1,39 @@
+"""Mass and temperature of each head, as parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class HeadScalars(nn.Module):
+    """β_h and e_h of every head of some layers. They start at the values that all heads share without them.
+
+    The logits of the far band get -β_h·ln(max(1, keys/room)), see `Scoring`. The query at position p becomes
+    q_p·max(1, ln(p + 1)/ln L)^e_h, see `LogN`.
+
+    Arguments:
+        layers: attention layers by their numbers in the order of the model.
+        heads: query heads of a layer.
+        mass: β at the start; None where the attention has no mass.
+        log_n: e at the start.
+
+    Source: longwave. Learned exponents of log-n: arXiv 2501.08570.
+    """
+
+    def __init__(self, layers: Sequence[int], heads: int, *, mass: float | None, log_n: float) -> None:
+        super().__init__()
+        self.rows = {layer: row for row, layer in enumerate(layers)}
+        self.log_n = nn.Parameter(torch.full((len(layers), heads), float(log_n), dtype=torch.float32))
+        start = None if mass is None else nn.Parameter(torch.full((len(layers), heads), float(mass), dtype=torch.float32))
+        self.register_parameter("mass", start)
+
+    def mass_of(self, layer: int) -> Tensor | None:
+        """β of a layer's heads, [H]; None where the attention has no mass."""
+        return None if self.mass is None else self.mass[self.rows[layer]]
+
+    def log_n_of(self, layer: int) -> Tensor:
+        """e of a layer's heads, [H]."""
+        return self.log_n[self.rows[layer]]

@@ -1,0 +1,94 @@
+"""Adapters as PEFT writes them: adapter_config.json and adapter_model.safetensors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from longwave.extensions.adapter import NAME, Adapter, LoRA
+from longwave.files import read_object, write_json
+from longwave.layout import ADAPTER, ADAPTER_WEIGHTS
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+def save_adapter(adapter: Adapter, folder: Path, base: str | None) -> None:
+    """Write the adapter so that PEFT reads it, too: PEFT's model is the extended one where g(t) = 1.
+
+    Arguments:
+        base: the model's folder or name on the hub.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{ADAPTER_WEIGHTS}"
+    save_file({name: tensor.contiguous().cpu() for name, tensor in _state(adapter).items()}, partial)
+    os.replace(partial, folder / ADAPTER_WEIGHTS)
+    settings: dict[str, Any] = adapter.config.to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+    write_json(folder / ADAPTER, {name: _plain(value) for name, value in settings.items()})
+
+
+def read_adapter(folder: Path, trained_factor: Any) -> LoRA:
+    """What `save_adapter` wrote, without the weights.
+
+    Raises:
+        ValueError: naming the damaged file.
+    """
+    from peft import LoraConfig
+
+    path = folder / ADAPTER
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the folder is incomplete. Save the model again.")
+    read_object(path)
+    number = isinstance(trained_factor, int | float) and not isinstance(trained_factor, bool)
+    if not number:
+        raise ValueError(f"{folder.parent}: the adapter's trained_factor is {trained_factor!r}, it must be a number.")
+    try:
+        config: LoraConfig = LoraConfig.from_pretrained(str(folder))
+        if not isinstance(config, LoraConfig):
+            raise ValueError(f"it is of type {type(config).__name__}, and a LoRA was saved")
+    except (TypeError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}. Restore it, or save the model again.") from None
+    config.inference_mode = False
+    return LoRA(max(1, config.r), float(trained_factor), config=config)
+
+
+@torch.no_grad()
+def fill_adapter(adapter: Adapter, folder: Path) -> None:
+    """Read the weights, all of them and nothing else.
+
+    Raises:
+        ValueError: for a damaged file, or one of another model.
+    """
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error}). Restore it, or save the model again.") from None
+    own = _state(adapter)
+    if {name: tensor.shape for name, tensor in found.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        raise ValueError(f"{path} holds other tensors than its model has. Was it copied from another folder?")
+    for name, tensor in own.items():
+        if not tensor.is_meta:
+            tensor.copy_(found[name])
+
+
+def _state(adapter: Adapter) -> dict[str, Tensor]:
+    """The weights under the names that PEFT gives them."""
+    names = {id(parameter): name for name, parameter in adapter.host.named_parameters()}
+    return {
+        f"base_model.model.{names[id(parameter)].replace(f'.{NAME}.', '.')}": parameter.detach()
+        for parameter in adapter.parameters()
+    }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, set | frozenset | tuple):
+        return sorted(value) if isinstance(value, set | frozenset) else list(value)
+    return getattr(value, "value", value)

@@ -1,0 +1,208 @@
+"""An adapter that follows t: LoRA by PEFT, W(t) = W + g(t)·ΔW, and ΔW is off within L."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from longwave.attention.layers import attention_layers
+from longwave.extensions.gate import Gate
+from longwave.extensions.handle import scaled_inside
+from longwave.extensions.sites import find_sites
+from longwave.extensions.steering import text_model
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+NAME = "longwave"  # of the adapter among PEFT's
+FULL = "full"
+GATED = "Gated"  # begins the name of a class with the gate
+SCALE = 2.0  # of BA: lora_alpha = 2·rank
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """What an adapter is made of.
+
+    Arguments:
+        rank: of ΔW = BA; `full` for the smaller side of each matrix, which is as free as ΔW itself.
+        trained_factor: T of the gate.
+        targets: names of linear layers, as in PEFT's `target_modules`; None for all in the decoder's layers.
+        config: PEFT's own, of an adapter that was saved; rank and targets are its.
+
+    Raises:
+        ValueError: for a rank that cannot be.
+    """
+
+    rank: int | str
+    trained_factor: float
+    targets: tuple[str, ...] | None = None
+    config: LoraConfig | None = None
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.rank, int) and not isinstance(self.rank, bool)
+        if self.rank != FULL and not (whole and int(self.rank) >= 1):
+            raise ValueError(f"the rank of an adapter must be a whole number >= 1 or {FULL!r}, got {self.rank!r}.")
+
+
+@dataclass(eq=False)
+class Adapter:
+    """The adapter of a model, on or off.
+
+    Arguments:
+        host: the model.
+        config: PEFT's.
+        gate: g(t).
+        places: parent, name, and the layer with ΔW that takes the place of the parent's own.
+        trainable: which of the model's own parameters had a gradient before.
+    """
+
+    host: PreTrainedModel
+    config: LoraConfig
+    gate: Gate
+    places: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
+    trainable: list[nn.Parameter] = field(default_factory=list)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """A and B of all layers."""
+        for _, _, layer in self.places:
+            yield layer.lora_A[NAME].weight
+            yield layer.lora_B[NAME].weight
+
+    def delta(self, place: int, t: float) -> Tensor:
+        """g(t)·ΔW of one layer, float32, of the shape of its weight."""
+        layer = self.places[place][2]
+        return self.gate.at(t) * layer.get_delta_weight(NAME).detach().float()
+
+    @property
+    def has_left_its_start(self) -> bool:
+        """Whether ΔW is anything but 0."""
+        return any(bool(layer.lora_B[NAME].weight.any()) for _, _, layer in self.places)
+
+    def take_off(self) -> None:
+        """Give the model its own layers back."""
+        for parent, name, layer in self.places:
+            setattr(parent, name, layer.get_base_layer())
+        vars(self.host).pop("peft_config", None)
+        for parameter in self.trainable:
+            parameter.requires_grad_(True)
+
+    def put_back(self) -> None:
+        """Put on what `take_off` took off."""
+        self.freeze()
+        for parent, name, layer in self.places:
+            setattr(parent, name, layer)
+        vars(self.host)["peft_config"] = {NAME: self.config}
+
+    def freeze(self) -> None:
+        """The model's own weights have no gradient from here on; the parts of the extension keep theirs."""
+        parts = {id(parameter) for _, _, rotary in scaled_inside(self.host) for parameter in rotary.parameters()}
+        own = [parameter for parameter in self.host.parameters() if id(parameter) not in parts]
+        self.trainable = [parameter for parameter in own if parameter.requires_grad]
+        for parameter in self.trainable:
+            parameter.requires_grad_(False)
+
+
+def put_adapter(host: PreTrainedModel, gate: Gate, lora: LoRA) -> Adapter:
+    """Put a new adapter on a model, ΔW = 0; its own weights are frozen then, the parts of an extension are not.
+
+    Arguments:
+        host: the model.
+        gate: g(t).
+        lora: what to make.
+
+    Raises:
+        ValueError: for a model whose layers ask for t before it is known, has an adapter, or no such layers.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
+    if any(isinstance(module, LoraLayer) for module in host.modules()):
+        raise ValueError("the model has an adapter of PEFT already. Merge it (merge_and_unload), then extend.")
+    layers = linear_layers(host)
+    config = lora.config or LoraConfig(**_settings_of(lora, layers))
+    flags = [(parameter, parameter.requires_grad) for parameter in host.parameters()]
+    inject_adapter_in_model(config, host, NAME)
+    for parameter, flag in flags:  # PEFT froze all of them, the learned frequencies, too
+        parameter.requires_grad_(flag)
+    adapter = Adapter(host, config, gate)
+    for path, module in list(host.named_modules()):
+        if isinstance(module, LoraLayer):
+            parent, _, name = path.rpartition(".")
+            module.__class__ = gated(type(module))
+            module.gate = gate
+            adapter.places.append((host.get_submodule(parent), name, module))
+    found = list(adapter.parameters())
+    adapter.freeze()
+    for parameter in found:
+        parameter.requires_grad_(True)
+    gate.device = found[0].device
+    gate.settle()
+    return adapter
+
+
+def linear_layers(host: PreTrainedModel) -> dict[str, nn.Module]:
+    """The linear layers of the decoder's layers, by name.
+
+    Raises:
+        ValueError: where the rotary module is part of such a layer: t would be known too late.
+    """
+    text = text_model(host)
+    attention = {id(layer) for layer in attention_layers(text)}
+    blocks = [name.rpartition(".")[0] + "." for name, module in host.named_modules() if id(module) in attention]
+    rotary = {id(site.module) for site in find_sites(host)}
+    if any(id(module) in rotary and name.startswith(tuple(blocks)) for name, module in host.named_modules()):
+        raise ValueError(f"{type(host).__name__} cannot have an adapter: its layers have rotary modules of their own.")
+    return {
+        name: module
+        for name, module in host.named_modules()
+        if name.startswith(tuple(blocks)) and hasattr(module, "in_features") and hasattr(module, "out_features")
+    }
+
+
+def _settings_of(lora: LoRA, layers: dict[str, nn.Module]) -> dict[str, Any]:
+    if lora.targets is not None:
+        layers = {name: layer for name, layer in layers.items() if name.endswith(lora.targets)}
+        if not layers:
+            raise ValueError(f"no linear layer of the model is named {' or '.join(lora.targets)}.")
+    names = sorted({name.rpartition(".")[2] for name in layers})
+    settings: dict[str, Any] = {"target_modules": names, "task_type": "CAUSAL_LM", "lora_dropout": 0.0, "bias": "none"}
+    if lora.rank != FULL:
+        return settings | {"r": int(lora.rank), "lora_alpha": SCALE * int(lora.rank)}
+    ranks = {name: min(layer.in_features, layer.out_features) for name, layer in layers.items()}  # type: ignore[type-var]
+    alphas = {name: SCALE * rank for name, rank in ranks.items()}
+    return settings | {"r": 1, "lora_alpha": SCALE, "rank_pattern": ranks, "alpha_pattern": alphas}
+
+
+class Gated:
+    """A layer of PEFT whose ΔW counts by a gate. Where all of the gate is 0, the layer is the model's own."""
+
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        gate = self.gate.of(x)
+        if gate is None:
+            return result
+        down, up = self.lora_A[NAME], self.lora_B[NAME]
+        inner = down(self.lora_dropout[NAME](x.to(down.weight.dtype))) * gate
+        return result + (up(inner) * self.scaling[NAME]).to(result.dtype)
+
+
+@lru_cache(maxsize=None)
+def gated(kind: type[nn.Module]) -> type[nn.Module]:
+    """A class of PEFT's with the gate. pickle finds it under its name in this module."""
+    name = GATED + kind.__name__
+    return type(name, (Gated, kind), {"__module__": __name__, "__qualname__": name})
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith(GATED):
+        from peft.tuners import lora
+
+        return gated(getattr(lora, name.removeprefix(GATED)))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

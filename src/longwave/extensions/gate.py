@@ -1,0 +1,101 @@
+"""The gate of an adapter: how much of ΔW counts at t."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longwave.extensions.dial import Dial
+
+
+class Gate:
+    """g(t) = min(ln t, ln T)/ln T for t > 1, and 0 for t <= 1: weights W + g(t)·ΔW follow t as frequencies do.
+
+    T is the longest real window of the training, as a length factor. Beyond it g stays 1: ΔW has seen no longer text.
+
+    Arguments:
+        dial: decides t.
+        trained_factor: T.
+
+    Raises:
+        ValueError: for T that is no number over 1.
+    """
+
+    def __init__(self, dial: Dial, trained_factor: float) -> None:
+        if not (math.isfinite(trained_factor) and trained_factor > 1):
+            raise ValueError(
+                f"the gate of an adapter needs a trained factor over 1, got {trained_factor}. An adapter is off within "
+                "the original length: train on windows that are longer."
+            )
+        self.dial, self.trained_factor = dial, float(trained_factor)
+        self._known: tuple[Any, Any, Any] | None = None
+        self._steady: Tensor | None = None  # for compiled steps: another t compiles none of them again
+        self._settled = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_known": None, "_steady": None, "_settled": False}
+
+    def at(self, t: float) -> float:
+        """g(t)."""
+        return 0.0 if t <= 1 else min(math.log(t) / math.log(self.trained_factor), 1.0)
+
+    def of(self, x: Tensor) -> float | Tensor | None:
+        """g for the input of a layer: a number, a tensor that fits x [batch, n, d], or None where all of it is 0.
+
+        Raises:
+            ValueError: where rows have several t and x does not show its rows.
+        """
+        if torch.compiler.is_compiling() and self._settled and self._steady is not None:
+            return _shaped(self._steady, x)
+        return self._of_factor(x)
+
+    @torch.compiler.disable
+    def _of_factor(self, x: Tensor) -> float | Tensor | None:
+        factor, kind = self.dial.decided, (x.dtype, x.device)
+        if not isinstance(factor, Tensor):
+            return self.at(factor) or None
+        known = self._known
+        if known is None or known[0] is not factor or known[1] != kind:
+            values = self._values(factor)
+            gate = values.to(x) if bool(values.any()) else None
+            known = self._known = factor, kind, gate
+        return None if known[2] is None else _shaped(known[2], x)
+
+    def _values(self, factor: Tensor) -> Tensor:
+        log = factor.to("cpu", torch.float64).clamp(min=1.0).log() / math.log(self.trained_factor)
+        return log.clamp(max=1.0)
+
+    def settle(self) -> None:
+        """Write g of the setting in force where compiled steps read it."""
+        factor = self.dial.now.factor
+        self._settled = factor is not None
+        if factor is None:
+            return
+        values = self._values(torch.as_tensor(factor, dtype=torch.float64)).float()
+        device = self.device
+        if self._steady is None or self._steady.shape != values.shape or self._steady.device != device:
+            with torch.inference_mode(False):
+                self._steady = torch.empty(values.shape, device=device)
+        self._steady.copy_(values)
+
+    device: torch.device = torch.device("cpu")
+
+
+def _shaped(gate: Tensor, x: Tensor) -> Tensor:
+    """g as [batch, 1 or n, 1] for x [batch, n, d], as [tokens, 1] for x [tokens, d]."""
+    if gate.ndim == 0:
+        return gate.to(x.dtype)
+    rows = gate.shape[0]
+    if x.ndim == 3 and x.shape[0] == rows and (gate.ndim == 1 or gate.shape[1] == x.shape[1]):
+        return gate.reshape(rows, -1, 1).to(x.dtype)
+    if x.ndim == 2 and gate.ndim == 2 and x.shape[0] == gate.numel():
+        return gate.reshape(-1, 1).to(x.dtype)
+    if x.ndim == 2 and gate.ndim == 1 and x.shape[0] % rows == 0:
+        return gate.repeat_interleave(x.shape[0] // rows).reshape(-1, 1).to(x.dtype)
+    raise ValueError(
+        f"the rows of the batch have several length factors ({rows} rows), and a layer with an adapter gets an input of "
+        f"shape {tuple(x.shape)}, which does not show the rows. Run rows of one length factor together."
+    )

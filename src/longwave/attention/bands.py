@@ -12,9 +12,10 @@ is in two bands.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -105,6 +106,9 @@ class Attention(Settings, ABC):
     trajectory: ClassVar[str] = "none"  # the scaling method under it where none is named
     log_n: ClassVar[float] = 1.0  # the exponent of log-n by default
     scaling: ClassVar[float] = 1.0  # on cos and sin, beside the trajectory's own
+    recipe: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {}
+    )  # training defaults, by the names of `TrainConfig`'s fields
     prefill_differs: ClassVar[bool] = False  # a prompt is read otherwise than it is decoded: an answer must be decoded
     remembers: ClassVar[bool] = False  # what a row sees depends on what its earlier forwards left, see `rows.RowWise`
 

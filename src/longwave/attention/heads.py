@@ -27,7 +27,9 @@ class HeadScalars(nn.Module):
         super().__init__()
         self.rows = {layer: row for row, layer in enumerate(layers)}
         self.log_n = nn.Parameter(torch.full((len(layers), heads), float(log_n), dtype=torch.float32))
-        start = None if mass is None else nn.Parameter(torch.full((len(layers), heads), float(mass), dtype=torch.float32))
+        shape = len(layers), heads
+        start = None if mass is None else nn.Parameter(torch.full(shape, float(mass), dtype=torch.float32))
+        self.mass: nn.Parameter | None
         self.register_parameter("mass", start)
 
     def mass_of(self, layer: int) -> Tensor | None:

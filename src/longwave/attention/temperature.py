@@ -47,7 +47,7 @@ class LogN:
         if not self.by_keys:
             return position_ids
         seen = key.shape[-2]  # at most L: training need not multiply by 1
-        if seen <= self.original_length:
+        if seen <= self.original_length and self.heads is None:
             return None
         return torch.arange(seen - query.shape[-2], seen, device=query.device)[None]
 

@@ -33,8 +33,11 @@ def save_adapter(adapter: Adapter, folder: Path, base: str | None) -> None:
     write_json(folder / ADAPTER, {name: _plain(value) for name, value in settings.items()})
 
 
-def read_adapter(folder: Path, trained_factor: Any) -> LoRA:
+def read_adapter(folder: Path, settings: dict[str, Any]) -> LoRA:
     """What `save_adapter` wrote, without the weights.
+
+    Arguments:
+        settings: of the gate.
 
     Raises:
         ValueError: naming the damaged file.
@@ -45,9 +48,9 @@ def read_adapter(folder: Path, trained_factor: Any) -> LoRA:
     if not path.is_file():
         raise ValueError(f"{path} is missing: the folder is incomplete. Save the model again.")
     read_object(path)
-    number = isinstance(trained_factor, int | float) and not isinstance(trained_factor, bool)
-    if not number:
-        raise ValueError(f"{folder.parent}: the adapter's trained_factor is {trained_factor!r}, it must be a number.")
+    factor, gate = settings.get("trained_factor"), settings.get("gate", "capped")
+    if not isinstance(factor, int | float) or isinstance(factor, bool):
+        raise ValueError(f"{folder.parent}: the adapter's trained_factor is {factor!r}, it must be a number.")
     try:
         config: LoraConfig = LoraConfig.from_pretrained(str(folder))
         if not isinstance(config, LoraConfig):
@@ -55,7 +58,7 @@ def read_adapter(folder: Path, trained_factor: Any) -> LoRA:
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is damaged: {error}. Restore it, or save the model again.") from None
     config.inference_mode = False
-    return LoRA(max(1, config.r), float(trained_factor), config=config)
+    return LoRA(max(1, config.r), float(factor), gate=gate, config=config)
 
 
 @torch.no_grad()

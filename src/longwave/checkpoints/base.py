@@ -52,7 +52,9 @@ class Base:
             return None
         texts = isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("model", "fingerprint"))
         if not texts or any(not isinstance(value, str | None) for value in found.values()):
-            raise ValueError(f"{folder / SETTINGS}: base is {found!r}, it must have model and fingerprint. Restore the file.")
+            raise ValueError(
+                f"{folder / SETTINGS}: base is {found!r}, it must have model and fingerprint. Restore the file."
+            )
         return cls(**{key: found.get(key) for key in ("model", "fingerprint", "relative", "revision")})
 
     def to_json(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     settings = read_settings(folder / SETTINGS)
     tensors = _read_tensors(folder / WEIGHTS)
     adapter = settings.get("adapter")
-    lora = None if adapter is None else read_adapter(folder / ADAPTERS, adapter.get("trained_factor"))
+    lora = None if adapter is None else read_adapter(folder / ADAPTERS, adapter)
     if unscaled := settings.get("unscaled", False):
         follow_config(model)
         if find_extension(model) is None:

@@ -107,7 +107,10 @@ def _settings(handle: Extension, base: Base | None) -> dict[str, Any]:
     if handle.heads is not None:
         own["head_scalars"], version = True, WITH_PARTS
     if adapter is not None:
-        own["adapter"], version = {"trained_factor": adapter.gate.trained_factor}, WITH_PARTS
+        own["adapter"], version = (
+            {"trained_factor": adapter.gate.trained_factor, "gate": adapter.gate.shape},
+            WITH_PARTS,
+        )
     if base is not None:
         own["base"], version = base.to_json(), WITH_PARTS
     return {

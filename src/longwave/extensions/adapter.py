@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -34,6 +33,7 @@ class LoRA:
         rank: of ΔW = BA; `full` for the smaller side of each matrix, which is as free as ΔW itself.
         trained_factor: T of the gate.
         targets: names of linear layers, as in PEFT's `target_modules`; None for all in the decoder's layers.
+        gate: its shape, see `Gate`.
         config: PEFT's own, of an adapter that was saved; rank and targets are its.
 
     Raises:
@@ -43,6 +43,7 @@ class LoRA:
     rank: int | str
     trained_factor: float
     targets: tuple[str, ...] | None = None
+    gate: str = "capped"
     config: LoraConfig | None = None
 
     def __post_init__(self) -> None:
@@ -132,17 +133,17 @@ def put_adapter(host: PreTrainedModel, gate: Gate, lora: LoRA) -> Adapter:
     for parameter, flag in flags:  # PEFT froze all of them, the learned frequencies, too
         parameter.requires_grad_(flag)
     adapter = Adapter(host, config, gate)
-    for path, module in list(host.named_modules()):
-        if isinstance(module, LoraLayer):
-            parent, _, name = path.rpartition(".")
-            module.__class__ = gated(type(module))
-            module.gate = gate
-            adapter.places.append((host.get_submodule(parent), name, module))
-    found = list(adapter.parameters())
+    found: list[tuple[str, Any]] = [each for each in host.named_modules() if isinstance(each[1], LoraLayer)]
+    for path, layer in found:
+        parent, _, name = path.rpartition(".")
+        kind: Any = type(layer)
+        layer.__class__ = gated(kind)
+        layer.gate = gate
+        adapter.places.append((host.get_submodule(parent), name, layer))
     adapter.freeze()
-    for parameter in found:
+    for parameter in (own := list(adapter.parameters())):
         parameter.requires_grad_(True)
-    gate.device = found[0].device
+    gate.device = own[0].device
     gate.settle()
     return adapter
 
@@ -175,7 +176,7 @@ def _settings_of(lora: LoRA, layers: dict[str, nn.Module]) -> dict[str, Any]:
     settings: dict[str, Any] = {"target_modules": names, "task_type": "CAUSAL_LM", "lora_dropout": 0.0, "bias": "none"}
     if lora.rank != FULL:
         return settings | {"r": int(lora.rank), "lora_alpha": SCALE * int(lora.rank)}
-    ranks = {name: min(layer.in_features, layer.out_features) for name, layer in layers.items()}  # type: ignore[type-var]
+    ranks = {name: min(int(layer.in_features), int(layer.out_features)) for name, layer in layers.items()}  # type: ignore[arg-type]
     alphas = {name: SCALE * rank for name, rank in ranks.items()}
     return settings | {"r": 1, "lora_alpha": SCALE, "rank_pattern": ranks, "alpha_pattern": alphas}
 
@@ -193,7 +194,7 @@ class Gated:
         return result + (up(inner) * self.scaling[NAME]).to(result.dtype)
 
 
-@lru_cache(maxsize=None)
+@cache
 def gated(kind: type[nn.Module]) -> type[nn.Module]:
     """A class of PEFT's with the gate. pickle finds it under its name in this module."""
     name = GATED + kind.__name__

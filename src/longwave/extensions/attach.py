@@ -19,8 +19,8 @@ from longwave.extensions.gate import Gate
 from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go, scaled_inside
 from longwave.extensions.hooks import install_hooks, remove_hooks
 from longwave.extensions.probe import banded
-from longwave.extensions.scalars import head_scalars_of
 from longwave.extensions.rotary import ScaledRotary
+from longwave.extensions.scalars import head_scalars_of
 from longwave.extensions.sites import Site, find_sites, host_of, reset_frequencies, rope_at
 from longwave.extensions.spec import parse_spec
 from longwave.extensions.standin import frequency_name
@@ -128,7 +128,9 @@ def extend(
         if head_scalars:
             heads = rotaries[0].heads = head_scalars_of(host, attention, bands, exponent)
         temperature = LogN(own_length, exponent, heads=heads) if exponent or heads is not None else None
-        gated = None if adapter is None else put_adapter(host, Gate(dial, adapter.trained_factor), adapter)
+        gated = (
+            None if adapter is None else put_adapter(host, Gate(dial, adapter.trained_factor, adapter.gate), adapter)
+        )
         try:
             if temperature is not None or bands is not None:
                 steer(host, temperature, bands)

@@ -9,28 +9,38 @@ import torch
 from torch import Tensor
 
 from longwave.extensions.dial import Dial
+from longwave.names import unknown
+
+SHAPES = ("capped", "ramp", "hard")
 
 
 class Gate:
-    """g(t) = min(ln t, ln T)/ln T for t > 1, and 0 for t <= 1: weights W + g(t)·ΔW follow t as frequencies do.
+    """g(t): weights W + g(t)·ΔW follow t as frequencies do. g is 0 for t <= 1; beyond, by its shape,
 
-    T is the longest real window of the training, as a length factor. Beyond it g stays 1: ΔW has seen no longer text.
+        capped  min(ln t, ln T)/ln T: beyond T it stays 1, because ΔW has seen no longer text
+        ramp    ln t/ln T
+        hard    1
+
+    T is the longest real window of the training, as a length factor.
 
     Arguments:
         dial: decides t.
         trained_factor: T.
+        shape: `capped`, `ramp` or `hard`.
 
     Raises:
-        ValueError: for T that is no number over 1.
+        ValueError: for T that is no number over 1, and for another shape.
     """
 
-    def __init__(self, dial: Dial, trained_factor: float) -> None:
+    def __init__(self, dial: Dial, trained_factor: float, shape: str = "capped") -> None:
+        if shape not in SHAPES:
+            raise ValueError(unknown("gate", shape, SHAPES))
         if not (math.isfinite(trained_factor) and trained_factor > 1):
             raise ValueError(
                 f"the gate of an adapter needs a trained factor over 1, got {trained_factor}. An adapter is off within "
                 "the original length: train on windows that are longer."
             )
-        self.dial, self.trained_factor = dial, float(trained_factor)
+        self.dial, self.trained_factor, self.shape = dial, float(trained_factor), shape
         self._known: tuple[Any, Any, Any] | None = None
         self._steady: Tensor | None = None  # for compiled steps: another t compiles none of them again
         self._settled = False
@@ -40,7 +50,7 @@ class Gate:
 
     def at(self, t: float) -> float:
         """g(t)."""
-        return 0.0 if t <= 1 else min(math.log(t) / math.log(self.trained_factor), 1.0)
+        return float(self._values(torch.tensor(t, dtype=torch.float64)))
 
     def of(self, x: Tensor) -> float | Tensor | None:
         """g for the input of a layer: a number, a tensor that fits x [batch, n, d], or None where all of it is 0.
@@ -56,7 +66,9 @@ class Gate:
     def _of_factor(self, x: Tensor) -> float | Tensor | None:
         factor, kind = self.dial.decided, (x.dtype, x.device)
         if not isinstance(factor, Tensor):
-            return self.at(factor) or None
+            if factor <= 1:
+                return None
+            return self.at(factor)
         known = self._known
         if known is None or known[0] is not factor or known[1] != kind:
             values = self._values(factor)
@@ -65,8 +77,10 @@ class Gate:
         return None if known[2] is None else _shaped(known[2], x)
 
     def _values(self, factor: Tensor) -> Tensor:
-        log = factor.to("cpu", torch.float64).clamp(min=1.0).log() / math.log(self.trained_factor)
-        return log.clamp(max=1.0)
+        ramp = factor.to("cpu", torch.float64).clamp(min=1.0).log() / math.log(self.trained_factor)
+        if self.shape == "hard":
+            return (ramp > 0).to(ramp.dtype)
+        return ramp if self.shape == "ramp" else ramp.clamp(max=1.0)
 
     def settle(self) -> None:
         """Write g of the setting in force where compiled steps read it."""

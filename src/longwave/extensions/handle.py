@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from longwave.attention import Attention
 from longwave.attention.heads import HeadScalars
 from longwave.extensions.arguments import check_model
-from longwave.extensions.dial import Dial
+from longwave.extensions.dial import Dial, Follower
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import reset_frequencies
 from longwave.extensions.spec import named
@@ -103,7 +103,7 @@ class Extension:
         for rotary in rotaries:
             if rotary.dial is not self.dial:
                 rotary.dial = self.dial
-        followers = [*rotaries, *([] if self.adapter is None else [self.adapter.gate])]
+        followers: list[Follower] = [*rotaries, *([] if self.adapter is None else [self.adapter.gate])]
         if list(self.dial.followers) != followers:
             self.dial.followers = followers
             steering = steering_of(self.host)

@@ -30,6 +30,11 @@ class Spec:
         """The exponent of log-n by default."""
         return self.method.log_n if self.attention is None else self.attention.log_n
 
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """How it is trained by default, by the names of `TrainConfig`'s fields."""
+        return {**self.method.recipe, **({} if self.attention is None else self.attention.recipe)}
+
     def split(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Options of the scaling method, and of the attention method."""
         known = set() if self.attention is None else {item.name for item in fields(self.attention)}

@@ -13,12 +13,17 @@ from longwave.settings import REQUIRED, Settings, setting
 POSITIONS = ("chunks", "random", "uniform", "none")
 FACTORS = ("log-uniform", "integer", "fixed")
 LOG_N_COUNTS = ("keys", "positions")
+GATES = ("capped", "ramp", "hard")
+NO_LORA = "none"
 # Arguments of `longwave.extend` that are no options of a method: training sets them from settings of its own.
-RESERVED = ("model", "method", "max_factor", "schedule", "prior", "log_n", "beyond", "original_length", "trajectory")
+RESERVED = (
+    "model", "method", "max_factor", "schedule", "prior", "log_n", "beyond", "original_length", "trajectory",
+    "head_scalars", "adapter",
+)  # fmt: skip
 PRECISIONS = ("auto", "bf16", "fp32")
 
 # Settings that may change when a run is resumed: they alter nothing that was drawn or computed before.
-RESUMABLE = {"lr", "field_lr", "max_grad_norm", "save_every", "keep_checkpoints", "workers"}
+RESUMABLE = {"lr", "field_lr", "head_lr", "max_grad_norm", "save_every", "keep_checkpoints", "workers"}
 
 of_length, of_method, of_optimisation, of_sampling, of_running = (
     partial(setting, group=group) for group in ("Length", "Method", "Optimisation", "Sampling", "Running")
@@ -45,6 +50,11 @@ class TrainConfig(Settings):
     method: str = of_method("clex", "METHOD[@SCHEDULE], see `longwave methods`.")
     prior: str | None = of_method(None, "Closed form that CLEX starts from: ntk, yarn, linear.")
     log_n: float | None = of_method(None, "Exponent of the per-query log-n attention scaling, 0 for off; the method's.")
+    head_scalars: bool = of_method(False, "Learn a mass and a temperature for each head of the attention layers.")
+    lora_rank: str | None = of_method(
+        None, "Let the weights follow t by a LoRA of this rank, off within L: a number, full, or none.", metavar="RANK"
+    )
+    gate: str = of_method("capped", "How much of the LoRA counts at t.", choices=GATES)
     options: Mapping[str, Any] = of_method((), "Further option of the method, KEY=VALUE (JSON); repeatable.")
 
     steps: int = of_optimisation(1000, "Optimizer steps.", least=1)
@@ -55,7 +65,8 @@ class TrainConfig(Settings):
     warmup: float = of_optimisation(0.03, "Share of the steps with rising learning rate.", least=0, most=1)
     weight_decay: float = of_optimisation(0.0, "On the model's matrices; never on the frequencies.", least=0)
     max_grad_norm: float = of_optimisation(1.0, "Gradient clipping, weights and frequencies each; 0: off.", least=0)
-    freeze_weights: bool = of_optimisation(False, "Train the learned frequencies only.")
+    head_lr: float = of_optimisation(3e-2, "Learning rate of the scalars of heads, same schedule.", least=0)
+    freeze_weights: bool = of_optimisation(False, "Train the extension only: frequencies, scalars of heads.")
     seed: int = of_optimisation(0, "Seed of every random draw.", least=0)
 
     positions: str = of_sampling("chunks", "Positions of a window's tokens in [0, tL).", choices=POSITIONS)
@@ -87,6 +98,11 @@ class TrainConfig(Settings):
                 f"{reserved[0]} is no option of a method. If training lets you choose it, it is a setting of its own: "
                 "see `longwave train --help`."
             )
+        rank = self.rank
+        if rank is not None and rank != "full" and (isinstance(rank, str) or rank < 1):
+            raise ValueError(f"lora rank must be a whole number >= 1, full, or none, got {self.lora_rank!r}.")
+        if rank is not None and self.freeze_weights:
+            raise ValueError("freeze weights leaves no LoRA to train. Leave one of the two out.")
         if self.short_share + self.long_share > 1:
             raise ValueError(f"long share must be at most 1 together with short share, got {self.long_share!r}.")
         if self.positions == "chunks" and self.chunks > self.train_length:
@@ -101,8 +117,24 @@ class TrainConfig(Settings):
         from longwave.extensions.spec import parse_spec  # needs torch
 
         given = {name: value for name, value in given.items() if value is not None}
-        recipe = parse_spec(given.get("method", "clex")).method.recipe
-        return super().create(**(dict(recipe) | given))
+        if "lora_rank" in given:
+            given["lora_rank"] = str(given["lora_rank"])
+        recipe = dict(parse_spec(given.get("method", cls.method)).recipe)
+        if given.get("freeze_weights"):
+            recipe.pop("lora_rank", None)
+        return super().create(**(recipe | given))
+
+    @property
+    def rank(self) -> int | str | None:
+        """Of the LoRA; None for none."""
+        if self.lora_rank in (None, NO_LORA):
+            return None
+        return int(self.lora_rank) if str(self.lora_rank).isdigit() else self.lora_rank
+
+    @property
+    def longest_window(self) -> int:
+        """The longest real window that training sees, in tokens."""
+        return self.train_length
 
     @property
     def largest_draw(self) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from longwave.files import check_output, read_object, write_json
-from longwave.layout import CHECKPOINTS, METRICS, MODEL, SETTINGS, WEIGHTS
+from longwave.layout import ADAPTERS, CHECKPOINTS, METRICS, MODEL, SETTINGS, WEIGHTS
 from longwave.layout import TRAINING as RECORD
 from longwave.provenance import command, versions
 from longwave.training.checkpoints import checkpoint_step, checkpoints, discard
@@ -17,7 +17,7 @@ from longwave.training.config import TrainConfig
 from longwave.training.metrics import MetricsLog, summary
 
 # Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
-RESULTS = (SETTINGS, WEIGHTS, METRICS, CHECKPOINTS, MODEL, RECORD)
+RESULTS = (SETTINGS, WEIGHTS, METRICS, CHECKPOINTS, ADAPTERS, MODEL, RECORD)
 
 EARLIER = {"status": str, "config": dict, "model": str, "data": dict}  # what a run needs of the run before
 

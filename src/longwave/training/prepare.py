@@ -20,7 +20,8 @@ from longwave.extensions.steering import count_keys
 from longwave.schedule import Static
 from longwave.training.config import TrainConfig
 from longwave.training.draw import LengthSampler
-from longwave.training.learned import field_parameters
+from longwave.training.learned import PARTS, learned_parameters
+from longwave.training.parts import Parts
 from longwave.trajectory import Trajectory
 
 
@@ -71,6 +72,7 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     if learned is not None and handle is not None:
         attention = handle.attention
         learned.max_factor = config.max_factor if attention is None else attention.factor(config.max_factor)
+    parts = Parts.of(handle if handle is not None and handle.spec == spec.name else None, config, original_length)
     (extend if handle is None else extend_again)(
         model,
         spec.name,
@@ -78,8 +80,11 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
         schedule=schedule,
         trajectory=learned,
         beyond=beyond,
+        head_scalars=parts.head_scalars,
+        adapter=parts.lora,
         **options,
     )
+    parts.fill(extension(model))
     count_keys(host_of(model), config.log_n_count == "keys")
     if config.freeze_weights:
         _freeze_weights(model, method.name)
@@ -128,10 +133,13 @@ def _carried_over(
 
 
 def _freeze_weights(model: PreTrainedModel, method: str) -> None:
-    learnable = {id(parameter) for parameter in field_parameters(model).values()}
+    learnable = {id(parameter) for parameter in learned_parameters(model, *PARTS).values()}
     if not learnable:
         restore(model)
-        raise ValueError(f"freeze weights leaves nothing to train: {method} has no learned frequencies.")
+        raise ValueError(
+            f"freeze weights leaves nothing to train: {method} has no learned frequencies. Train scalars of heads "
+            "(head scalars), or the weights."
+        )
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in learnable)
 

@@ -15,6 +15,7 @@ from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes
 from longwave.data.prompts import check_ids
 from longwave.data.tokens import token_stream
+from longwave.extensions.handle import extension
 from longwave.training.arguments import refuse_data_parallel, training_arguments
 from longwave.training.batches import PackedRows, pack
 from longwave.training.config import TrainConfig
@@ -104,6 +105,7 @@ def train(
             arguments,
             sampler=sampler,
             field_lr=config.field_lr,
+            head_lr=config.head_lr,
             metrics=metrics,
             train_dataset=PackedRows(rows, consumed, config.seed),
             callbacks=[*callbacks, *([bar] if progress else [])],
@@ -120,7 +122,9 @@ def train(
         clean_up(network, config, before)
     network.eval()
     if first:
-        save(network, folder.path, tokenizer=vocabulary, overwrite=True)
+        untouched = config.freeze_weights or extension(network).adapter is not None
+        base = model if untouched and isinstance(model, str | Path) else None
+        save(network, folder.path, tokenizer=vocabulary, base=base, overwrite=True)
         folder.finish()
     trainer.accelerator.wait_for_everyone()  # no process returns before the folder is complete
     return folder.path

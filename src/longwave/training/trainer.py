@@ -17,7 +17,7 @@ from longwave.training.arguments import refuse_data_parallel, refuse_reentrant
 from longwave.training.batches import MicroBatches, PackedRows
 from longwave.training.checkpoints import STAGING, checkpoints, publish, require_complete
 from longwave.training.draw import Draw, LengthSampler
-from longwave.training.learned import clip_separately, parameter_groups, require_gradient, trained_field
+from longwave.training.learned import PARTS, clip_separately, parameter_groups, require_gradient, trained
 from longwave.training.metrics import MetricsLog
 from longwave.training.row import Step
 
@@ -34,7 +34,8 @@ class LengthTrainer(Trainer):
         args: `logging_steps=1`, `save_total_limit=None`; checkpoints go to `args.output_dir`.
         sampler: draws t and the position ids.
         train_dataset: the rows of the whole run.
-        field_lr: learning rate of the trajectory's parameters. They have no weight decay.
+        field_lr, head_lr: learning rates of the trajectory's parameters and of the scalars of heads. They have no
+            weight decay.
         metrics: the log of one row per optimizer step; None writes no rows.
         keep: number of checkpoints to keep while training.
         **others: as for the Trainer.
@@ -52,6 +53,7 @@ class LengthTrainer(Trainer):
         *,
         sampler: LengthSampler,
         field_lr: float,
+        head_lr: float = 3e-2,
         train_dataset: PackedRows | None = None,
         metrics: MetricsLog | None = None,
         keep: int = 2,
@@ -59,7 +61,8 @@ class LengthTrainer(Trainer):
     ) -> None:
         refuse_reentrant(model, args)
         refuse_data_parallel(args)
-        self.sampler, self.field_lr, self.metrics, self.keep = sampler, field_lr, metrics, keep
+        self.sampler, self.metrics, self.keep = sampler, metrics, keep
+        self.rates = {"field": field_lr, "heads": head_lr}
         self._step = Step()
         self._root = Path(str(args.output_dir))
         self._staging: Path | None = None
@@ -104,17 +107,17 @@ class LengthTrainer(Trainer):
         loss = super().training_step(model, batch, num_items_in_batch)
         self._require_finite("loss", loss)
         if not (self._reaches_field or self.is_deepspeed_enabled):  # DeepSpeed keeps gradients elsewhere
-            require_gradient(trained_field(self._network))
+            require_gradient(trained(self._network, "field"))
             self._reaches_field = True
         return loss
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        """Three groups: the field at its own rate, the model's matrices with weight decay, the rest without decay."""
+        """Groups: parts of the extension at rates of their own, the matrices with weight decay, the rest without decay."""
         if self.optimizer is None:
             model = model or self._network
             decayed = set(self.get_decay_parameter_names(model))
             kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, model)
-            groups = parameter_groups(model, decayed, weight_decay=self.args.weight_decay, field_lr=self.field_lr)
+            groups = parameter_groups(model, decayed, weight_decay=self.args.weight_decay, rates=self.rates)
             self.optimizer = kind(groups, **arguments)
         return self.optimizer
 
@@ -129,15 +132,16 @@ class LengthTrainer(Trainer):
                 group["initial_lr"] = self.lr_scheduler.base_lrs[index] = rate
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Field and weights, as two groups, each to `max_grad_norm`; returns the norm of both from before."""
-        field = trained_field(self._network)
-        if not field or self._clips_as_a_whole():
+        """Each part of the extension, and the weights, to `max_grad_norm`; returns the norm of all from before."""
+        parts = {part: found for part in PARTS if (found := trained(self._network, part))}
+        if not parts or self._clips_as_a_whole():
             return super()._clip_grad_norm(model)
         clip = self.accelerator.clip_grad_norm_
         if self.accelerator.scaler is not None:  # of fp16: its gradients may be unscaled only once
             self.accelerator.unscale_gradients()
             clip = nn.utils.clip_grad_norm_
-        norm, self._step.field_norm = clip_separately(model, field, clip, self.args.max_grad_norm)
+        norm, norms = clip_separately(model, parts, clip, self.args.max_grad_norm)
+        self._step.field_norm = norms.get("field")
         return norm
 
     def _clips_as_a_whole(self) -> bool:

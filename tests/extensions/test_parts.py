@@ -1,0 +1,293 @@
+"""Learned scalars and weights that follow t: nothing within L, and every way to run a model agrees beyond."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    StaticCache,
+)
+
+import longwave
+from longwave.attention.engine import Scoring, attend, dense
+from longwave.attention.layout import Layout
+from longwave.attention.placement import Spectrum, place
+from longwave.attention.two_band import TwoBand
+from longwave.extensions.adapter import LoRA
+from longwave.extensions.handle import find_extension
+
+L = 32
+SIZES: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": L, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": 0,
+}  # fmt: skip
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "gpt-neox": lambda: GPTNeoXForCausalLM(
+        GPTNeoXConfig(**{**SIZES, "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}})
+    ),
+    "qwen2": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**{**SIZES, "hidden_size": 56, "num_attention_heads": 7, "num_key_value_heads": 1})
+    ),
+    "gemma3": lambda: Gemma3ForCausalLM(
+        Gemma3TextConfig(**{**SIZES, "num_hidden_layers": 6, "head_dim": 16, "sliding_window": 16})
+    ),
+}
+METHODS = {"bands": "two-band", "engine-ready": "ntk"}
+
+
+def learned(model: PreTrainedModel, method: str = "two-band", **how: Any) -> PreTrainedModel:
+    """Extended, with parts that are far from their start, as training would leave them."""
+    parts = {"head_scalars": True, "adapter": LoRA(4, 4.0)} | how
+    longwave.extend(model, method, max_factor=8, **parts)
+    handle = longwave.extension(model)
+    with torch.no_grad():
+        for parameter in handle.learned["adapter"]:
+            parameter.normal_(std=0.2)
+        for parameter in handle.learned["heads"]:
+            parameter.uniform_(0, 1.5)
+    return model
+
+
+def text(tokens: int, rows: int = 1, seed: int = 1) -> Tensor:
+    return torch.randint(1, 97, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return FAMILIES[request.param]().eval()
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return FAMILIES["llama"]().eval()
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@torch.no_grad()
+def test_within_l_logits_are_the_plain_models_bit_for_bit(model: PreTrainedModel, method: str) -> None:
+    short, long = text(L, rows=2), text(100, rows=2)
+    names, plain, beyond = [name for name, _ in model.named_parameters()], model(short).logits, model(long).logits
+    learned(model, method)
+    untrained = copy.deepcopy(model)
+    for parameter in longwave.extension(untrained).learned["adapter"]:
+        parameter.zero_()
+    assert torch.equal(model(short).logits, plain)
+    assert (model(long).logits - untrained(long).logits).abs().max() > 1e-3, "the adapter does nothing"
+    longwave.restore(model)
+    assert [name for name, _ in model.named_parameters()] == names
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(model(short).logits, plain) and torch.equal(model(long).logits, beyond)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@torch.no_grad()
+def test_rows_of_several_t_run_as_they_run_alone(model: PreTrainedModel, method: str) -> None:
+    learned(model, method)
+    short, long = text(20), text(100, seed=2)
+    rows = torch.cat([torch.cat([torch.zeros(1, 80, dtype=torch.long), short], 1), long])
+    mask = torch.ones_like(rows)
+    mask[0, :80] = 0
+    both = model(rows, attention_mask=mask).logits
+    assert (both[1] - model(long).logits[0]).abs().max() < 2e-5
+    assert (both[0, 80:] - model(short).logits[0]).abs().max() < 2e-5
+
+
+@torch.no_grad()
+def test_packed_sequences_have_the_gate_of_their_own_length(llama: PreTrainedModel) -> None:
+    learned(llama, "ntk")
+    first, second = text(20), text(90, seed=2)
+    positions = torch.cat([torch.arange(20), torch.arange(90)])[None]
+    packed = llama(torch.cat([first, second], 1), position_ids=positions, use_cache=False).logits
+    assert (packed[:, :20] - llama(first).logits).abs().max() < 2e-5
+    assert (packed[:, 20:] - llama(second).logits).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@torch.no_grad()
+def test_generation_with_a_cache_is_generation_without(llama: PreTrainedModel, method: str) -> None:
+    learned(llama, method)
+    prompt = text(40, rows=2)
+    mask = torch.ones_like(prompt)
+    ours = llama.generate(prompt, attention_mask=mask, max_new_tokens=60, do_sample=False)
+    longwave.set_policy(llama, "fixed", 100 / L)
+    tokens = prompt
+    for _ in range(60):
+        tokens = torch.cat([tokens, llama(tokens, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    assert torch.equal(ours, tokens)
+    longwave.set_policy(llama)
+    chunked = llama.generate(prompt, attention_mask=mask, max_new_tokens=60, do_sample=False, prefill_chunk_size=7)
+    assert torch.equal(ours, chunked)
+    static = StaticCache(config=llama.config, max_cache_len=100)
+    assert torch.equal(
+        ours, llama.generate(prompt, attention_mask=mask, max_new_tokens=60, do_sample=False, past_key_values=static)
+    )
+
+
+@torch.no_grad()
+def test_a_batch_of_short_and_long_prompts_generates_as_each_alone(llama: PreTrainedModel) -> None:
+    learned(llama)
+    short, long = text(8), text(60, seed=2)
+    rows = torch.cat([torch.cat([torch.zeros(1, 52, dtype=torch.long), short], 1), long])
+    mask = (rows > 0).long()
+    both = llama.generate(rows, attention_mask=mask, max_new_tokens=16, do_sample=False)
+    for row, alone in zip(both, (short, long), strict=True):
+        mine = llama.generate(alone, attention_mask=torch.ones_like(alone), max_new_tokens=16, do_sample=False)
+        assert torch.equal(row[-16:], mine[0, -16:])
+
+
+@torch.no_grad()
+def test_a_growing_text_is_read_again_where_the_gate_moves(llama: PreTrainedModel) -> None:
+    learned(llama, "none", head_scalars=False)  # frequencies stand still: the weights alone move
+    longwave.set_policy(llama, "grow")
+    prompt = text(20)
+    grown = llama.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=80, do_sample=False)
+    without = llama.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=80, do_sample=False, use_cache=False
+    )
+    assert torch.equal(grown, without)
+
+
+@torch.no_grad()
+def test_a_cache_belongs_to_one_t(llama: PreTrainedModel) -> None:
+    learned(llama, "none", head_scalars=False)
+    cache = DynamicCache(config=llama.config)
+    llama(text(30), past_key_values=cache)
+    with pytest.raises(ValueError, match="the cache was filled at t = 1"):
+        llama(text(40), past_key_values=cache)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_steps_follow_the_gate(llama: PreTrainedModel) -> None:
+    learned(llama, "ntk")
+    step = torch.compile(llama)
+    for t, tokens in ((1.0, 30), (4.0, 100), (2.0, 60), (1.0, 30)):
+        longwave.set_policy(llama, "fixed", t)
+        assert (step(text(tokens)).logits - llama(text(tokens)).logits).abs().max() < 2e-5
+
+
+@torch.no_grad()
+def test_copies_and_pickles_have_parts_of_their_own(llama: PreTrainedModel) -> None:
+    learned(llama)
+    long = text(100)
+    before = llama(long).logits
+    for other in (copy.deepcopy(llama), pickle.loads(pickle.dumps(llama))):
+        assert torch.equal(other(long).logits, before)
+        for parameter in [*longwave.extension(other).learned["heads"], *longwave.extension(other).learned["adapter"]]:
+            parameter.add_(0.1)
+        assert not torch.equal(other(long).logits, before)
+        assert torch.equal(llama(long).logits, before)
+
+
+@pytest.mark.parametrize("rank", [4, "full"])
+@torch.no_grad()
+def test_saved_and_loaded_exactly_beside_the_base(tmp_path: Path, rank: int | str) -> None:
+    torch.manual_seed(0)
+    base = FAMILIES["llama"]().eval()
+    base.save_pretrained(tmp_path / "base")
+    model = learned(copy.deepcopy(base), adapter=LoRA(rank, 4.0))
+    short, long = text(L), text(100)
+    longwave.save(model, tmp_path / "whole")
+    longwave.save(model, tmp_path / "named", base=tmp_path / "base")
+    assert not (tmp_path / "named" / "model").exists()
+    for name in ("whole", "named"):
+        loaded = longwave.load(tmp_path / name)
+        assert torch.equal(loaded(long).logits, model(long).logits)
+        assert torch.equal(loaded(short).logits, base(short).logits)
+
+
+@pytest.mark.filterwarnings("ignore")
+@torch.no_grad()
+def test_peft_reads_the_adapter_as_the_model_at_the_longest_trained_window(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = FAMILIES["llama"]().eval()
+    model = learned(copy.deepcopy(base), "none", head_scalars=False)
+    longwave.save(model, tmp_path / "ours")
+    longwave.set_policy(model, "fixed", 4.0)
+    theirs = PeftModel.from_pretrained(base, tmp_path / "ours" / "adapter")
+    assert (theirs(text(60)).logits - model(text(60)).logits).abs().max() < 1e-6
+
+
+def test_a_base_that_is_gone_or_another_is_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = FAMILIES["llama"]()
+    base.save_pretrained(tmp_path / "base")
+    longwave.save(learned(base), tmp_path / "ours", base=tmp_path / "base")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="its base model is not at .*base.* Move the base back"):
+        longwave.load(tmp_path / "ours")
+    torch.manual_seed(1)
+    FAMILIES["llama"]().save_pretrained(tmp_path / "base")
+    with pytest.raises(ValueError, match="was trained on other weights than those in .*base"):
+        longwave.load(tmp_path / "ours")
+
+
+def test_mass_of_each_head_is_a_bias_on_each_far_logit_with_its_gradient() -> None:
+    """The band's log-sum-exp gets the term once; a dense softmax gets it on every far logit."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 96, 8, dtype=torch.float64, generator=generator) for heads in (4, 2, 2))
+    attention = TwoBand.create(original_length=L, max_factor=8)
+    theta = torch.tensor([1.0, 0.3, 0.1, 0.03], dtype=torch.float64)
+    spectrum, positions = Spectrum(theta, theta / 3), torch.arange(96)[None]
+    bands = attention.bands(3.0)
+    placed = place(bands, spectrum, positions, positions)
+    mass = torch.tensor([0.3, 0.7, 1.1, 1.9], dtype=torch.float64)
+    ours = attend(q, k, v, placed, Scoring(Layout(), 8**-0.5, mass))
+    assert torch.allclose(ours, dense(q, k, v, placed, Scoring(Layout(), 8**-0.5, mass)), atol=1e-12)
+    learned_mass = mass.clone().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda beta: attend(q[:, :, :48], k[:, :, :48], v[:, :, :48], place(bands, spectrum, positions[:, :48],
+                            positions[:, :48]), Scoring(Layout(), 8**-0.5, beta)), (learned_mass,),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"adapter": lambda: LoRA(0, 4.0)}, "rank of an adapter must be a whole number >= 1 or 'full', got 0"),
+        ({"adapter": lambda: LoRA(4, 1.0)}, "needs a trained factor over 1, got 1.0"),
+        ({"adapter": lambda: LoRA(4, 4.0, gate="soft")}, "unknown gate 'soft'"),
+        ({"adapter": lambda: LoRA(4, 4.0, targets=("nowhere",))}, "no linear layer of the model is named nowhere"),
+        ({"method": "infllm", "head_scalars": lambda: True}, "infllm has no gradient, and so no learned scalars"),
+    ],
+)
+def test_parts_that_cannot_be_leave_the_model_plain(llama: PreTrainedModel, how: dict[str, Any], message: str) -> None:
+    state = {name: parameter.requires_grad for name, parameter in llama.named_parameters()}
+    method = how.pop("method", "two-band")
+    with pytest.raises(ValueError, match=message):
+        longwave.extend(llama, method, max_factor=8, **{name: make() for name, make in how.items()})
+    assert find_extension(llama) is None
+    assert {name: parameter.requires_grad for name, parameter in llama.named_parameters()} == state
+
+
+@torch.no_grad()
+def test_experts_see_rows_of_one_t_and_refuse_what_hides_the_rows() -> None:
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4)).eval()
+    plain = model(text(L)).logits
+    learned(model)
+    assert torch.equal(model(text(L)).logits, plain)
+    assert torch.isfinite(model(text(100)).logits).all()

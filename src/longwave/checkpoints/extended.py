@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from longwave.checkpoints.folder import ModelFolder, require_parts
 from longwave.checkpoints.plain import from_pretrained
 from longwave.checkpoints.scaled import follow_config
+from longwave.checkpoints.trained import hold_trained, read_trained
 from longwave.extensions.attach import extend, extend_again
 from longwave.extensions.handle import extension, find_extension
 from longwave.files import read_json
@@ -35,6 +36,7 @@ def load_extended(found: ModelFolder, arguments: dict[str, Any]) -> PreTrainedMo
 def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Put the extension in a folder of `save` onto the plain model of that folder."""
     settings = read_settings(folder / SETTINGS)
+    trained = read_trained(settings, folder / SETTINGS)
     tensors = _read_tensors(folder / WEIGHTS)
     if unscaled := settings.get("unscaled", False):
         follow_config(model)
@@ -55,6 +57,7 @@ def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{folder / SETTINGS}: {error}") from None
     _fill(model, tensors, folder / WEIGHTS)
+    hold_trained(model, trained)
     return model
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longwave.checkpoints.extended import FORMAT, WITH_ATTENTION
+from longwave.checkpoints.trained import trained_of
 from longwave.extensions.attach import suspended
 from longwave.extensions.handle import Extension, extension
 from longwave.files import prepare_output, write_json
@@ -93,5 +94,6 @@ def _settings(handle: Extension) -> dict[str, Any]:
         "original_length": handle.original_length,
         "unscaled": handle.unscaled,
         "trained": handle.is_trained,
+        **trained_of(handle.host).to_json(),
         **own,
     }

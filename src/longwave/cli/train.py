@@ -40,7 +40,7 @@ def train(
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output ntk --method ntk
 
-    longwave train MODEL --data books/ --train-length 65536 --row-length 4096 --long-share 0.6 --max-factor 16 --output out
+    longwave train MODEL --data books/ --train-length 65536 --row-length 4096 --long-share 0.6 --max-factor 16 -o out
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out --resume
     """

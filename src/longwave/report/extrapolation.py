@@ -8,7 +8,7 @@ from longwave.report.ratios import ratio_text
 
 SIGN = "*"
 LONGEST = "the longest window that the row was trained on"
-LEGEND = f"≤4x: {LONGEST}, and {SIGN} beyond it: extrapolation"
+LEGEND = f"≤4x: longest window trained on; {SIGN} beyond it: extrapolation"
 HOLLOW = f"hollow: longer than {LONGEST}"
 
 

@@ -66,7 +66,7 @@ def by_position(rows: Mapping[str, Entries], original_length: int) -> Figure:
         middles = [(each["start"] + each["end"]) / 2 for each in bins]
         axes.plot(middles, [each["nll"] for each in bins], linewidth=1.6, label=label, **style_of(index))
     axes.axvline(original_length, color=MARK, linewidth=1, linestyle=":", zorder=0)
-    axes.annotate("trained length", (original_length, 1), xycoords=axes.get_xaxis_transform(), xytext=(3, -2),
+    axes.annotate("pre-trained length", (original_length, 1), xycoords=axes.get_xaxis_transform(), xytext=(3, -2),
                   textcoords="offset points", va="top", fontsize=8, color=MARK)  # fmt: skip
     axes.set_xlabel("position in the window, in tokens")
     axes.set_ylabel("nats per token")

@@ -55,7 +55,7 @@ def grid_figure(
                 axes.text(x, y, f"{100 * rate:.0f}", ha="center", va="center", fontsize=8, color=colour)
     for axes in every[len(grids) :]:
         axes.set_visible(False)
-    across_label = "context length in tokens, and in multiples of the trained length"
+    across_label = "context length in tokens, and in multiples of the pre-trained length"
     figure.supxlabel(f"{across_label}\n{LEGEND}" if known else across_label, fontsize=9)
     figure.supylabel(f"depth of the {quantity.place}", fontsize=9)
     bar = figure.colorbar(shown, ax=list(every), format=lambda value, _: percent(value), pad=0.02)

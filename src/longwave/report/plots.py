@@ -85,7 +85,7 @@ def _figure(
             axes.annotate(text, (length, 0), xycoords=axes.get_xaxis_transform(), xytext=(0, -19 - 13 * line),
                           textcoords="offset points", ha="center", va="top", annotation_clip=False)  # fmt: skip
     axes.axvline(original_length, color=MARK, linewidth=1, linestyle=":", zorder=0)
-    axes.set_xlabel("context length in tokens, and in multiples of the trained length", labelpad=31)
+    axes.set_xlabel("context length in tokens, and in multiples of the pre-trained length", labelpad=31)
     if title:
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=22 if subtitle else 8)
     if subtitle:

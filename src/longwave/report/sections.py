@@ -64,7 +64,7 @@ def measured(group: Group, pen: Pen) -> Section:
     what, better = quantity.caption, "Lower is better" if quantity.lower_is_better else "Higher is better"
     lengths = f"{group.lengths[0]:,} to {group.lengths[-1]:,} tokens"
     parts = [
-        element("p", f"Trained length: {original:,} tokens. {_settings(group)}", class_="soft"),
+        element("p", f"Pre-trained length L: {original:,} tokens. {_settings(group)}", class_="soft"),
         pen.figure(
             curve_figure(group.curves, quantity, original_length=original),
             f"{what} at {lengths} for {labels}; the table below has the values.",

@@ -128,7 +128,12 @@ def is_current(row: Row, seed: int, windows: int, trials: int) -> bool:
     if not cell_path(row, seed).exists():
         return False
     cell = read_json(cell_path(row, seed))
-    made = (cell["base"], in_present_terms(cell["training"]), len(cell["perplexity"][0]["nll"]), cell["passkey"][0]["trials"])
+    made = (
+        cell["base"],
+        in_present_terms(cell["training"]),
+        len(cell["perplexity"][0]["nll"]),
+        cell["passkey"][0]["trials"],
+    )
     return made == (sha256(BASE / "model.safetensors"), settings_of(row, seed), windows, trials)
 
 

@@ -44,7 +44,7 @@ def test_no_draw_has_a_row_of_more_real_tokens_than_the_train_length(data: st.Da
 
 
 def test_the_short_recipe() -> None:
-    """Half of the micro-batches real windows of 2 L and 4 L, the others rows of 2 L that skip to between 4 L and 32 L."""
+    """Half of the micro-batches are real windows of 2 L and 4 L, the others rows of 2 L that skip to 4 L ... 32 L."""
     sampler = LengthSampler(256, 32.0, chunks=8, long_share=0.5, train_length=1024, least_factor=4.0, seed=7)
     assert sampler.multiples(16, 512) == [1, 2]
     kinds, octaves = Counter[tuple[int, bool]](), Counter[int]()

@@ -192,7 +192,8 @@ def test_an_error_before_the_first_step_leaves_the_model_as_it_was(llama, train,
     short.write_text(book.read_text()[:200])
     with pytest.raises(ValueError, match="Pass more --data"):
         train(
-            llama, freeze_weights=True, train_length=512, row_length=48, long_share=0.5, log_n=1.0, log_n_count="keys", batch_size=64, data=[short],
+            llama, freeze_weights=True, train_length=512, row_length=48, long_share=0.5, log_n=1.0,
+            log_n_count="keys", batch_size=64, data=[short],
             gradient_checkpointing=True,
         )  # fmt: skip
     assert all(parameter.requires_grad for parameter in llama.parameters())

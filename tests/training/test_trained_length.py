@@ -127,7 +127,9 @@ def test_a_run_that_an_older_version_began(llama, train, tmp_path) -> None:
     assert train(llama, steps=1, resume=True) == folder
     assert told(folder)[0] == 64
     older(folder, long_share=0.5)
-    with pytest.raises(ValueError, match=r"of an older version, .* Start again with --overwrite, --row-length 48") as no:
+    with pytest.raises(
+        ValueError, match=r"of an older version, .* Start again: --overwrite --row-length 48"
+    ) as no:
         train(llama, steps=1, resume=True)
     assert "\n" not in str(no.value)
 
@@ -143,7 +145,18 @@ def test_the_command_says_it_and_marks_what_lies_beyond(llama, tokenizer, book, 
     assert main(command) == 0
     assert "The longest window trained on has 96 tokens. Beyond, it extrapolates." in capsys.readouterr().out
     measured = tmp_path / "measured"
-    arguments = ["--lengths", "1x,1.5x,2x", "--windows", "2", "--targets", "8", "--methods", "clex,none", "--output", str(measured)]
+    arguments = [
+        "--lengths",
+        "1x,1.5x,2x",
+        "--windows",
+        "2",
+        "--targets",
+        "8",
+        "--methods",
+        "clex,none",
+        "--output",
+        str(measured),
+    ]
     assert main(["perplexity", str(out), "--data", str(book), *arguments]) == 0
     record = json.loads((measured / "perplexity.json").read_text())
     assert [row["trained_length"] for row in record["rows"]] == [96, 96]

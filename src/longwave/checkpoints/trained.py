@@ -43,9 +43,10 @@ class Trained:
 
 def trained_of(model: nn.Module) -> Trained:
     """What is known of a model. A model that `longwave` did not train has seen windows of L."""
-    weights = vars(host_of(model)).get(HELD, original_length_of(model))
-    handle = find_extension(model)
-    return Trained(weights if handle is None else vars(handle).get(HELD, weights), weights)
+    original, handle = original_length_of(model), find_extension(model)
+    weights = _longer(vars(host_of(model)).get(HELD, original), original)
+    whole = weights if handle is None else _longer(vars(handle).get(HELD, weights), original)
+    return Trained(whole, weights)
 
 
 def hold_trained(model: nn.Module, trained: Trained) -> None:
@@ -74,14 +75,14 @@ def read_trained(settings: Mapping[str, Any], path: Path) -> Trained:
 
 def _before(folder: Path, original_length: int) -> Trained:
     """Of a folder that knows no lengths. Its train_length was the length of a row, whatever real windows there were."""
-    config = (training_of(folder) or {}).get("config") or {}
     try:
+        config = (training_of(folder) or {}).get("config") or {}
         row, rows = int(config["train_length"]), int(config["batch_size"])
         room = tokens_at(config["train_factor"] or config["max_factor"], original_length) // row
         multiples = [m for m in range(1, min(rows, room) + 1) if rows % m == 0] if config["long_share"] else []
         longest = max(original_length, row * max([1, *multiples]))
         return Trained(longest, original_length if config["freeze_weights"] else longest)
-    except (KeyError, TypeError, ValueError):  # no record of a training, or not one that tells
+    except (KeyError, TypeError, ValueError):  # no record of a training, or one that does not tell
         return Trained(None, None)
 
 

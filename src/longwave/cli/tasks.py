@@ -49,9 +49,9 @@ def tasks(
 
     from rich.console import Console
 
+    from longwave.checkpoints.trained import trained_of
     from longwave.cli import generating
     from longwave.cli.options import print_json
-    from longwave.checkpoints.trained import trained_of
     from longwave.evaluation.records import TRAINED
     from longwave.evaluation.results import TASKS, record, write
     from longwave.extensions.reach import original_length_of

@@ -47,7 +47,10 @@ def by_depth(rows: Mapping[str, Entries], trained: Mapping[str, int | None]) -> 
                 axes.add_patch(Rectangle((column - 0.5, place - 0.5), 1, 1, facecolor="none", edgecolor=GRID))
                 axes.text(column, place, f"{100 * rate:.0f}", ha="center", va="center", fontsize=8,
                           color=PAPER if rate > 0.5 else "#000000")  # fmt: skip
-        axes.set_xticks(range(len(entries)), [f"{entry['length']:,}{sign(entry['length'], trained.get(label))}" for entry in entries])
+        axes.set_xticks(
+            range(len(entries)),
+            [f"{entry['length']:,}{sign(entry['length'], trained.get(label))}" for entry in entries],
+        )
         axes.set_yticks(range(len(depths)), [f"{100 * depth:.0f}" for depth in depths])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)

@@ -8,8 +8,8 @@ from typing import Any
 from longwave.evaluation.records import TRAINED
 from longwave.layout import TRAINING
 from longwave.report.markup import Content, Markup, element, join, table
-from longwave.report.sources import RecordFile, Training
 from longwave.report.ratios import ratio_text
+from longwave.report.sources import RecordFile, Training
 
 
 def made(source: RecordFile) -> Markup:
@@ -69,7 +69,10 @@ def _policies(source: RecordFile) -> Markup:
         cells += [element("td", _number(row[key])) for key in ("max_factor", "log_n")]
         cells += [element("td", _number(at.get(length))) for length in lengths]
         body.append(element("tr", element("th", row["label"], scope="row"), *cells))
-    caption = "How t follows the length in each row, and the t that each length ran at. Own: as the model was saved. Trained on: tokens of the longest real window, in pre-training or later."
+    caption = (
+        "How t follows the length in each row, and the t that each length ran at. Own: as the model was saved. Trained "
+        "on: tokens of the longest real window, in pre-training or later."
+    )
     return table(caption, head, body)
 
 

@@ -167,7 +167,9 @@ def scored(source: RecordFile) -> Section:
         cells = (element("td", row["metric"], class_="text"), element("td", score_text(row)))
         body.append(element("tr", element("th", row["task"], scope="row"), *cells, element("td", str(row["samples"]))))
     window = tasks_window(rows)
-    caption = "Value of each metric ± its standard error over samples." + f" {window[:1].upper()}{window[1:]}." * bool(window)
+    caption = "Value of each metric ± its standard error over samples." + f" {window[:1].upper()}{window[1:]}." * bool(
+        window
+    )
     summary = [f"{row['task']}: {score_text(row)} {row['metric']}." for row in rows[:5]]
     if len(rows) > 5:
         summary.append(f"And {len(rows) - 5} more.")

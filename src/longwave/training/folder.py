@@ -97,7 +97,7 @@ class RunFolder:
             row = config.get("train_length")
             raise ValueError(
                 f"{self.path / RECORD} is of an older version, where train length was the length of a row, and cannot "
-                f"go on. Start again with --overwrite, --row-length {row} and the longest real window as --train-length."
+                f"go on. Start again: --overwrite --row-length {row}, and the longest real window as --train-length."
             )
 
     def require_room(self, *, resume: bool, overwrite: bool) -> None:

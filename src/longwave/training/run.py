@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from longwave.checkpoints.save import save
-from longwave.checkpoints.trained import hold_trained
+from longwave.checkpoints.trained import hold_trained, trained_of
 from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes
 from longwave.data.prompts import check_ids
@@ -124,10 +124,9 @@ def train(
         bar.close()
         clean_up(network, config, before)
     network.eval()
-    trained = earlier.further(trainer.longest_window(), weights=not config.freeze_weights)
-    hold_trained(network, trained)
+    hold_trained(network, earlier.further(trainer.longest_window(), weights=not config.freeze_weights))
     if first:
         save(network, folder.path, tokenizer=vocabulary, overwrite=True)
-        folder.finish(trained.length)
+        folder.finish(trained_of(network).length)
     trainer.accelerator.wait_for_everyone()  # no process returns before the folder is complete
     return folder.path

@@ -78,16 +78,18 @@ def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subje
         with handle.dial.held() as dial:
             if "@" in spec:
                 dial.set(schedule=schedule)
-            reach, log_n = handle.max_factor, handle.log_n
-            yield Subject(parsed.name, handle.schedule.spec, reach, log_n, own=True, trained_length=known.length)
+            log_n = handle.log_n
+            yield Subject(
+                parsed.name, handle.schedule.spec, handle.max_factor, log_n, own=True, trained_length=known.length
+            )
         return
     original = original_length_of(model)
     factor = _range(schedule, lengths, original)
     with ExitStack() as stack:
         if handle is not None:
             stack.enter_context(suspended(model))
-        log_n = exponent if exponent and parsed.attention is None else None  # None: the method's default
-        stack.enter_context(extended(model, spec, max_factor=factor, log_n=log_n, original_length=original))
+        kept = exponent if exponent and parsed.attention is None else None  # None: the method's default
+        stack.enter_context(extended(model, spec, max_factor=factor, log_n=kept, original_length=original))
         log_n = log_n_of(host_of(model))
         yield Subject(parsed.name, schedule.spec, factor, log_n, own=False, trained_length=known.weights)
 

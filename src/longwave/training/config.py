@@ -90,8 +90,9 @@ class TrainConfig(Settings):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
-        if type(self.row_length) is int:  # as Python writes a number of tokens
-            object.__setattr__(self, "row_length", str(self.row_length))
+        given: object = self.row_length
+        if type(given) is int:  # as Python writes a number of tokens
+            object.__setattr__(self, "row_length", str(given))
         super().__post_init__()
         if reserved := sorted(set(self.options) & set(RESERVED)):
             raise ValueError(

@@ -127,9 +127,7 @@ def test_a_run_that_an_older_version_began(llama, train, tmp_path) -> None:
     assert train(llama, steps=1, resume=True) == folder
     assert told(folder)[0] == 64
     older(folder, long_share=0.5)
-    with pytest.raises(
-        ValueError, match=r"of an older version, .* Start again: --overwrite --row-length 48"
-    ) as no:
+    with pytest.raises(ValueError, match=r"of an older version, .* Start again: --overwrite --row-length 48") as no:
         train(llama, steps=1, resume=True)
     assert "\n" not in str(no.value)
 

@@ -52,10 +52,7 @@ def grid_table(grid: Grid, original_length: int) -> Table:
     """Shares in per cent, a row for each depth and a column for each length; `*` marks lengths beyond the training."""
     known = is_known([grid.trained])
     title = f"{grid.name} ≤{window_text(grid.trained, original_length)}" if known else grid.name
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left",
-        caption=LEGEND if known else None, caption_justify="left",
-    )  # fmt: skip
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
     table.add_column("depth", justify="right", no_wrap=True)
     for length in grid.lengths:
         head = f"{ratio_text(length, original_length)}{sign(length, grid.trained)}\n{length:,}"

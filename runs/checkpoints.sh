@@ -26,8 +26,8 @@ measure() { # MODEL RESULTS [more options]
 }
 
 for method in clex ntk; do
-  longwave train "$model" --data "$output/train.txt" --train-length "$length" --max-factor 16 --method $method \
-    --lr 2e-4 --field-lr 3e-3 --chunks 8 --short-share 0.3 --long-share 0.6 --log-n 1 \
+  longwave train "$model" --data "$output/train.txt" --train-length $((16 * length)) --row-length "$length" \
+    --max-factor 16 --method $method --lr 2e-4 --field-lr 3e-3 --chunks 8 --short-share 0.3 --long-share 0.6 --log-n 1 \
     --batch-size 16 --steps 256 --output "$output/$method" --resume
   measure "$output/$method" "$results/after-$method"
 done

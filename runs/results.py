@@ -27,9 +27,10 @@ BASE = ROOT / "src" / "longwave" / "demo" / "model"
 CELLS = ROOT / "runs" / "results"
 LENGTHS = "1x,2x,4x,8x,16x"
 
-# One budget for every trained row: 256 steps of 16 windows of L tokens, 1.05 M tokens.
+# One budget for every trained row: 256 steps of 16 rows of L tokens, 1.05 M tokens; real windows of up to 16 L.
 TRAINING: dict[str, Any] = {
-    "train_length": 256,
+    "train_length": 4096,
+    "row_length": 256,
     "max_factor": 16,
     "steps": 256,
     "batch_size": 16,
@@ -81,11 +82,12 @@ ROWS = [
             "positions": "random",
             "factors": "integer",
             "field_lr": TRAINING["lr"],
+            "train_length": 256,
             "short_share": 0.0,
             "long_share": 0.0,
         },
     ),
-    Row("clex-short", "CLEX, windows of L only", "clex", {"long_share": 0.0}, seeds=(0,)),
+    Row("clex-short", "CLEX, windows of L only", "clex", {"train_length": 256, "long_share": 0.0}, seeds=(0,)),
     Row("clex-yarn", "CLEX from YaRN, fine-tuned", "clex", {"prior": "yarn"}, seeds=(0,)),
     Row("yarn-published", "dynamic YaRN, fine-tuned, its temperature, no log-n", "yarn", {"log_n": 0.0}, seeds=(0,)),
 ]
@@ -110,6 +112,15 @@ def settings_of(row: Row, seed: int) -> dict[str, Any] | None:
     return None if row.training is None else TRAINING | row.training | {"method": row.method, "seed": seed}
 
 
+def in_present_terms(training: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The settings of a cell from the time when `train_length` was the length of a row: they trained the same."""
+    if training is None or "row_length" in training:
+        return training
+    row = training["train_length"]
+    longest = row * training["max_factor"] if training["long_share"] else row
+    return training | {"train_length": longest, "row_length": row}
+
+
 def is_current(row: Row, seed: int, windows: int, trials: int) -> bool:
     """Whether the cell is there and was made with this base model, these settings and as many windows and trials."""
     from longwave.files import read_json, sha256
@@ -117,7 +128,12 @@ def is_current(row: Row, seed: int, windows: int, trials: int) -> bool:
     if not cell_path(row, seed).exists():
         return False
     cell = read_json(cell_path(row, seed))
-    made = (cell["base"], cell["training"], len(cell["perplexity"][0]["nll"]), cell["passkey"][0]["trials"])
+    made = (
+        cell["base"],
+        in_present_terms(cell["training"]),
+        len(cell["perplexity"][0]["nll"]),
+        cell["passkey"][0]["trials"],
+    )
     return made == (sha256(BASE / "model.safetensors"), settings_of(row, seed), windows, trials)
 
 

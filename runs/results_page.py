@@ -128,7 +128,7 @@ def _within(what: str, interval: Interval, bound: float) -> str:
 
 def _introduction(found: dict[str, Cells], training: dict[str, Any], command: str) -> list[str]:
     cell = next(iter(found["clex"].values()))
-    tokens = training["steps"] * training["batch_size"] * training["train_length"]
+    tokens = training["steps"] * training["batch_size"] * training["row_length"]
     windows = len(cell["perplexity"][0]["nll"])
     about = (
         f"The model is a Llama of 1.9 M parameters, pre-trained at L = 256 (`runs/pretrain_demo.py`). Trained rows saw "

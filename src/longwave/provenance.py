@@ -47,7 +47,9 @@ def training_of(folder: Path) -> dict[str, Any] | None:
     outside.texts(record, [key for key in ("command", "model") if key in record])
     outside.texts(record.get("data") or {}, list(record.get("data") or {}))
     outside.numbers(record, [key for key in ("seed", "world_size") if record.get(key) is not None])
-    outside.numbers(result := record.get("result") or {}, [key for key in ("tokens",) if key in result])
+    outside.numbers(
+        result := record.get("result") or {}, [key for key in ("tokens", "trained_length") if result.get(key)]
+    )
     try:
         shlex.split(record.get("command", ""))
     except ValueError as error:

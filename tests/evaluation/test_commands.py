@@ -92,8 +92,8 @@ def test_needle(plain: Path, book: Path, tmp_path: Path, capsys: pytest.CaptureF
     arguments = ("needle", plain, "--data", book, "--lengths", "4x", "--trials", 6, "--depths", 3, "-o", out)
     assert run(*arguments, "--methods", "none,ntk", "--question", "And the number of {city}?") == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert [line for line in lines if line in ("none", "ntk", "0 % 0 %", "50 % 0 %", "100 % 0 %")] == [
-        "none", "0 % 0 %", "50 % 0 %", "100 % 0 %", "ntk", "0 % 0 %", "50 % 0 %", "100 % 0 %",
+    assert [line for line in lines if line in ("none ≤1x", "ntk ≤1x", "0 % 0 %", "50 % 0 %", "100 % 0 %")] == [
+        "none ≤1x", "0 % 0 %", "50 % 0 %", "100 % 0 %", "ntk ≤1x", "0 % 0 %", "50 % 0 %", "100 % 0 %",
     ]  # fmt: skip
     found = read(out / "needle.json", NEEDLE)
     assert list(found["data"]) == [str(book)]
@@ -125,7 +125,7 @@ def test_passkey(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     out = tmp_path / "out"
     arguments = ("passkey", plain, "--lengths", "4x", "--trials", 10, "--methods", "ntk", "-o", out)
     assert run(*arguments) == 0
-    assert "0 % 0–28" in " ".join(capsys.readouterr().out.split())
+    assert "0 %*0–28" in " ".join(capsys.readouterr().out.split())
     found = read(out / "passkey.json", PASSKEY)
     assert found["seed"] == 0
     assert found["settings"] == {"keys": 1, "template": "short", "trials": 10, "depths": 10}

@@ -88,6 +88,22 @@ def full() -> str:
     )
 
 
+def test_rows_name_the_longest_window_they_were_trained_on() -> None:
+    """A section marks what lies beyond it: in the table, the figure and the grid; older records have no mark."""
+    made = [perplexity({"tuned": (5, 6, 7), "ntk": (5, 60, 70)}), retrieval({"tuned": (1, 1, 0.5)})]
+    assert "extrapolation" not in page(sources(*made))
+    for each in made:
+        each["rows"][0]["trained_length"] = 128
+    text = page(sources(*made))
+    found = Read(text).text
+    assert {"≤ 2×", "7.00*", "trained", "50 %*", "256*"} <= set(found)
+    assert not {"6.00*", "70.0*"} & set(found)  # within the window, and a row of which nothing is known
+    for mark in ("Hollow", "A number with *"):
+        assert f"{mark}: extrapolation, longer than the longest window that the row was trained on." in text
+    assert "hollow: longer than the longest window that the row was trained on (not known: ntk)" in text
+    assert found.count("unknown") == 1 and "128" in found
+
+
 def test_nothing_is_loaded(full: str) -> None:
     read = Read(full)
     assert not {tag for tag, _ in read.elements} & {"script", "img", "iframe", "object", "embed", "image", "base"}

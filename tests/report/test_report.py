@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from PIL import Image
 from rich.console import Console
 
 from longwave.evaluation.kinds import Loss, Share
-from longwave.evaluation.results import Curve
+from longwave.evaluation.results import Curve, Grid
 from longwave.evaluation.statistics import Interval
-from longwave.report.plots import LABEL_GAP, curve_figure, save, spread
-from longwave.report.tables import curve_table
+from longwave.report.plots import LABEL_GAP, PAPER, curve_figure, save, spread
+from longwave.report.tables import curve_table, grid_table, tasks_table
+from longwave.report.views import Maps
 
 LOSS, SHARE = Loss("Perplexity", "perplexity", "ppl"), Share("Passkey retrieval", "passkeys retrieved", "rate")
 LENGTHS = (128, 256, 512)
@@ -49,6 +51,54 @@ def test_rows_of_other_lengths_leave_a_gap_in_a_table() -> None:
     lines = render(curve_table([short, curve("ntk", [3, 4, 5], half=0)], LOSS, 128))
     assert lines[1] == "method 128 256 512"
     assert "yarn 2.00 – 9.00" in lines
+
+
+def trained_on(length: int | None, label: str, half: float = 0.1) -> Curve:
+    return replace(curve(label, [3.0, 4.0, 5.0], half=half), trained=length)
+
+
+def test_a_table_names_the_longest_window_and_marks_what_lies_beyond() -> None:
+    rows = [trained_on(256, "tuned"), trained_on(128, "ntk", half=0), trained_on(None, "old"), trained_on(512, "long")]
+    lines = render(curve_table(rows, LOSS, 128))
+    assert "tuned ≤2x 3.00 ±0.10 4.00 ±0.10 5.00*±0.10" in lines
+    assert "ntk ≤1x 3.00 4.00* 5.00*" in lines
+    assert "old ≤? 3.00 ±0.10 4.00 ±0.10 5.00 ±0.10" in lines
+    assert "long ≤4x 3.00 ±0.10 4.00 ±0.10 5.00 ±0.10" in lines
+    assert "≤4x: longest window trained on; * beyond it: extrapolation" in " ".join(lines)
+    assert not any("extrapolation" in line for line in render(curve_table([curve("old", [3, 4, 5])], LOSS, 128)))
+
+
+def test_a_grid_marks_the_lengths_beyond() -> None:
+    grid = Grid("needle", (128, 256), (0.0, 1.0), ((1.0, 0.5), (1.0, 0.5)), trained=128)
+    lines = render(grid_table(grid, 128))
+    assert lines[0] == "needle ≤1x"
+    assert lines[1] == "1x 2x*"
+    assert "extrapolation" in Maps([grid], SHARE, 128).legend
+    assert Maps([replace(grid, trained=None)], SHARE, 128).legend == ""
+
+
+def test_tasks_name_the_longest_window() -> None:
+    row = {"task": "niah", "metric": "acc", "value": 0.5, "samples": 4}
+    assert "longest window trained on: 1,024 tokens" in " ".join(render(tasks_table([{**row, "trained_length": 1024}])))
+    assert "longest window trained on: unknown" in " ".join(render(tasks_table([{**row, "trained_length": None}])))
+    assert not any("window" in line for line in render(tasks_table([row])))
+
+
+@pytest.mark.parametrize(("trained", "hollow"), [(128, 2), (256, 1), (512, 0), (None, 0)])
+def test_a_plot_has_hollow_signs_beyond_the_longest_window(trained: int | None, hollow: int) -> None:
+    figure = curve_figure([trained_on(trained, "row"), trained_on(512, "other")], LOSS, original_length=128)
+    (axes,) = figure.axes
+    signs = [line for line in axes.lines if line.get_markerfacecolor() == PAPER]
+    assert sum(len(line.get_xdata()) for line in signs) == hollow
+    assert all(length > 128 for line in signs for length in line.get_xdata())
+    said = [text.get_text() for text in figure.texts]
+    unknown = " (not known: row)" if trained is None else ""
+    assert said == [f"hollow: longer than the longest window that the row was trained on{unknown}"]
+
+
+def test_a_plot_of_older_records_says_nothing_of_windows() -> None:
+    figure = curve_figure([curve("row", [3, 4, 5])], LOSS, original_length=128)
+    assert figure.texts == [] and all(line.get_markerfacecolor() != PAPER for line in figure.axes[0].lines)
 
 
 def test_passkey_table() -> None:

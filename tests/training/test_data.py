@@ -16,8 +16,8 @@ def test_packing_cuts_in_order_and_drops_the_rest() -> None:
     assert pack(torch.arange(11), 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_train_length_beyond_the_data() -> None:
-    with pytest.raises(ValueError, match=r"train length 12 is more than the data holds \(11 tokens\)"):
+def test_a_row_beyond_the_data() -> None:
+    with pytest.raises(ValueError, match=r"a row of 12 tokens is more than the data holds \(11 tokens\)"):
         pack(torch.arange(11), 12)
 
 

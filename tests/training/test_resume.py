@@ -107,7 +107,7 @@ def test_a_checkpoint_without_all_weights_is_not_filled_up(llama, train, tmp_pat
 
 @pytest.mark.slow
 def test_loading_processes_change_nothing(llama, train):
-    settings = {**STEPS, "steps": 4, "long_share": 0.5}
+    settings = {**STEPS, "steps": 4, "train_length": 96, "row_length": 48, "long_share": 0.5}
     alone = train(copy.deepcopy(llama), "alone", **settings)
     helped = train(copy.deepcopy(llama), "helped", workers=2, **settings)
     assert exact(alone / "metrics.jsonl") == exact(helped / "metrics.jsonl")

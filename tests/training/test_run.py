@@ -153,9 +153,19 @@ def test_recipes_name_settings_that_exist(method):
         ({"max_factor": None}, "training needs max factor"),
         ({"train_length": 1}, "train length must be at least 2, got 1"),
         ({"train_length": 1000}, "a training window of 1000 tokens is 15.62 times the original length 64"),
-        ({"train_length": 100_000, "max_factor": 2000}, "train length 100000 is more than the data holds"),
+        ({"train_length": 100_000, "max_factor": 2000}, "a row of 100000 tokens is more than the data holds"),
         ({"positions": "sorted"}, "positions must be one of chunks, random, uniform, none, got 'sorted'"),
-        ({"chunks": 49}, "chunks must be at most the train length, 48, got 49"),
+        ({"chunks": 49}, "chunks must be at most the row length, 48, got 49"),
+        ({"row_length": 49}, "row length must be at most the train length, 48, the longest real window, got 49"),
+        ({"row_length": "2x", "long_share": 0.5}, r"at most the train length, 48, .* got 2x \(128 tokens\)"),
+        ({"row_length": "0x"}, "row length must be tokens such as 512, or 2x for twice L, at least 2, got '0x'"),
+        ({"row_length": "long"}, "row length must be tokens such as 512, .* got 'long'"),
+        ({"row_length": 24}, "train length 48 is never reached: rows have 24 tokens, and long share is 0"),
+        ({"long_share": 0.5}, "long share cuts real windows of at least 2 x 48 tokens, and train length, .* is 48"),
+        ({"train_length": 384, "row_length": 48, "long_share": 1.0, "batch_size": 1}, "a batch size of at least 2"),
+        ({"train_length": 768, "row_length": 48, "long_share": 0.5}, "a training window of 768 tokens is 12 times"),
+        ({"least_factor": 9}, "least factor 9 leaves no factor to draw: the largest one is 8"),
+        ({"least_factor": 0.5}, "least factor must be a number >= 1, got 0.5"),
         ({"short_share": 2}, "short share must be between 0 and 1, got 2"),
         ({"lr": float("nan")}, "lr must be a number >= 0, got nan"),
         ({"options": {"beyond": "clamp"}}, "beyond is no option of a method"),
@@ -182,7 +192,8 @@ def test_an_error_before_the_first_step_leaves_the_model_as_it_was(llama, train,
     short.write_text(book.read_text()[:200])
     with pytest.raises(ValueError, match="Pass more --data"):
         train(
-            llama, freeze_weights=True, long_share=0.5, log_n=1.0, log_n_count="keys", batch_size=64, data=[short],
+            llama, freeze_weights=True, train_length=512, row_length=48, long_share=0.5, log_n=1.0,
+            log_n_count="keys", batch_size=64, data=[short],
             gradient_checkpointing=True,
         )  # fmt: skip
     assert all(parameter.requires_grad for parameter in llama.parameters())

@@ -240,7 +240,7 @@ def test_long_micro_batches_are_real_windows_of_the_text(llama, train, book, tok
         seen.append((kwargs["input_ids"], kwargs["position_ids"], counts_keys()))
 
     handle = llama.register_forward_pre_hook(watch, with_kwargs=True)
-    rows = read_metrics(train(llama, steps=12, long_share=0.5) / "metrics.jsonl")
+    rows = read_metrics(train(llama, steps=12, train_length=384, row_length=48, long_share=0.5) / "metrics.jsonl")
     handle.remove()
     stream = tokenizer(book.read_text("utf-8"))["input_ids"]
     long = [(ids, positions) for ids, positions, _ in seen if ids.shape[1] > 48]
@@ -266,7 +266,8 @@ def test_the_loss_is_the_mean_over_the_tokens_that_the_model_read(llama, train, 
         assert kwargs["input_ids"].numel() == batch_size * 48
 
     handle = llama.register_forward_hook(watch, with_kwargs=True)
-    settings = {"batch_size": batch_size, "accumulation": accumulation, "long_share": 0.5, "steps": 8}
+    settings = {"batch_size": batch_size, "accumulation": accumulation, "steps": 8}
+    settings |= {"train_length": 384, "row_length": 48, "long_share": 0.5}
     rows = read_metrics(train(llama, **settings) / "metrics.jsonl")
     handle.remove()
     assert {len(loss) for loss in losses} >= {batch_size * 47, batch_size * 48 - 1}

@@ -15,6 +15,7 @@ from longwave.checkpoints.adapters import fill_adapter, read_adapter
 from longwave.checkpoints.folder import ModelFolder, require_parts
 from longwave.checkpoints.plain import from_pretrained
 from longwave.checkpoints.scaled import follow_config
+from longwave.checkpoints.trained import hold_trained, read_trained
 from longwave.extensions.attach import extend, extend_again
 from longwave.extensions.handle import extension, find_extension
 from longwave.files import read_json
@@ -38,6 +39,7 @@ def load_extended(found: ModelFolder, arguments: dict[str, Any]) -> PreTrainedMo
 def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Put the extension in a folder of `save` onto the plain model of that folder."""
     settings = read_settings(folder / SETTINGS)
+    trained = read_trained(settings, folder / SETTINGS)
     tensors = _read_tensors(folder / WEIGHTS)
     adapter = settings.get("adapter")
     lora = None if adapter is None else read_adapter(folder / ADAPTERS, adapter)
@@ -64,6 +66,7 @@ def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     _fill(model, tensors, folder / WEIGHTS)
     if (put := extension(model).adapter) is not None:
         fill_adapter(put, folder / ADAPTERS)
+    hold_trained(model, trained)
     return model
 
 

@@ -19,6 +19,7 @@ from longwave.checkpoints.adapters import save_adapter
 from longwave.checkpoints.base import Base
 from longwave.checkpoints.extended import FORMAT, HEADS, WITH_ATTENTION, WITH_PARTS
 from longwave.checkpoints.folder import Kind, ModelFolder, resolve
+from longwave.checkpoints.trained import trained_of
 from longwave.extensions.attach import suspended
 from longwave.extensions.handle import Extension, extension
 from longwave.files import prepare_output, write_json
@@ -124,5 +125,6 @@ def _settings(handle: Extension, base: Base | None) -> dict[str, Any]:
         "original_length": handle.original_length,
         "unscaled": handle.unscaled,
         "trained": handle.is_trained,
+        **trained_of(handle.host).to_json(),
         **own,
     }

@@ -48,6 +48,8 @@ def plot(
     console = Console()
     for table in shown.tables():
         console.print(table)
+    if shown.legend:
+        console.print(shown.legend, highlight=False, soft_wrap=True)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         notes = (shown.note, "not comparable" if force else "")

@@ -49,8 +49,10 @@ def tasks(
 
     from rich.console import Console
 
+    from longwave.checkpoints.trained import trained_of
     from longwave.cli import generating
     from longwave.cli.options import print_json
+    from longwave.evaluation.records import TRAINED
     from longwave.evaluation.results import TASKS, record, write
     from longwave.extensions.reach import original_length_of
     from longwave.files import check_output
@@ -63,8 +65,10 @@ def tasks(
     status = Console(stderr=True).status("answering")
     with status if asked.samples is not None else nullcontext():  # lm-eval shows bars of its own
         found = asked.run(loaded, original, lambda name: status.update(f"answering {name}"))
+    known = {TRAINED: trained_of(loaded.model).length}
     made = record(
-        TASKS, model=loaded.about, settings=found["settings"], original_length=original, rows=found["results"],
+        TASKS, model=loaded.about, settings=found["settings"], original_length=original,
+        rows=[{**row, **known} for row in found["results"]],
         data=found.get("data"), seed=asked.drawn,
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)

@@ -29,15 +29,18 @@ def train(
 ) -> None:
     """Extend a model and train it on text, with its own window, for up to --max-factor times its length.
 
-    Training runs at --train-length tokens whatever the target: the tokens of a window are spread over
-    positions up to t times the original length, t drawn anew for every micro-batch. Methods without
-    learned frequencies (ntk, yarn, linear, none) train through the same path.
+    No window that training sees is longer than --train-length tokens, whatever the target. The tokens of a row are
+    spread over positions up to t times the original length, t drawn anew for every micro-batch. With --long-share
+    some micro-batches are real windows of several rows. Methods without learned frequencies (ntk, yarn, linear,
+    none) train through the same path.
 
     Examples:
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output ntk --method ntk
+
+    longwave train MODEL --data books/ --train-length 65536 --row-length 4096 --long-share 0.6 --max-factor 16 -o out
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out --resume
     """
@@ -70,5 +73,11 @@ def train(
     typer.echo(
         f"{summary['steps']} steps, {summary['tokens']:,} tokens, loss {summary['first_loss']:.3f} -> "
         f"{summary['last_loss']:.3f} (mean of the last {min(10, summary['steps'])}), written to {folder}\n"
+        f"{_longest(summary['trained_length'])}"
         f"Next: longwave perplexity {folder} --data HELD_OUT.txt --lengths {lengths}"
     )
+
+
+def _longest(tokens: int | None) -> str:
+    """A line on the longest real window; empty where it is not known."""
+    return "" if tokens is None else f"The longest window trained on has {tokens:,} tokens. Beyond, it extrapolates.\n"

@@ -14,7 +14,7 @@ class DemoSettings:
 
     Arguments:
         max_factor: the largest length factor t.
-        steps, batch_size: of each fine-tuning, on windows of the original length.
+        steps, batch_size: of each fine-tuning, on rows of the original length and real windows up to the largest.
         lengths: where perplexity and passkey retrieval are measured.
         windows: of text, for perplexity; the last 64 tokens of each are scored.
         trials: passkey prompts for each length.

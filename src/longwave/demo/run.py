@@ -30,7 +30,8 @@ from longwave.evaluation.passkey import PasskeySettings
 from longwave.evaluation.perplexity import PerplexitySettings
 from longwave.evaluation.registry import EVALUATIONS
 from longwave.evaluation.results import PASSKEY, PERPLEXITY, record, write
-from longwave.files import sha256
+from longwave.files import read_object, sha256
+from longwave.layout import TRAINING as TRAINING_RECORD
 from longwave.methods import METHODS
 from longwave.provenance import versions
 
@@ -93,7 +94,7 @@ class Demo:
 
     def fine_tune(self, row: Row) -> None:
         """Both fine-tunings get the same text, positions, factors, log-n and number of tokens."""
-        title = f"fine-tune with {row.method}, at the original length"
+        title = f"fine-tune with {row.method}, rows of the original length"
         self.journal.step(f"train-{row.method}", title, lambda: str(self._train(row)))
 
     def _train(self, row: Row) -> Path:
@@ -104,7 +105,8 @@ class Demo:
             folder,
             method=row.method,
             resume=True,
-            train_length=self.original_length,
+            train_length=int(self.settings.max_factor * self.original_length),
+            row_length=self.original_length,
             max_factor=self.settings.max_factor,
             steps=self.settings.steps,
             batch_size=self.settings.batch_size,
@@ -124,9 +126,17 @@ class Demo:
             "max_factor": self.settings.max_factor,
             "log_n": TRAINING["log_n"] if row.fine_tuned else METHODS[row.method].log_n,
             "own": row.fine_tuned,
+            "trained_length": self._trained_length(row),
         }
         for schema, lengths in measured.items():
             self.rows[schema].append({**about, "lengths": lengths})
+
+    def _trained_length(self, row: Row) -> int | None:
+        """The longest real window that a row was trained on; L, of pre-training, without a fine-tuning."""
+        if not row.fine_tuned:
+            return self.original_length
+        result: dict[str, Any] = read_object(self.output / row.key / TRAINING_RECORD)["result"]
+        return result.get("trained_length")
 
     def _measure(self, row: Row) -> dict[str, Any]:
         if row.fine_tuned:

@@ -9,7 +9,7 @@ from typing import Any
 
 from longwave.data.hashes import data_identity
 from longwave.evaluation.quantity import BY_DEPTH, Entry
-from longwave.evaluation.records import Record, name_of, quantities, quantity_of
+from longwave.evaluation.records import TRAINED, Record, name_of, quantities, quantity_of
 from longwave.evaluation.statistics import Interval
 from longwave.evaluation.windows import scores_same_targets
 
@@ -23,12 +23,14 @@ class Curve:
         lengths: in tokens, ascending.
         values: what was measured, with 95 % interval, for each length.
         runs: how many runs there are.
+        trained: the longest real window that each run was trained on, in tokens; None: unknown.
     """
 
     label: str
     lengths: tuple[int, ...]
     values: tuple[Interval, ...]
     runs: int = 1
+    trained: int | None = None
 
     @property
     def name(self) -> str:
@@ -50,6 +52,7 @@ class Grid:
         depths: in the prompt, ascending from 0 (start) to 1 (end).
         rates: share of successes, rates[depth][length].
         runs: how many runs there are.
+        trained: the longest real window that each run was trained on, in tokens; None: unknown.
     """
 
     label: str
@@ -57,6 +60,7 @@ class Grid:
     depths: tuple[float, ...]
     rates: tuple[tuple[float, ...], ...]
     runs: int = 1
+    trained: int | None = None
 
     @property
     def name(self) -> str:
@@ -117,11 +121,11 @@ def curves(records: Iterable[Record], *, mixed: bool = False) -> list[Curve]:
     """
     records = list(records)
     check_together(records, mixed=mixed)
-    quantity = quantity_of(records[0])
-    return [
-        Curve(label, _lengths(runs[0]), tuple(quantity.combine(found) for found in zip(*runs, strict=True)), len(runs))
-        for label, runs in _runs(records).items()
-    ]
+    quantity, trained, found = quantity_of(records[0]), trained_lengths(records), []
+    for label, runs in _runs(records).items():
+        values = tuple(quantity.combine(entries) for entries in zip(*runs, strict=True))
+        found.append(Curve(label, _lengths(runs[0]), values, len(runs), trained[label]))
+    return found
 
 
 def grids(records: Iterable[Record], *, mixed: bool = False) -> list[Grid]:
@@ -133,7 +137,7 @@ def grids(records: Iterable[Record], *, mixed: bool = False) -> list[Grid]:
     records = list(records)
     check_together(records, mixed=mixed)
     _check_depths(records[0])
-    found = []
+    found, trained = [], trained_lengths(records)
     for label, runs in _runs(records).items():
         hits: dict[tuple[float, int], list[bool]] = {}
         for entry in (entry for run in runs for entry in run):
@@ -141,8 +145,17 @@ def grids(records: Iterable[Record], *, mixed: bool = False) -> list[Grid]:
                 hits.setdefault((depth, entry["length"]), []).append(correct)
         lengths, depths = _lengths(runs[0]), tuple(sorted({depth for depth, _ in hits}))
         rates = tuple(tuple(mean(hits[depth, length]) for length in lengths) for depth in depths)
-        found.append(Grid(label, lengths, depths, rates, len(runs)))
+        found.append(Grid(label, lengths, depths, rates, len(runs), trained[label]))
     return found
+
+
+def trained_lengths(records: Sequence[Record]) -> dict[str, int | None]:
+    """Label -> the longest real window that each of its runs was trained on; None where one does not tell."""
+    found: dict[str, list[int | None]] = {}
+    for row in (row for each in records for row in each["rows"]):
+        found.setdefault(row["label"], []).append(row.get(TRAINED))
+    known = {label: [length for length in lengths if length is not None] for label, lengths in found.items()}
+    return {label: min(known[label]) if len(known[label]) == len(lengths) else None for label, lengths in found.items()}
 
 
 def _check_depths(record: Record) -> None:

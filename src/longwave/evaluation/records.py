@@ -22,6 +22,7 @@ TASKS = "longwave.tasks/1"
 COMMON = ("schema", "model", "original_length", "rows", "versions", "command")
 ROW = ("label", "method", "schedule", "max_factor", "log_n", "own", "lengths")
 SCORE = ("task", "metric", "value", "samples")
+TRAINED = "trained_length"  # in a row, null where it is unknown; records of older versions lack it
 OURS = re.compile(r'"schema"\s*:\s*"longwave\.')
 Record = dict[str, Any]
 
@@ -129,6 +130,7 @@ def from_json(value: Any, path: Path | str, schema: str | None = None) -> Record
         if isinstance(quantity, Quantity):
             outside.require(row, ROW, "a row")
             outside.texts(row, ("label",))
+            outside.counts(row, [TRAINED] * (row.get(TRAINED) is not None))
             for entry in outside.filled(row["lengths"], "lengths"):
                 quantity.check(entry, outside)
         else:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from longwave.checkpoints.trained import trained_of
 from longwave.extensions.attach import extended, suspended
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import original_length_of
@@ -31,6 +32,7 @@ class Subject:
         max_factor: the largest t in range.
         log_n: exponent of the per-query log-n attention scaling, 0 for off.
         own: whether it is the extension that the model was saved with. Any other is put on for the measurement.
+        trained_length: the longest real window that model and method were trained on, in tokens; None: unknown.
     """
 
     method: str
@@ -38,6 +40,7 @@ class Subject:
     max_factor: float
     log_n: float
     own: bool
+    trained_length: int | None
 
     @property
     def label(self) -> str:
@@ -70,21 +73,25 @@ def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subje
     trained = handle is not None and own and handle.is_trained
     if method.trained and not trained:
         raise without_weights(method)
-    exponent = log_n_of(host_of(model))
+    exponent, known = log_n_of(host_of(model)), trained_of(model)
     if handle is not None and own:
         with handle.dial.held() as dial:
             if "@" in spec:
                 dial.set(schedule=schedule)
-            yield Subject(parsed.name, handle.schedule.spec, handle.max_factor, handle.log_n, own=True)
+            log_n = handle.log_n
+            yield Subject(
+                parsed.name, handle.schedule.spec, handle.max_factor, log_n, own=True, trained_length=known.length
+            )
         return
     original = original_length_of(model)
     factor = _range(schedule, lengths, original)
     with ExitStack() as stack:
         if handle is not None:
             stack.enter_context(suspended(model))
-        log_n = exponent if exponent and parsed.attention is None else None  # None: the method's default
-        stack.enter_context(extended(model, spec, max_factor=factor, log_n=log_n, original_length=original))
-        yield Subject(parsed.name, schedule.spec, factor, log_n_of(host_of(model)), own=False)
+        kept = exponent if exponent and parsed.attention is None else None  # None: the method's default
+        stack.enter_context(extended(model, spec, max_factor=factor, log_n=kept, original_length=original))
+        log_n = log_n_of(host_of(model))
+        yield Subject(parsed.name, schedule.spec, factor, log_n, own=False, trained_length=known.weights)
 
 
 def _range(schedule: Schedule, lengths: Sequence[int], original: int) -> float:

@@ -139,7 +139,7 @@ def training_table(training: dict[str, Any]) -> str:
         ("data", _files(training.get("data")) or None),
         ("steps", config.get("steps")),
         ("tokens", f"{result['tokens']:,}" if "tokens" in result else None),
-        ("window", config.get("train_length")),
+        ("longest window", result.get("trained_length") or config.get("train_length")),
         ("largest factor", config.get("max_factor")),
         ("seed", training.get("seed")),
     ]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from longwave.report.extrapolation import sign
 from longwave.report.plots import COLOURS, GRID, MARK, PAPER, blank, plain_ticks, style_of, tidy
 
 if TYPE_CHECKING:
@@ -27,13 +28,18 @@ def panels(titles: Sequence[str], height: float, columns: int = 2) -> tuple[Figu
     return figure, found
 
 
-def by_depth(rows: Mapping[str, Entries]) -> Figure:
-    """Share retrieved for each length and depth, a panel for each row. White is 0 %, full colour 100 %."""
+def by_depth(rows: Mapping[str, Entries], trained: Mapping[str, int | None]) -> Figure:
+    """Share retrieved for each length and depth, a panel for each row. White is 0 %, full colour 100 %.
+
+    Arguments:
+        rows: the entries of each row.
+        trained: the longest window that each row was trained on; longer ones are marked.
+    """
     from matplotlib.patches import Rectangle
 
     depths = sorted({each["depth"] for entries in rows.values() for entry in entries for each in entry["by_depth"]})
     figure, found = panels(list(rows), 1.1 + 0.22 * len(depths))
-    for axes, entries in zip(found, rows.values(), strict=True):
+    for axes, (label, entries) in zip(found, rows.items(), strict=True):
         for column, entry in enumerate(entries):
             for each in entry["by_depth"]:
                 place, rate = depths.index(each["depth"]), each["rate"]
@@ -41,7 +47,10 @@ def by_depth(rows: Mapping[str, Entries]) -> Figure:
                 axes.add_patch(Rectangle((column - 0.5, place - 0.5), 1, 1, facecolor="none", edgecolor=GRID))
                 axes.text(column, place, f"{100 * rate:.0f}", ha="center", va="center", fontsize=8,
                           color=PAPER if rate > 0.5 else "#000000")  # fmt: skip
-        axes.set_xticks(range(len(entries)), [f"{entry['length']:,}" for entry in entries])
+        axes.set_xticks(
+            range(len(entries)),
+            [f"{entry['length']:,}{sign(entry['length'], trained.get(label))}" for entry in entries],
+        )
         axes.set_yticks(range(len(depths)), [f"{100 * depth:.0f}" for depth in depths])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
@@ -60,7 +69,7 @@ def by_position(rows: Mapping[str, Entries], original_length: int) -> Figure:
         middles = [(each["start"] + each["end"]) / 2 for each in bins]
         axes.plot(middles, [each["nll"] for each in bins], linewidth=1.6, label=label, **style_of(index))
     axes.axvline(original_length, color=MARK, linewidth=1, linestyle=":", zorder=0)
-    axes.annotate("trained length", (original_length, 1), xycoords=axes.get_xaxis_transform(), xytext=(3, -2),
+    axes.annotate("pre-trained length", (original_length, 1), xycoords=axes.get_xaxis_transform(), xytext=(3, -2),
                   textcoords="offset points", va="top", fontsize=8, color=MARK)  # fmt: skip
     axes.set_xlabel("position in the window, in tokens")
     axes.set_ylabel("nats per token")

@@ -12,8 +12,8 @@ from longwave.evaluation.curves import Curve, conditions, curves
 from longwave.evaluation.quantity import Entry, Quantity
 from longwave.evaluation.records import ROW, quantities, quantity_of
 from longwave.evaluation.statistics import Interval
+from longwave.report.ratios import ratio_text
 from longwave.report.sources import RecordFile
-from longwave.report.tables import ratio_text
 
 ALIKE = tuple(key for key in ROW if key not in ("label", "lengths"))  # in runs of one row
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from longwave.evaluation.curves import Grid
 from longwave.evaluation.kinds import Share
 from longwave.evaluation.writing import percent
+from longwave.report.extrapolation import LEGEND, is_known, sign, window_text
 from longwave.report.plots import blank
-from longwave.report.tables import ratio_text
+from longwave.report.ratios import ratio_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +32,7 @@ def grid_figure(
 
     Dark is none and light all of them; every cell has its number.
     """
+    known = is_known(grid.trained for grid in grids)
     across = min(COLUMNS, len(grids))
     down = math.ceil(len(grids) / across)
     most, deepest = max(len(grid.lengths) for grid in grids), max(len(grid.depths) for grid in grids)
@@ -39,19 +41,22 @@ def grid_figure(
     every = figure.subplots(down, across, squeeze=False).ravel()
     for axes, grid in zip(every, grids, strict=False):
         shown = axes.imshow(grid.rates, cmap=COLOURS, vmin=0, vmax=1, aspect="auto")
-        ticks = [f"{length:,}\n{ratio_text(length, original_length)}" for length in grid.lengths]
+        ratios = [f"{ratio_text(length, original_length)}{sign(length, grid.trained)}" for length in grid.lengths]
+        ticks = [f"{length:,}\n{ratio}" for length, ratio in zip(grid.lengths, ratios, strict=True)]
         axes.set_xticks(range(len(ticks)), ticks, fontsize=8)
         axes.set_yticks(range(len(grid.depths)), [percent(depth) for depth in grid.depths], fontsize=8)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_title(grid.name, fontsize=10)
+        window = f" ≤{window_text(grid.trained, original_length)}" if known else ""
+        axes.set_title(grid.name + window, fontsize=10)
         for y, row in enumerate(grid.rates):
             for x, rate in enumerate(row):
                 colour = "black" if rate > 0.55 else "white"
                 axes.text(x, y, f"{100 * rate:.0f}", ha="center", va="center", fontsize=8, color=colour)
     for axes in every[len(grids) :]:
         axes.set_visible(False)
-    figure.supxlabel("context length in tokens, and in multiples of the trained length", fontsize=9)
+    across_label = "context length in tokens, and in multiples of the pre-trained length"
+    figure.supxlabel(f"{across_label}\n{LEGEND}" if known else across_label, fontsize=9)
     figure.supylabel(f"depth of the {quantity.place}", fontsize=9)
     bar = figure.colorbar(shown, ax=list(every), format=lambda value, _: percent(value), pad=0.02)
     bar.outline.set_visible(False)

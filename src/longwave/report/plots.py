@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from longwave.evaluation.curves import Curve
 from longwave.evaluation.quantity import Quantity
+from longwave.report.extrapolation import HOLLOW, is_beyond, is_known
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,8 +44,8 @@ def curve_figure(
 
     Bands say how a row would vary over other texts or prompts. Rows measured on the same texts may differ beyond
     chance although their bands overlap. The axis of lengths is logarithmic, and so is the axis of a loss: equal ratios
-    look equal, and a collapse does not flatten the rest. The trained length is marked. Each line has its label at its
-    right end.
+    look equal, and a collapse does not flatten the rest. The length of pre-training is marked. Signs are hollow where a
+    length is longer than the longest window that the row was trained on. Each line has its label at its right end.
     """
     figure, axes = _figure(curves, original_length, title, subtitle)
     if quantity.scale == "log":
@@ -54,6 +55,9 @@ def curve_figure(
         axes.yaxis.set_major_formatter(lambda value, _: quantity.text(value))
     axes.set_ylabel(quantity.noun)
     _lines(axes, curves, bands=bands)
+    if is_known(curve.trained for curve in curves):
+        unknown = ", ".join(curve.label for curve in curves if curve.trained is None)
+        figure.supxlabel(HOLLOW + (f" (not known: {unknown})" if unknown else ""), fontsize=8, color=SOFT)
     if quantity.scale == "log":
         plain_ticks(axes)
     return figure
@@ -76,12 +80,12 @@ def _figure(
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()
     for length in lengths:  # not a second line of the tick: SVG text that a browser sets is centred line by line
-        below = [f"{length / original_length:.3g}×"] + ["trained"] * (length == original_length)
+        below = [f"{length / original_length:.3g}×"] + ["pre-trained"] * (length == original_length)
         for line, text in enumerate(below):
             axes.annotate(text, (length, 0), xycoords=axes.get_xaxis_transform(), xytext=(0, -19 - 13 * line),
                           textcoords="offset points", ha="center", va="top", annotation_clip=False)  # fmt: skip
     axes.axvline(original_length, color=MARK, linewidth=1, linestyle=":", zorder=0)
-    axes.set_xlabel("context length in tokens, and in multiples of the trained length", labelpad=31)
+    axes.set_xlabel("context length in tokens, and in multiples of the pre-trained length", labelpad=31)
     if title:
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=22 if subtitle else 8)
     if subtitle:
@@ -125,17 +129,21 @@ def _lines(axes: Axes, curves: Sequence[Curve], *, bands: bool) -> None:
         if bands:
             axes.fill_between(curve.lengths, low, high, color=style["color"], alpha=0.18, linewidth=0)
         axes.plot(curve.lengths, values, linewidth=1.8, **style)
+        beyond = [at for at, length in enumerate(curve.lengths) if is_beyond(length, curve.trained)]
+        if beyond:  # drawn over the filled signs of the line
+            hollow = style | {"linestyle": "none", "markerfacecolor": PAPER}
+            axes.plot([curve.lengths[at] for at in beyond], [values[at] for at in beyond], **hollow)
     _label_ends(axes, curves)
 
 
 def style_of(index: int) -> dict[str, Any]:
-    """Colour, dash and sign of a line. After the last colour they start over, dashed and with hollow signs."""
+    """Colour, dash and sign of a line. After the last colour they start over, dashed."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
         "marker": MARKERS[index % len(MARKERS)],
         "markersize": 5,
-        "markerfacecolor": COLOURS[index % len(COLOURS)] if index < len(COLOURS) else PAPER,
+        "markerfacecolor": COLOURS[index % len(COLOURS)],
     }
 
 

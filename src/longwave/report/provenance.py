@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from longwave.evaluation.records import TRAINED
 from longwave.layout import TRAINING
 from longwave.report.markup import Content, Markup, element, join, table
+from longwave.report.ratios import ratio_text
 from longwave.report.sources import RecordFile, Training
-from longwave.report.tables import ratio_text
 
 
 def made(source: RecordFile) -> Markup:
@@ -40,6 +41,7 @@ def made_training(training: Training) -> Markup:
     fields = [
         ("file", str(training.path)),
         ("status", str(record.get("status"))),
+        ("longest window", _tokens((record.get("result") or {}).get(TRAINED))),
         ("command", element("code", record.get("command", "not recorded"))),
         ("model", str(record.get("model"))),
         ("data", _pairs(record.get("data") or {})),
@@ -56,18 +58,26 @@ def _policies(source: RecordFile) -> Markup:
     rows, original = source.record["rows"], source.record["original_length"]
     lengths = sorted({entry["length"] for row in rows for entry in row["lengths"]})
     head = [element("th", name, scope="col", class_="text") for name in ("row", "method", "schedule")]
-    head += [element("th", name, scope="col") for name in ("own", "max t", "log-n")]
+    head += [element("th", name, scope="col") for name in ("own", "trained on", "max t", "log-n")]
     head += [element("th", f"t at {ratio_text(length, original).replace('x', '×')}", scope="col") for length in lengths]
     body = []
     for row in rows:
         at = {entry["length"]: entry["factor"] for entry in row["lengths"]}
         cells = [element("td", row[key], class_="text") for key in ("method", "schedule")]
         cells.append(element("td", "yes" if row["own"] else "no"))
+        cells.append(element("td", "unknown" if row.get(TRAINED) is None else f"{row[TRAINED]:,}"))
         cells += [element("td", _number(row[key])) for key in ("max_factor", "log_n")]
         cells += [element("td", _number(at.get(length))) for length in lengths]
         body.append(element("tr", element("th", row["label"], scope="row"), *cells))
-    caption = "How t follows the length in each row, and the t that each length ran at. Own: as the model was saved."
+    caption = (
+        "How t follows the length in each row, and the t that each length ran at. Own: as the model was saved. Trained "
+        "on: tokens of the longest real window, in pre-training or later."
+    )
     return table(caption, head, body)
+
+
+def _tokens(value: Any) -> str:
+    return "unknown" if value is None else f"{value:,} tokens"
 
 
 def _number(value: Any) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import longwave.report.figures as draw
+from longwave.evaluation.curves import Curve
 from longwave.evaluation.quantity import BY_DEPTH, BY_POSITION
-from longwave.evaluation.statistics import Interval
 from longwave.evaluation.windows import scores_same_targets
 from longwave.evaluation.writing import counted
+from longwave.report.extrapolation import LONGEST, SIGN, is_known, sign, window_text
 from longwave.report.groups import Group
 from longwave.report.markup import Markup, element, join, scroll, table
 from longwave.report.plots import COLOURS, curve_figure
@@ -19,7 +20,7 @@ from longwave.report.provenance import made, made_training
 from longwave.report.sources import RecordFile, Training
 from longwave.report.summary import summary
 from longwave.report.svg import inline
-from longwave.report.tables import score_text
+from longwave.report.tables import score_text, tasks_window
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,14 @@ def measured(group: Group, pen: Pen) -> Section:
     what, better = quantity.caption, "Lower is better" if quantity.lower_is_better else "Higher is better"
     lengths = f"{group.lengths[0]:,} to {group.lengths[-1]:,} tokens"
     parts = [
-        element("p", f"Trained length: {original:,} tokens. {_settings(group)}", class_="soft"),
+        element("p", f"Pre-trained length L: {original:,} tokens. {_settings(group)}", class_="soft"),
         pen.figure(
             curve_figure(group.curves, quantity, original_length=original),
             f"{what} at {lengths} for {labels}; the table below has the values.",
-            f"{what} against context length, with 95 % intervals. {better}.",
+            f"{what} against context length, with 95 % intervals. {better}.{_mark(group, 'Hollow')}",
             list(group.rows),
         ),
-        _table(group, f"{what}, 95 % interval below; the best of each length in bold."),
+        _table(group, f"{what}, 95 % interval below; the best of each length in bold.{_mark(group)}"),
         *(PLACES[quantity.parts](group, pen) if quantity.parts is not None else ()),
         *(made(source) for source in group.sources),
     ]
@@ -87,23 +88,36 @@ def _settings(group: Group) -> str:
     return f"{text[:1].upper()}{text[1:]}.{same}"
 
 
+def _mark(group: Group, how: str = f"A number with {SIGN}") -> str:
+    """What the mark of extrapolation means, where any row is known to have one."""
+    if not is_known(curve.trained for curve in group.curves):
+        return ""
+    return f" {how}: extrapolation, longer than {LONGEST}."
+
+
 def _table(group: Group, caption: str) -> Markup:
-    head = [element("th", "row", scope="col")]
+    head, known = [element("th", "row", scope="col")], is_known(curve.trained for curve in group.curves)
+    if known:
+        head.append(element("th", "trained", element("br"), "on", scope="col"))
     for length in group.lengths:
         head.append(element("th", group.ratio(length), element("br"), f"{length:,}", scope="col"))
     best, body = {length: group.best(length) for length in group.lengths}, []
     for curve in group.curves:
-        at = curve.at()
-        cells = [_cell(group, at.get(length), curve.label in best[length]) for length in group.lengths]
+        cells = [_cell(group, curve, length, curve.label in best[length]) for length in group.lengths]
+        if known:
+            window = window_text(curve.trained, group.original_length).replace("x", "×")
+            cells.insert(0, element("td", window if curve.trained is None else f"≤ {window}"))
         body.append(element("tr", element("th", curve.name, scope="row"), *cells))
     return table(caption, head, body)
 
 
-def _cell(group: Group, value: Interval | None, best: bool) -> Markup:
+def _cell(group: Group, curve: Curve, length: int, best: bool) -> Markup:
+    value = curve.at().get(length)
     if value is None:
         return element("td", "–")
     between = element("small", group.quantity.bounds(value)) if value.low != value.high else None
-    return element("td", group.quantity.text(value.value), between, class_="best" if best else None)
+    text = group.quantity.text(value.value) + sign(length, curve.trained)
+    return element("td", text, between, class_="best" if best else None)
 
 
 def _positions(group: Group, pen: Pen) -> list[Markup]:
@@ -135,7 +149,9 @@ def _depths(group: Group, pen: Pen) -> list[Markup]:
     several = " First run of each row." * any(len(runs) > 1 for runs in group.rows.values())
     what = group.quantity.caption
     caption = f"{what} in % by context length and depth, from the start (0) to the end (100).{several}"
-    return [pen.figure(draw.by_depth(rows), f"{what} by length and depth for {', '.join(rows)}.", caption)]
+    trained = {curve.label: curve.trained for curve in group.curves}
+    caption += f" {SIGN}: longer than {LONGEST}." * is_known(trained.values())
+    return [pen.figure(draw.by_depth(rows, trained), f"{what} by length and depth for {', '.join(rows)}.", caption)]
 
 
 PLACES = {BY_POSITION: _positions, BY_DEPTH: _depths}
@@ -150,7 +166,10 @@ def scored(source: RecordFile) -> Section:
     for row in rows:
         cells = (element("td", row["metric"], class_="text"), element("td", score_text(row)))
         body.append(element("tr", element("th", row["task"], scope="row"), *cells, element("td", str(row["samples"]))))
-    caption = "Value of each metric ± its standard error over samples."
+    window = tasks_window(rows)
+    caption = "Value of each metric ± its standard error over samples." + f" {window[:1].upper()}{window[1:]}." * bool(
+        window
+    )
     summary = [f"{row['task']}: {score_text(row)} {row['metric']}." for row in rows[:5]]
     if len(rows) > 5:
         summary.append(f"And {len(rows) - 5} more.")

@@ -13,6 +13,7 @@ from longwave.evaluation.curves import Curve, Grid, curves, grids
 from longwave.evaluation.kinds import Share
 from longwave.evaluation.quantity import Quantity
 from longwave.evaluation.records import Record, quantity_of
+from longwave.report.extrapolation import LEGEND, is_known
 from longwave.report.heatmap import grid_figure
 from longwave.report.plots import curve_figure
 from longwave.report.tables import curve_table, grid_table
@@ -90,7 +91,7 @@ class Maps(View):
 
     @property
     def legend(self) -> str:
-        return ""
+        return LEGEND if is_known(grid.trained for grid in self.grids) else ""
 
     def tables(self) -> list[Table]:
         return [grid_table(grid, self.original_length) for grid in self.grids]

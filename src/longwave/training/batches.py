@@ -20,7 +20,7 @@ def pack(stream: Tensor, length: int) -> Tensor:
     rows = stream.numel() // length
     if not rows:
         raise ValueError(
-            f"train length {length} is more than the data holds ({stream.numel()} tokens). "
+            f"a row of {length} tokens is more than the data holds ({stream.numel()} tokens). "
             "Train at a shorter length or pass more --data."
         )
     return stream[: rows * length].view(rows, length)
@@ -86,16 +86,26 @@ class MicroBatches(torch.utils.data.Dataset[int]):
     def __getitem__(self, item: int) -> int:
         return item
 
+    def longest_window(self) -> int:
+        """Real tokens of the longest row in all micro-batches."""
+        length = self.rows.rows.shape[1]
+        draws = (self._counters(first) for first in range(0, len(self), self.size))
+        return max((self.sampler.window(self.size, length, **counters) for counters in draws), default=length)
+
+    def _counters(self, item: int) -> dict[str, int]:
+        """What the draw of the micro-batch that begins with `item` depends on."""
+        own, rank = divmod(item // self.size, self.processes)
+        step, micro_batch = divmod(own, self.accumulation)
+        return {"step": step, "micro_batch": micro_batch, "rank": rank}
+
     def collate(self, items: Sequence[int]) -> dict[str, Any]:
         """The batch that `collate` makes of rows or of longer windows, with `position_ids` and the `draw`."""
-        own, rank = divmod(items[0] // self.size, self.processes)
-        step, micro_batch = divmod(own, self.accumulation)
-        length = self.rows.rows.shape[1]
-        t, positions = self.sampler(len(items), length, step=step, micro_batch=micro_batch, rank=rank)
+        counters, length = self._counters(items[0]), self.rows.rows.shape[1]
+        t, positions = self.sampler(len(items), length, **counters)
         if positions.shape[1] == length:
             batch = collate([self.rows[item] for item in items])
         else:
-            text = counter_generator(self.sampler.seed, "span", step, micro_batch, rank)
+            text = counter_generator(self.sampler.seed, "span", *counters.values())
             batch = self.rows.spans(positions.shape[0], positions.shape[1], text)
         return {**batch, "position_ids": positions, "draw": Draw(t, positions)}
 

@@ -40,12 +40,20 @@ class TrainConfig(Settings):
 
     noun: ClassVar[str] = "training setting"
 
-    train_length: int = of_length(REQUIRED, "Tokens of a training window, n.", least=2)
+    train_length: int = of_length(REQUIRED, "Longest real window that training sees, in tokens.", least=2)
     max_factor: float = of_length(
         REQUIRED, "Largest length factor the model is to serve: 16 is 16 x the original.", least=1
     )
+    row_length: str | None = of_length(
+        None,
+        "Tokens of a row, whose positions may skip: 512, or 2x for twice the original length; --train-length.",
+        metavar="N|Nx",
+    )
     original_length: int | None = of_length(None, "Pre-trained context length L; read from the model.", least=2)
     train_factor: float | None = of_length(None, "Largest factor drawn in training; --max-factor.", least=1)
+    least_factor: float | None = of_length(
+        None, "Smallest factor drawn for rows whose positions skip; 1, or what the row needs.", least=1
+    )
 
     method: str = of_method("clex", "METHOD[@SCHEDULE], see `longwave methods`.")
     prior: str | None = of_method(None, "Closed form that CLEX starts from: ntk, yarn, linear.")
@@ -58,7 +66,7 @@ class TrainConfig(Settings):
     options: Mapping[str, Any] = of_method((), "Further option of the method, KEY=VALUE (JSON); repeatable.")
 
     steps: int = of_optimisation(1000, "Optimizer steps.", least=1)
-    batch_size: int = of_optimisation(8, "Windows per micro-batch and process; they share one factor t.", least=1)
+    batch_size: int = of_optimisation(8, "Rows per micro-batch and process; they share one factor t.", least=1)
     accumulation: int = of_optimisation(1, "Micro-batches per optimizer step.", least=1)
     lr: float = of_optimisation(2e-5, "Learning rate of the model, cosine to zero.", least=0)
     field_lr: float = of_optimisation(5e-3, "Learning rate of the learned frequencies, same schedule.", least=0)
@@ -69,18 +77,19 @@ class TrainConfig(Settings):
     freeze_weights: bool = of_optimisation(False, "Train the extension only: frequencies, scalars of heads.")
     seed: int = of_optimisation(0, "Seed of every random draw.", least=0)
 
-    positions: str = of_sampling("chunks", "Positions of a window's tokens in [0, tL).", choices=POSITIONS)
-    chunks: int = of_sampling(4, "Contiguous chunks of a window, for --positions chunks.", least=1)
-    factors: str = of_sampling("log-uniform", "How t is drawn from [1, train factor].", choices=FACTORS)
+    positions: str = of_sampling("chunks", "Positions of a row's tokens in [0, tL).", choices=POSITIONS)
+    chunks: int = of_sampling(4, "Contiguous chunks of a row, for --positions chunks.", least=1)
+    factors: str = of_sampling("log-uniform", "How t is drawn from [least factor, train factor].", choices=FACTORS)
     log_n_count: str = of_sampling(
         "keys", "What log-n counts in training: the keys a query sees, or its position.", choices=LOG_N_COUNTS
     )
     short_share: float = of_sampling(
-        0.0, "Share of micro-batches without gaps, at the smallest t for the window.", least=0, most=1
+        0.0, "Share of micro-batches of rows without gaps, at the smallest t for the row.", least=0, most=1
     )
     long_share: float = of_sampling(
         0.0,
-        "Share of micro-batches with real windows of m n tokens, m a divisor of the batch size; costs memory.",
+        "Share of micro-batches of real windows of m rows, m > 1 a divisor of the batch size, up to --train-length; "
+        "m = 1, too, where a row is longer than L. Costs memory.",
         least=0, most=1,
     )  # fmt: skip
 
@@ -92,6 +101,9 @@ class TrainConfig(Settings):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
+        given: object = self.row_length
+        if type(given) is int:  # as Python writes a number of tokens
+            object.__setattr__(self, "row_length", str(given))
         super().__post_init__()
         if reserved := sorted(set(self.options) & set(RESERVED)):
             raise ValueError(
@@ -105,8 +117,8 @@ class TrainConfig(Settings):
             raise ValueError("freeze weights leaves no LoRA to train. Leave one of the two out.")
         if self.short_share + self.long_share > 1:
             raise ValueError(f"long share must be at most 1 together with short share, got {self.long_share!r}.")
-        if self.positions == "chunks" and self.chunks > self.train_length:
-            raise ValueError(f"chunks must be at most the train length, {self.train_length}, got {self.chunks!r}.")
+        if not (self.row_length or "").endswith("x"):
+            self.row_tokens(1)
 
     @classmethod
     def create(cls, **given: Any) -> TrainConfig:
@@ -135,6 +147,34 @@ class TrainConfig(Settings):
     def longest_window(self) -> int:
         """The longest real window that training sees, in tokens."""
         return self.train_length
+
+    def row_tokens(self, original_length: int) -> int:
+        """Tokens of a row of a model with this original length.
+
+        Raises:
+            ValueError: for a row length that is none, or that does not go with the other settings.
+        """
+        given = self.train_length if self.row_length is None else self.row_length
+        try:
+            tokens = round(float(str(given).removesuffix("x")) * original_length) if "x" in str(given) else int(given)
+        except (ValueError, OverflowError):
+            tokens = 0
+        shown = f"{given} ({tokens} tokens)" if "x" in str(given) else given
+        if tokens < 2:
+            raise ValueError(f"row length must be tokens such as 512, or 2x for twice L, at least 2, got {given!r}.")
+        if tokens > self.train_length:
+            raise ValueError(
+                f"row length must be at most the train length, {self.train_length}, the longest real window, got "
+                f"{shown}. Pass a longer train length or a shorter row length."
+            )
+        if self.positions == "chunks" and self.chunks > tokens:
+            raise ValueError(f"chunks must be at most the row length, {tokens}, got {self.chunks!r}.")
+        if tokens < self.train_length and not self.long_share:
+            raise ValueError(
+                f"train length {self.train_length} is never reached: rows have {tokens} tokens, and long share is 0. "
+                f"Set long share, or train length to {tokens}."
+            )
+        return tokens
 
     @property
     def largest_draw(self) -> float:

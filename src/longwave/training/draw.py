@@ -1,9 +1,10 @@
 """What is drawn for a micro-batch: its kind, its length factor, and where its tokens are said to stand.
 
-A window of n tokens is spread over positions 0 ... ⌊tL⌋ - 1, so that a model trained on n tokens at
-a time meets every distance up to t times its pre-trained length L. All rows of a
-micro-batch have one t, and each row has its own positions. Both come from one generator, seeded by
-counters: draw k of a run is the same whether or not the run was interrupted before.
+A row of n tokens is spread over positions 0 ... ⌊tL⌋ - 1, so that a model trained on n tokens at
+a time meets every distance up to t times its pre-trained length L. Some micro-batches are real windows instead: m
+rows of text in one, without gaps. All rows of a micro-batch have one t, and each row has its own positions. Kind, t
+and positions come from one generator, seeded by counters: draw k of a run is the same whether or not the run was
+interrupted before.
 """
 
 from __future__ import annotations
@@ -67,22 +68,24 @@ POSITIONS: dict[str, Callable[[int, int, int, Generator, int], Tensor]] = {
 }
 
 
-def log_uniform(maximum: float, generator: Generator) -> float:
-    """t = maximum^v with v uniform in [0, 1): every octave of lengths equally often."""
-    return math.exp(torch.rand((), generator=generator, dtype=torch.float64).item() * math.log(maximum))
+def log_uniform(maximum: float, generator: Generator, least: float = 1.0) -> float:
+    """t = least·(maximum/least)^v with v uniform in [0, 1): every octave of lengths equally often."""
+    share = torch.rand((), generator=generator, dtype=torch.float64).item()
+    return least * math.exp(share * math.log(maximum / least))
 
 
-def integer(maximum: float, generator: Generator) -> float:
-    """t uniform in {1, ..., ⌊maximum⌋}, as in the published CLEX."""
-    return float(torch.randint(1, math.floor(maximum) + 1, (), generator=generator).item())
+def integer(maximum: float, generator: Generator, least: float = 1.0) -> float:
+    """t uniform in {⌈least⌉, ..., ⌊maximum⌋}; from 1 on as in the published CLEX."""
+    return float(torch.randint(math.ceil(least), math.floor(maximum) + 1, (), generator=generator).item())
 
 
-def fixed(maximum: float, generator: Generator) -> float:
+def fixed(maximum: float, generator: Generator, least: float = 1.0) -> float:
     """t = maximum, always."""
     return float(maximum)
 
 
-FACTORS: dict[str, Callable[[float, Generator], float]] = {
+# (largest t, generator, smallest t) -> t
+FACTORS: dict[str, Callable[[float, Generator, float], float]] = {
     "log-uniform": log_uniform,
     "integer": integer,
     "fixed": fixed,
@@ -112,7 +115,7 @@ class Draw:
 class LengthSampler:
     """Draws (t, position ids) for a micro-batch.
 
-    A drawn t may be too small for the window. It is then raised to n/L (by `integer` to the next whole
+    A drawn t may be too small for the row. It is then raised to n/L (by `integer` to the next whole
     number), so that positions always fit: 0 <= p < max(n, ⌊tL⌋), whether or not n is a multiple of L.
 
     Arguments:
@@ -121,11 +124,13 @@ class LengthSampler:
         positions: a key of POSITIONS.
         factors: a key of FACTORS.
         chunks: number of chunks, for `positions="chunks"`.
-        short_share: share of micro-batches without gaps, at the smallest t for the window: 1 up to L, as in
+        short_share: share of micro-batches of rows without gaps, at the smallest t for the row: 1 up to L, as in
             pre-training, else n/L, by `integer` its ceiling.
-        long_share: share of micro-batches that are real windows without gaps. A real window is m times as long, in m
-            times fewer rows, for an m that divides the rows. Only real windows show the weights and the field how
+        long_share: share of micro-batches that are real windows without gaps. A real window is m times as long as a
+            row, in m times fewer rows, see `multiples`. Only real windows show the weights and the field how
             dense a long context is.
+        train_length: tokens of the longest real window; None for max_factor times L.
+        least_factor: the smallest t to draw for rows whose positions skip.
         seed: of every draw.
     """
 
@@ -136,15 +141,20 @@ class LengthSampler:
     chunks: int = 2
     short_share: float = 0.0
     long_share: float = 0.0
+    train_length: int | None = None
+    least_factor: float = 1.0
     seed: int = 0
 
     def multiples(self, rows: int, length: int) -> list[int]:
-        """The multiples m that a real window can have: max_factor allows m, and m divides the batch.
+        """The multiples m that a real window can have: it is within train_length and max_factor, and m divides `rows`.
 
-        A batch of real windows then has as many tokens as any batch, and no row is left over.
+        A batch of real windows then has as many tokens as any batch, and no row is left over. A single row (m = 1) is
+        such a window only if it is longer than L: up to L it would be a short window, which has a share of its own.
         """
-        most = min(rows, tokens_at(self.max_factor, self.original_length) // length)
-        return [multiple for multiple in range(2, most + 1) if rows % multiple == 0]
+        longest = tokens_at(self.max_factor, self.original_length)
+        most = min(rows, min(longest, self.train_length or longest) // length)
+        least = 1 if length > self.original_length else 2
+        return [multiple for multiple in range(least, most + 1) if rows % multiple == 0]
 
     def __call__(
         self, rows: int, length: int, *, step: int, micro_batch: int = 0, rank: int = 0
@@ -154,41 +164,61 @@ class LengthSampler:
         For real long windows the shape is [rows/m, m·length]: the caller takes rows/m longer rows instead.
 
         Raises:
-            ValueError: if the window does not fit into max_factor times L, or if no longer window fits.
+            ValueError: if the row does not fit into max_factor times L, or if no real window fits.
         """
         self.check(rows, length)
-        least = max(1.0, length / self.original_length)
+        generator = counter_generator(self.seed, step, micro_batch, rank)
+        multiple = self._multiple(rows, length, generator)
+        window = length * (multiple or 1)
+        least = max(1.0, window / self.original_length)
         if self.factors == "integer":
             least = min(float(math.ceil(least)), self.max_factor)
-        generator = counter_generator(self.seed, step, micro_batch, rank)
-        kind = torch.rand((), generator=generator).item()
-        if kind < self.short_share:
-            return least, none(rows, length, length, generator)
-        if kind < self.short_share + self.long_share:
-            return self._long(rows, length, generator)
-        t = max(FACTORS[self.factors](self.max_factor, generator), least)
+        if multiple:
+            return least, none(rows // multiple, window, window, generator)
+        t = max(FACTORS[self.factors](self.max_factor, generator, self.least_factor), least)
         limit = max(length, tokens_at(t, self.original_length))
         return t, POSITIONS[self.positions](rows, length, limit, generator, self.chunks)
 
-    def _long(self, rows: int, length: int, generator: Generator) -> tuple[float, Tensor]:
-        multiples = self.multiples(rows, length)
-        multiple = multiples[int(torch.randint(len(multiples), (), generator=generator))]
-        t = max(1.0, multiple * length / self.original_length)
-        t = min(float(math.ceil(t)), self.max_factor) if self.factors == "integer" else t
-        return t, none(rows // multiple, multiple * length, multiple * length, generator)
+    def window(self, rows: int, length: int, *, step: int, micro_batch: int = 0, rank: int = 0) -> int:
+        """Real tokens of a row of the micro-batch that `__call__` draws for the same counters."""
+        generator = counter_generator(self.seed, step, micro_batch, rank)
+        return length * (self._multiple(rows, length, generator) or 1)
+
+    def _multiple(self, rows: int, length: int, generator: Generator) -> int:
+        """How many rows of text a real window takes; 0 for rows whose positions skip."""
+        kind = torch.rand((), generator=generator).item()
+        if kind < self.short_share:
+            return 1
+        if kind < self.short_share + self.long_share:
+            multiples = self.multiples(rows, length)
+            return multiples[int(torch.randint(len(multiples), (), generator=generator))]
+        return 0
 
     def check(self, rows: int, length: int) -> None:
-        """A `ValueError` if windows of `length` tokens do not fit, or no longer window does that is asked for."""
-        least = max(1.0, length / self.original_length)
+        """A `ValueError` if rows of `length` tokens do not fit, or a real window or t that is asked for does not."""
+        longest = max(length, self.train_length or length)
+        least = max(1.0, longest / self.original_length)
         if least > self.max_factor:
             raise ValueError(
-                f"a training window of {length} tokens is {least:.4g} times the original length "
+                f"a training window of {longest} tokens is {least:.4g} times the original length "
                 f"{self.original_length}, beyond the largest factor {self.max_factor:g}. Raise it, or train shorter."
             )
-        if self.long_share and not self.multiples(rows, length):
-            smallest = next((multiple for multiple in range(2, rows + 1) if rows % multiple == 0), 2)
+        smallest = math.ceil(self.least_factor) if self.factors == "integer" else self.least_factor
+        if smallest > self.max_factor:
             raise ValueError(
-                f"long share needs room for a window of {smallest} x {length} tokens: a batch size of at least 2 (got "
+                f"least factor {self.least_factor:g} leaves no factor to draw: the largest one is {self.max_factor:g}. "
+                "Lower the least factor."
+            )
+        if self.long_share and not self.multiples(rows, length):
+            divisor = next((multiple for multiple in range(2, rows + 1) if rows % multiple == 0), 2)
+            if self.train_length and self.train_length < divisor * length:
+                raise ValueError(
+                    f"long share cuts real windows of at least {divisor} x {length} tokens, and train length, the "
+                    f"longest real window, is {self.train_length}. Pass train length {divisor * length} or more with "
+                    f"row length {length}, or set long share to 0."
+                )
+            raise ValueError(
+                f"long share needs room for a window of {divisor} x {length} tokens: a batch size of at least 2 (got "
                 f"{rows}) and {self.max_factor:g} x {self.original_length} positions. Raise them, take a batch size "
                 "with a smaller divisor, or set long share to 0."
             )

@@ -78,6 +78,7 @@ class RunFolder:
     def require_same_run(self) -> None:
         """The run that was started here is this one."""
         mine, earlier = self.record, self._earlier()
+        self._require_known_lengths(earlier["config"])
         changed = self.config.differences(earlier["config"])
         if mine["model"] != earlier["model"]:
             changed.append(f"model {earlier['model']} -> {mine['model']}")
@@ -88,6 +89,15 @@ class RunFolder:
         if changed:
             raise ValueError(
                 f"--resume goes on with the same run, but {'; '.join(changed)}. Start another with a new --output."
+            )
+
+    def _require_known_lengths(self, config: Mapping[str, Any]) -> None:
+        """A run begun when `train_length` was the length of a row is this run only if all its windows were rows."""
+        if "row_length" not in config and config.get("long_share"):
+            row = config.get("train_length")
+            raise ValueError(
+                f"{self.path / RECORD} is of an older version, where train length was the length of a row, and cannot "
+                f"go on. Start again: --overwrite --row-length {row}, and the longest real window as --train-length."
             )
 
     def require_room(self, *, resume: bool, overwrite: bool) -> None:
@@ -118,9 +128,14 @@ class RunFolder:
         write_json(self.path / RECORD, {"status": "running", **self.record})
         return MetricsLog(self.path / METRICS, checkpoint_step(states[-1]) if states else 0)
 
-    def finish(self) -> None:
-        """Write the record of a run whose model is saved."""
-        write_json(self.path / RECORD, {"status": "finished", **self.record, "result": summary(self.path / METRICS)})
+    def finish(self, trained_length: int | None) -> None:
+        """Write the record of a run whose model is saved.
+
+        Arguments:
+            trained_length: the longest real window that the model was trained on, here or before; None: unknown.
+        """
+        result = summary(self.path / METRICS) | {"trained_length": trained_length}
+        write_json(self.path / RECORD, {"status": "finished", **self.record, "result": result})
         self.tidy()
 
     def tidy(self) -> None:

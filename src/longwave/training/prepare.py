@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from longwave.checkpoints.folder import resolve
 from longwave.checkpoints.load import load
 from longwave.checkpoints.tokenizer import load_tokenizer
+from longwave.checkpoints.trained import Trained, trained_of
 from longwave.extensions.attach import extend, extend_again, restore, rope_of
 from longwave.extensions.handle import extension, find_extension
 from longwave.extensions.sites import host_of
@@ -59,9 +60,11 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
         chunks=config.chunks,
         short_share=config.short_share,
         long_share=config.long_share,
+        train_length=config.train_length,
+        least_factor=config.least_factor or 1.0,
         seed=config.seed,
     )
-    sampler.check(config.batch_size, config.train_length)  # here, and not in the first batch
+    sampler.check(config.batch_size, config.row_tokens(original_length))  # here, and not in the first batch
     options, learned, beyond = config.method_options, None, "error"
     if handle is not None:
         options, learned = _carried_over(model, spec.name, options | {"original_length": original_length})
@@ -91,9 +94,20 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     return sampler
 
 
+def trained_before(model: PreTrainedModel, config: TrainConfig) -> Trained:
+    """The longest windows that the model was trained on so far. A new extension starts from those of the weights."""
+    handle, known = find_extension(model), trained_of(model)
+    if handle is None and config.original_length is not None:
+        return Trained(config.original_length, config.original_length)
+    if handle is not None and handle.spec == parse_spec(config.method).name:
+        return known
+    return Trained(known.weights, known.weights)
+
+
 def require_long_windows(rows: torch.Tensor, sampler: LengthSampler, config: TrainConfig) -> None:
     """The data must hold the longest window that the sampler may ask for."""
-    longest = max([1, *sampler.multiples(config.batch_size, config.train_length)]) * config.train_length
+    row = rows.shape[1]
+    longest = max([1, *sampler.multiples(config.batch_size, row)]) * row
     if config.long_share and rows.numel() < longest:
         raise ValueError(
             f"long share cuts windows of {longest} tokens, the data holds {rows.numel()}. Pass more --data."

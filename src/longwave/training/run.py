@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from longwave.checkpoints.save import save
+from longwave.checkpoints.trained import hold_trained, trained_of
 from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes
 from longwave.data.prompts import check_ids
@@ -27,6 +28,7 @@ from longwave.training.prepare import (
     load_with_tokenizer,
     require_long_windows,
     switch_checkpointing,
+    trained_before,
 )
 from longwave.training.progress import ProgressCallback
 from longwave.training.trainer import LengthTrainer
@@ -60,7 +62,8 @@ def train(
             that this run reads may be part of the folder.
         progress: show a progress bar on stderr.
         callbacks: transformers callbacks; `on_log` receives the rows of metrics.jsonl.
-        **settings: the fields of `TrainConfig`. `train_length` and `max_factor` have no defaults.
+        **settings: the fields of `TrainConfig`. `train_length`, the longest real window, and `max_factor` have no
+            defaults.
 
     Returns:
         The output folder.
@@ -87,11 +90,13 @@ def train(
     set_seed(config.seed)
     network, vocabulary = load_with_tokenizer(model, tokenizer)
     shown = progress and sys.stderr.isatty()
-    rows = pack(token_stream(read_documents(data, folder.files), vocabulary, progress=shown), config.train_length)
-    check_ids(rows, network, vocabulary)
+    stream = token_stream(read_documents(data, folder.files), vocabulary, progress=shown)
+    check_ids(stream, network, vocabulary)
     before, bar = Before.of(network), ProgressCallback()  # the Trainer switches the cache off for good
+    earlier = trained_before(network, config)
     sampler = attach_method(network, config)
     try:
+        rows = pack(stream, config.row_tokens(sampler.original_length))
         require_long_windows(rows, sampler, config)
         arguments = training_arguments(config, folder.checkpoints)
         refuse_data_parallel(arguments)
@@ -121,10 +126,11 @@ def train(
         bar.close()
         clean_up(network, config, before)
     network.eval()
+    untouched = config.freeze_weights or extension(network).adapter is not None
+    hold_trained(network, earlier.further(trainer.longest_window(), weights=not untouched))
     if first:
-        untouched = config.freeze_weights or extension(network).adapter is not None
         base = model if untouched and isinstance(model, str | Path) else None
         save(network, folder.path, tokenizer=vocabulary, base=base, overwrite=True)
-        folder.finish()
+        folder.finish(trained_of(network).length)
     trainer.accelerator.wait_for_everyone()  # no process returns before the folder is complete
     return folder.path

@@ -92,6 +92,11 @@ class LengthTrainer(Trainer):
         finally:
             dial.set(factor=before.factor, beyond=before.beyond)
 
+    def longest_window(self) -> int:
+        """Real tokens of the longest row in all micro-batches of the run, those of other processes included."""
+        assert isinstance(self.train_dataset, MicroBatches)
+        return self.train_dataset.longest_window()
+
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         """Items in sequence: the first item of a batch tells which micro-batch it is."""
         rows: Any = self.train_dataset if train_dataset is None else train_dataset

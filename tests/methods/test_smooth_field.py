@@ -87,7 +87,7 @@ def test_a_pair_that_the_prior_keeps_is_kept():
 
 
 def test_is_a_sum_of_few_cosines_over_the_pair_index():
-    """What the field does to the pairs, out of its bound again, is in the span of K cosines; the bounded one's is not."""
+    """What the field does to the pairs, with its tanh undone, is a sum of K cosines; the bounded field's is not."""
     t, pairs = torch.tensor([3.0], dtype=torch.float64), 16
 
     def beyond(trajectory: CLEX, push: Tensor) -> float:

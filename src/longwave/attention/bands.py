@@ -12,9 +12,10 @@ is in two bands.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -103,6 +104,7 @@ class Attention(Settings, ABC):
     changes: ClassVar[str] = "distances"  # for tables: distances, visible keys
     cost: ClassVar[str] = "as full attention"  # for tables
     trajectory: ClassVar[str] = "none"  # the scaling method under it where none is named
+    below: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # defaults of the scaling method under it, if it has them
     log_n: ClassVar[float] = 1.0  # the exponent of log-n by default
     scaling: ClassVar[float] = 1.0  # on cos and sin, beside the trajectory's own
     prefill_differs: ClassVar[bool] = False  # a prompt is read otherwise than it is decoded: an answer must be decoded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ PRIORS: dict[str, type[Trajectory]] = {"ntk": NTK, "yarn": YaRN, "linear": Linea
 # Log-n attention, on by default with CLEX, does for each query what YaRN's temperature does for all of them
 # at once; both together would sharpen attention twice.
 PRIOR_OPTIONS: dict[str, dict[str, Any]] = {"yarn": {"temperature": 0.0}}
-FIELDS: dict[str, type[Field]] = {"bounded": BoundedField, "additive": AdditiveField, "smooth": SmoothField}
+FIELDS: dict[str, Callable[..., Field]] = {"bounded": BoundedField, "additive": AdditiveField, "smooth": SmoothField}
 FIXED_STEP_SOLVERS = ("euler", "midpoint", "heun3", "rk4")
 ADAPTIVE_SOLVERS = ("dopri5", "dopri8", "bosh3")  # tolerances 1e-8 and 1e-10: references, not for training
 
@@ -35,7 +36,8 @@ class CLEX(Trajectory):
     and t = 1 still reaches the parameters, with a gradient of zero.
 
     Arguments:
-        prior: the closed form that it starts as: `ntk` (default), `yarn` or `linear`.
+        prior: the closed form that it starts as: `ntk` (default), `yarn` or `linear`. An attention method may
+            have another default for what stands below it (`Attention.below`), for the field, too.
         field: `bounded` (default); `smooth`, which moves neighbouring pairs alike and may go below interpolation;
             or `additive`, the published one.
         amplification: λ, hidden width of the field in multiples of d.

@@ -43,7 +43,7 @@ class TrainConfig(Settings):
     train_factor: float | None = of_length(None, "Largest factor drawn in training; --max-factor.", least=1)
 
     method: str = of_method("clex", "METHOD[@SCHEDULE], see `longwave methods`.")
-    prior: str | None = of_method(None, "Closed form that CLEX starts from: ntk, yarn, linear.")
+    prior: str | None = of_method(None, "Closed form that CLEX starts from: ntk, yarn, linear; the method's.")
     log_n: float | None = of_method(None, "Exponent of the per-query log-n attention scaling, 0 for off; the method's.")
     options: Mapping[str, Any] = of_method((), "Further option of the method, KEY=VALUE (JSON); repeatable.")
 

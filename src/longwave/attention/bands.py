@@ -104,6 +104,7 @@ class Attention(Settings, ABC):
     changes: ClassVar[str] = "distances"  # for tables: distances, visible keys
     cost: ClassVar[str] = "as full attention"  # for tables
     trajectory: ClassVar[str] = "none"  # the scaling method under it where none is named
+    below: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # defaults of the scaling method under it, if it has them
     log_n: ClassVar[float] = 1.0  # the exponent of log-n by default
     scaling: ClassVar[float] = 1.0  # on cos and sin, beside the trajectory's own
     recipe: ClassVar[Mapping[str, Any]] = MappingProxyType(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from longwave.attention.bands import Band, NearAndFar, near, same
 from longwave.settings import setting
@@ -30,6 +32,8 @@ class TwoBand(NearAndFar):
     summary: ClassVar[str] = "near keys as they are, far keys along the trajectory, with mass"
     source: ClassVar[str] = "longwave, after github.com/bojone/rerope"
     trajectory: ClassVar[str] = "linear"
+    # A learned trajectory starts as two-band itself.
+    below: ClassVar[Mapping[str, Any]] = MappingProxyType({"prior": "linear", "field": "smooth"})
     log_n: ClassVar[float] = 0.0
 
     def bands(self, t: float) -> tuple[Band, ...]:

@@ -59,7 +59,7 @@ def extend(
             `longwave.ATTENTIONS`.
         max_factor: the largest length factor t; sequences up to max_factor·L tokens are in range.
         schedule: length -> t, as an object or its spec (`continuous`, `ceiling`, `threshold`, `static=8`).
-        prior: of `clex`: `ntk`, `yarn` or `linear`.
+        prior: of `clex`: `ntk`, `yarn` or `linear`; None takes what the attention method has below it, else `ntk`.
         log_n: per-query log-n attention scaling: an exponent, True for 1, False for off; None takes
             the method's default.
         beyond: what a sequence over max_factor·L tokens does: `error` or `clamp`.

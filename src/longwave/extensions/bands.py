@@ -218,7 +218,7 @@ class BandedAttention:
         attention, rotary = self.attention, self.rotary
         bands = attention.bands(t)
         wide = torch.float32 if rotary.frequencies.own.device.type == "mps" else torch.float64
-        at = min(attention.factor(t), rotary.trajectory.max_factor)
+        at = attention.factor(t)  # training may draw a t over max_factor: the far keys follow it
         spectrum = Spectrum(
             rotary.frequencies.own.to(wide),
             rotary.frequencies.at(at).to(wide),

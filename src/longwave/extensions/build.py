@@ -49,6 +49,8 @@ def build_trajectories(spec: Spec, ropes: list[Rope], max_factor: float, options
             available += sorted(item.name for item in fields(spec.attention) if item.name not in GIVEN)
         if unknown := sorted(set(options) - set(available)):
             raise ValueError(f"{spec.name} has no option {unknown[0]!r}. {offer(unknown[0], available)}")
+    below = {} if spec.attention is None else spec.attention.below
+    options = {name: value for name, value in below.items() if name in known} | options
     built: dict[tuple[float, ...], Trajectory] = {}
     for rope in ropes:
         key = tuple(rope.inv_freq.tolist())

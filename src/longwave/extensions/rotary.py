@@ -109,8 +109,8 @@ class ScaledRotary(nn.Module):
 
         Its layers rotate by themselves. The others, which ask here, see no distance that is new to them.
         """
-        if self.dial.attention is not None:
-            return Turn(self.frequencies.own, 1.0)
+        if self.dial.attention is not None:  # at t = 1 a learned trajectory has its gradient, of 0, from here
+            return Turn(self.frequencies.at(1.0) if t <= 1 else self.frequencies.own, 1.0)
         scaling, constant = self.trajectory.attention_scaling(t), self.dial.now.constant_scaling
         return Turn(self.frequencies.at(t), scaling if constant is None else scaling * constant)
 

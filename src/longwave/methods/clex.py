@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torchdiffeq import odeint
 from longwave.methods.fields import AdditiveField, BoundedField, Field
 from longwave.methods.linear import Linear
 from longwave.methods.ntk import NTK
+from longwave.methods.smooth_field import SmoothField
 from longwave.methods.yarn import YaRN
 from longwave.names import unknown
 from longwave.rope import Rope
@@ -21,7 +23,7 @@ PRIORS: dict[str, type[Trajectory]] = {"ntk": NTK, "yarn": YaRN, "linear": Linea
 # Log-n attention, on by default with CLEX, does for each query what YaRN's temperature does for all of them
 # at once; both together would sharpen attention twice.
 PRIOR_OPTIONS: dict[str, dict[str, Any]] = {"yarn": {"temperature": 0.0}}
-FIELDS = ("bounded", "additive")
+FIELDS: dict[str, Callable[..., Field]] = {"bounded": BoundedField, "additive": AdditiveField, "smooth": SmoothField}
 FIXED_STEP_SOLVERS = ("euler", "midpoint", "heun3", "rk4")
 ADAPTIVE_SOLVERS = ("dopri5", "dopri8", "bosh3")  # tolerances 1e-8 and 1e-10: references, not for training
 
@@ -34,12 +36,15 @@ class CLEX(Trajectory):
     and t = 1 still reaches the parameters, with a gradient of zero.
 
     Arguments:
-        prior: the closed form that it starts as: `ntk` (default), `yarn` or `linear`.
-        field: `bounded` (default) or `additive`, the published one.
+        prior: the closed form that it starts as: `ntk` (default), `yarn` or `linear`. An attention method may
+            have another default for what stands below it (`Attention.below`), for the field, too.
+        field: `bounded` (default); `smooth`, which moves neighbouring pairs alike and may go below interpolation;
+            or `additive`, the published one.
         amplification: λ, hidden width of the field in multiples of d.
         activation: `silu` or `tanh`.
         steps: solver steps from t = 1 to t, at any t (fixed-step solvers).
         solver: torchdiffeq solver, `rk4` by default; an adaptive one (`dopri5`) ignores `steps`.
+        cosines: of the smooth field alone: how many cosines over the pair index it has, 4 by default.
         prior_options: keyword arguments of the prior, e.g. `{"slope": 1}`; YaRN comes without its
             temperature, whose work log-n attention does (`{"temperature": 0.1}` brings it back).
         name: the preset this is (`clex`, `clex-paper`).
@@ -58,19 +63,22 @@ class CLEX(Trajectory):
         activation: str = "silu",
         steps: int = 10,
         solver: str = "rk4",
+        cosines: int | None = None,
         prior_options: dict[str, Any] | None = None,
         name: str = "clex",
     ) -> None:
         super().__init__(rope, max_factor)
         for argument, value, allowed in (
             ("prior", prior, tuple(PRIORS)),
-            ("field", field, FIELDS),
+            ("field", field, tuple(FIELDS)),
             ("solver", solver, FIXED_STEP_SOLVERS + ADAPTIVE_SOLVERS),
         ):
             if value not in allowed:
                 raise ValueError(unknown(f"{name} {argument}", value, allowed))
         if not (math.isfinite(amplification) and amplification > 0) or steps < 1:
             raise ValueError(f"{name} needs amplification > 0 and steps >= 1, got {amplification} and {steps}.")
+        if cosines is not None and field != "smooth":
+            raise ValueError(f"{name} has cosines in its smooth field only, got field {field!r}. Leave cosines out.")
         self.name = name
         self.steps, self.solver = int(steps), solver
         self._options: dict[str, Any] = {
@@ -83,13 +91,10 @@ class CLEX(Trajectory):
             "prior_options": PRIOR_OPTIONS.get(prior, {}) | (prior_options or {}),
         }
         self.prior = PRIORS[prior](rope, max_factor, **self._options["prior_options"])
-        pairs = rope.rotary_dim // 2
         hidden = max(1, round(amplification * rope.rotary_dim))
-        self.field: Field = (
-            AdditiveField(pairs, hidden, activation)
-            if field == "additive"
-            else BoundedField(pairs, hidden, activation, self.prior)
-        )
+        only = {} if cosines is None else {"cosines": cosines}
+        self.field: Field = FIELDS[field](self.prior, hidden, activation, **only)
+        self._options |= self.field.options()
 
     def options(self) -> dict[str, Any]:
         return dict(self._options)

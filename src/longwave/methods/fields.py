@@ -1,6 +1,6 @@
 """The learned vector fields of CLEX: what is added to a closed-form prior's rate of change.
 
-Both start at exactly zero, so that a new CLEX is its prior. Each has a clock, the variable in which
+All start at exactly zero, so that a new CLEX is its prior. Each has a clock, the variable in which
 its trajectory is smooth and a few solver steps suffice. A field computes in its parameters' precision
 (float32): it moves ln θ by a few units at most, so θ is still good to 10^-6.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +26,18 @@ class Field(nn.Module, ABC):
     """dr/dc: how fast the residual r = z - z_prior moves at clock time c.
 
     Arguments:
-        pairs: d/2, the number of frequencies.
+        width: how many numbers its network reads and writes; d/2, the number of frequencies, in most fields.
         hidden: width of the hidden layer, λd for the amplification factor λ.
         activation: `silu` or `tanh`.
     """
 
-    def __init__(self, pairs: int, hidden: int, activation: str) -> None:
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(unknown("activation", activation, ACTIVATIONS))
         self.activation = ACTIVATIONS[activation]
-        self.up_proj = nn.Parameter(torch.empty(pairs, hidden))
-        self.down_proj = nn.Parameter(torch.zeros(hidden, pairs))
+        self.up_proj = nn.Parameter(torch.empty(width, hidden))
+        self.down_proj = nn.Parameter(torch.zeros(hidden, width))
         nn.init.kaiming_uniform_(self.up_proj, a=math.sqrt(5))
 
     @abstractmethod
@@ -50,6 +51,10 @@ class Field(nn.Module, ABC):
     @abstractmethod
     def forward(self, t: Tensor, log_freq: Tensor) -> Tensor:
         """dr/dc at z. Shapes: t [..., 1]; z and the result [..., d/2]."""
+
+    def options(self) -> dict[str, Any]:
+        """The constructor's own keyword arguments, as JSON values."""
+        return {}
 
 
 class AdditiveField(Field):
@@ -65,7 +70,8 @@ class AdditiveField(Field):
     offset: Tensor
     exponent: Tensor
 
-    def __init__(self, pairs: int, hidden: int, activation: str) -> None:
+    def __init__(self, prior: Trajectory, hidden: int, activation: str) -> None:
+        pairs = prior.log_freq_1.numel()
         super().__init__(pairs, hidden, activation)
         index = torch.arange(pairs, dtype=torch.float64, device="cpu")
         self.register_buffer("offset", -index / pairs * math.log(1e4), persistent=False)
@@ -83,7 +89,30 @@ class AdditiveField(Field):
         return (t - 0.5) * (hidden @ self.down_proj)  # dt/dc = t - 1/2
 
 
-class BoundedField(Field):
+class LogField(Field):
+    """A field over the clock u = ln t whose network h(x, u) has one hidden layer and is zero at the start."""
+
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
+        super().__init__(width, hidden, activation)
+        bound = 1 / math.sqrt(width)
+        self.time_proj = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
+        self.up_bias = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
+        self.down_bias = nn.Parameter(torch.zeros(width))
+
+    def clock(self, t: Tensor) -> Tensor:
+        return t.log()
+
+    def factor(self, clock: Tensor) -> Tensor:
+        return clock.exp()
+
+    def push(self, t: Tensor, x: Tensor) -> Tensor:
+        """h(x, ln t), in the precision of the parameters. Shapes: t [..., 1]; x and the result [..., width]."""
+        dtype = self.up_proj.dtype
+        lifted = functional.linear(x.to(dtype), self.up_proj.T, self.up_bias) + t.log().to(dtype) * self.time_proj
+        return functional.linear(self.activation(lifted), self.down_proj.T, self.down_bias)
+
+
+class BoundedField(LogField):
     """A field that cannot overflow: dr/du = -[sigmoid(logit ρ_c + h(z - z(1), u)) - ρ_c].
 
     u = ln t is the clock and h a network of one hidden layer, zero at the start. ρ_c = clip(ρ̄, 0.01, 0.99) for
@@ -101,26 +130,14 @@ class BoundedField(Field):
     log_freq_1: Tensor
     prior_logit: Tensor
 
-    def __init__(self, pairs: int, hidden: int, activation: str, prior: Trajectory) -> None:
-        super().__init__(pairs, hidden, activation)
-        bound = 1 / math.sqrt(pairs)
-        self.time_proj = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
-        self.up_bias = nn.Parameter(torch.empty(hidden).uniform_(-bound, bound))
-        self.down_bias = nn.Parameter(torch.zeros(pairs))
+    def __init__(self, prior: Trajectory, hidden: int, activation: str) -> None:
         begin = prior.log_freq_1
+        super().__init__(begin.numel(), hidden, activation)
         rate = (begin - prior.log_freq(self.reference)) / math.log(self.reference)
         self.register_buffer("log_freq_1", begin, persistent=False)
         self.register_buffer("prior_logit", rate.clamp(self.margin, 1 - self.margin).logit(), persistent=False)
 
-    def clock(self, t: Tensor) -> Tensor:
-        return t.log()
-
-    def factor(self, clock: Tensor) -> Tensor:
-        return clock.exp()
-
     def forward(self, t: Tensor, log_freq: Tensor) -> Tensor:
-        dtype = self.up_proj.dtype
-        moved, start = (log_freq - self.log_freq_1).to(dtype), self.prior_logit.to(dtype)
-        lifted = functional.linear(moved, self.up_proj.T, self.up_bias) + t.log().to(dtype) * self.time_proj
-        push = functional.linear(self.activation(lifted), self.down_proj.T, self.down_bias)
+        push = self.push(t, log_freq - self.log_freq_1)
+        start = self.prior_logit.to(push.dtype)
         return start.sigmoid() - (start + push).sigmoid()  # exactly zero at h = 0

@@ -56,7 +56,7 @@ class TrainConfig(Settings):
     )
 
     method: str = of_method("clex", "METHOD[@SCHEDULE], see `longwave methods`.")
-    prior: str | None = of_method(None, "Closed form that CLEX starts from: ntk, yarn, linear.")
+    prior: str | None = of_method(None, "Closed form that CLEX starts from: ntk, yarn, linear; the method's.")
     log_n: float | None = of_method(None, "Exponent of the per-query log-n attention scaling, 0 for off; the method's.")
     head_scalars: bool = of_method(False, "Learn a mass and a temperature for each head of the attention layers.")
     lora_rank: str | None = of_method(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,6 +82,7 @@ class Placed:
     excess: Tensor | None
     hidden: Tensor | None = None
     tiles: dict[tuple[int, int], Tile | None] = field(default_factory=dict, repr=False)
+    masks: dict[tuple[int, int, int], Any] = field(default_factory=dict, repr=False)  # see `flex.block_mask`
 
     def tile(self, rows: slice) -> Tile | None:
         """The columns of some queries; None if they see none. The first layer that asks works them out."""

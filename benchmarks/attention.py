@@ -66,22 +66,27 @@ def main() -> None:
         write_json(args.json, {"benchmark": "attention", **about, "versions": versions(), "rows": rows})
 
 
-def ways(model: LlamaForCausalLM, methods: list[str], length: int) -> dict[str, Callable[[], Any]]:
+def ways(
+    model: LlamaForCausalLM, methods: list[str], length: int, options: dict[str, dict[str, Any]] | None = None
+) -> dict[str, Callable[[], Any]]:
+    """How a model of `length` tokens runs, by name; a name may have a word behind its method, and options."""
+    t = length / model.config.max_position_embeddings
+
     @contextmanager
-    def under(method: str) -> Iterator[None]:
-        with longwave.extended(model, method, max_factor=length / L):
-            longwave.set_policy(model, "fixed", length / L)
+    def under(name: str) -> Iterator[None]:
+        with longwave.extended(model, name.split()[0], max_factor=t, **(options or {}).get(name, {})):
+            longwave.set_policy(model, "fixed", t)
             yield
 
-    return {"stock": nullcontext, **{method: lambda method=method: under(method) for method in methods}}
+    return {"stock": nullcontext, **{name: lambda name=name: under(name) for name in methods}}
 
 
-def filled(model: LlamaForCausalLM, method: str, length: int) -> DynamicCache:
+def filled(model: LlamaForCausalLM, method: str, length: int, room: int = ROOM) -> DynamicCache:
     """A cache of random keys, bounded where the method sees a bounded number of them."""
     cache = random_cache(model, length)
     if method == "stock":
         return cache
-    t = (length + ROOM) / L
+    t = (length + room) / model.config.max_position_embeddings
     with longwave.extended(model, method, max_factor=t):
         bounded = DynamicCache(config=model.config)
         prepare_cache(model, bounded)

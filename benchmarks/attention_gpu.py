@@ -40,7 +40,12 @@ from longwave.provenance import versions
 
 RESULTS = Path(__file__).parent / "results" / "attention_gpu.json"
 BANDED = ("two-band", "self-extend", "dca", "streaming-llm")
-KERNELS = {"products": (), "efficient": ("efficient",), "flash": ("flash", "efficient"), "flex": ("flex", "flash", "efficient")}  # fmt: skip
+KERNELS = {
+    "products": (),
+    "efficient": ("efficient",),
+    "flash": ("flash", "efficient"),
+    "flex": ("flex", "flash", "efficient"),
+}
 GRADIENT = ("flex", "flex-grad")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEADS, KEY_HEADS, WIDTH = 14, 2, 64
@@ -377,8 +382,11 @@ def decode(run: Run) -> None:
     model = built(run)
     for tokens in run.sizes.decode:
         run.part("decode", f"flash {tokens}", lambda tokens=tokens: decoded(run, model, tokens, DECODED, "flash"))
-        two = ("two-band",)
-        run.part("decode", f"products {tokens}", lambda tokens=tokens: decoded(run, model, tokens, two, "products"))
+        run.part(
+            "decode",
+            f"products {tokens}",
+            lambda tokens=tokens: decoded(run, model, tokens, ("two-band",), "products"),
+        )
 
 
 @torch.no_grad()

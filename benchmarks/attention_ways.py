@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ import longwave
 from longwave.attention import get_attention
 from longwave.attention.infllm import Blocks, InfLLM
 from longwave.attention.kernels import decode, is_plain_decode
-from longwave.attention.quest import Quest
+from longwave.attention.quest import Pages, Quest
 from longwave.attention.token_select import TokenSelect
 from longwave.extensions.caches import FILLED_AT
 from longwave.extensions.generation import prepare_cache
@@ -81,9 +84,9 @@ def packed(model: LlamaForCausalLM) -> Iterator[None]:
 
 
 def token_select(length: int) -> dict[str, Any]:
-    """Options under which a choice of decoding serves `HITS` steps, whatever the queries: its window then is full."""
+    """Options under which a choice serves `HITS` steps of decode, whatever the queries: its window then is full."""
     own = TokenSelect(original_length=length, max_factor=1.0)
-    return {"threshold": -1.0, "top_k": min(own.budget, length) - own.a - own.w - (HITS - 1 if own.budget > length - HITS else 0)}
+    return {"threshold": -1.0, "top_k": length - own.a - own.w - (HITS - 1)}
 
 
 @torch.no_grad()
@@ -122,14 +125,15 @@ def memory_of(method: Any, model: LlamaForCausalLM, tokens: int) -> Any:
 
 
 class Rewinding:
-    """A cache as it was when this was made; `back` takes off what was decoded since, and copies nothing.
+    """A cache of so many tokens; `back` takes off what was decoded since, and copies nothing.
 
     A bounded cache goes on: its size stays.
     """
 
-    def __init__(self, cache: DynamicCache) -> None:
-        self.cache, self.tokens = cache, cache.get_seq_length()
-        self.rows = [getattr(layer, "rows", None) for layer in cache.layers]
+    def __init__(self, cache: DynamicCache, tokens: int) -> None:
+        self.cache, self.tokens = cache, tokens
+        self.rows = [self._first(layer) for layer in cache.layers]
+        self.back()
 
     def back(self) -> None:
         for layer, rows in zip(self.cache.layers, self.rows, strict=True):
@@ -139,20 +143,107 @@ class Rewinding:
             if rows is not None:
                 layer.rows = rows
 
+    def anchors(self) -> list[Any]:
+        """What each layer remembers."""
+        rows = [getattr(layer, "rows", ()) for layer in self.cache.layers]
+        return [row[0].memory if row and row[0] is not None else None for row in rows]
 
-def anchors(cache: DynamicCache) -> list[Any]:
-    """What each layer remembers of its last choice."""
-    rows = [getattr(layer, "rows", ()) for layer in cache.layers]
-    return [row[0].memory if row and row[0] is not None else None for row in rows]
+    def _first(self, layer: Any) -> Any:
+        """The memory at `tokens`: that of a token later serves where it is not about single tokens."""
+        rows = getattr(layer, "rows", None)
+        if not rows:
+            return None
+        memory = rows[0].memory
+        if isinstance(memory, Blocks):
+            memory = Blocks(memory.represented, memory.received[:, :-1])
+        elif not isinstance(memory, Pages):
+            memory = None
+        return (Remembered(self.tokens, memory),)
+
+
+class Clock:
+    """CPU seconds of a forward, and of its attention layers without their projections."""
+
+    def __init__(self, model: LlamaForCausalLM) -> None:
+        self.model = model
+        self.handles: list[Any] = []
+        self.start()
+
+    def __enter__(self) -> Clock:
+        for layer in self.model.model.layers:
+            own = layer.self_attn
+            for module, sign in ((own, 1), *((getattr(own, f"{name}_proj"), -1) for name in "qkvo")):
+                self.handles.append(module.register_forward_pre_hook(lambda *_, sign=sign: self.note(-sign), prepend=True))
+                self.handles.append(module.register_forward_hook(lambda *_, sign=sign: self.note(sign)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def note(self, sign: int) -> None:
+        self.attention += sign * time.process_time()
+
+    def start(self) -> None:
+        self.attention, self.wall, self.began = 0.0, time.perf_counter(), time.process_time()
+
+    def stop(self) -> dict[str, float]:
+        spent, wall = time.process_time() - self.began, time.perf_counter() - self.wall
+        return {"seconds": spent, "attention": self.attention, "wall": wall}
+
+
+def reset_peak() -> int:
+    """Let the peak of memory begin here. Bytes that the process holds now."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
+def peak_memory() -> int:
+    """The most bytes that the process held since."""
+    return _memory("VmHWM")
+
+
+def _memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024
 
 
 def bytes_held(cache: DynamicCache) -> int:
     """Of keys, values and what a method remembers, spare room included."""
     storages = {}
     for layer in cache.layers:
-        for tensor in tensors_of([layer.keys, layer.values, [row and row.memory for row in getattr(layer, "rows", ())]]):
+        rows = [row and row.memory for row in getattr(layer, "rows", ())]
+        for tensor in tensors_of([layer.keys, layer.values, rows]):
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(storages.values())
+
+
+def bytes_read(model: LlamaForCausalLM, way: Way, tokens: int, hits: float | None) -> int:
+    """Keys and values that a step of decode reads in all layers, by the method's rule; copies count twice more."""
+    config = model.config
+    key = config.num_key_value_heads * config.head_dim * 4  # a key, or a value, of all key heads
+    head = config.num_attention_heads * config.head_dim * 4  # the same for each query head
+    if way.method is None:
+        return config.num_hidden_layers * 2 * key * tokens
+    method = way.attention(model, tokens + 1)
+    if isinstance(method, TokenSelect):
+        attended, miss = 2 * key * method.budget, 1 - (hits or 0.0)
+        copied = 4 * key * method.budget  # at a miss the list is gathered, at a hit the latest keys are put behind it
+        return config.num_hidden_layers * round(attended + copied + miss * key * (tokens - method.a - method.w))
+    if isinstance(method, InfLLM):
+        blocks, seen = (tokens - method.w - method.sinks) // method.size, method.sinks + method.top_blocks * method.size
+        return config.num_hidden_layers * (head * blocks + key * (4 * method.w + 6 * (seen + method.size // 2)))
+    if isinstance(method, Quest):
+        return config.num_hidden_layers * (2 * key * (tokens // method.size) + 6 * head * method.pages * method.size)
+    at, total = torch.tensor([float(tokens)]), 0
+    bands = method.bands((tokens + 1) / method.original_length)
+    stored = None if method.stored is None else bands[method.stored]
+    for band in bands:
+        keys = int(band.last(at)) - int(band.first(at).clamp(min=0))
+        turned = stored is None or band.key is not stored.key or band.own != stored.own
+        total += max(0, keys) * key * (4 if turned else 2)
+    return config.num_hidden_layers * total
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

@@ -149,7 +149,12 @@ def top(values: Tensor, count: int) -> Tensor:
     if count >= values.shape[-1]:
         return torch.arange(values.shape[-1], device=values.device).expand(values.shape)
     values = values.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
-    least = values.topk(count).values[..., -1:] if count else values.new_full((*values.shape[:-1], 1), float("inf"))
+    if not count:
+        return torch.empty(*values.shape[:-1], 0, dtype=torch.int64, device=values.device)
+    best = values.topk(count)
+    least = best.values[..., -1:]
+    if int((values >= least).sum()) == best.indices.numel():  # no value outside equals the least one
+        return best.indices.sort(-1).values
     above, equal = values > least, values == least
     taken = above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
     return taken.nonzero()[:, -1].reshape(*values.shape[:-1], count)

@@ -16,25 +16,27 @@ import statistics
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from attention import bytes_held, filled, ways
-from generate import compare, now, prefill_seconds
+from generate import compare, now, prefill_seconds, random_cache
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
+import longwave
 from longwave.attention import flex, get_attention, gpu_dot, gpu_kernels
 from longwave.attention.dot import torch_dot
 from longwave.attention.engine import Scoring, attend, dense, whole
 from longwave.attention.kernels import with_lse
 from longwave.attention.layout import Layout
 from longwave.attention.placement import Placed, Spectrum, place
+from longwave.extensions.caches import FILLED_AT
+from longwave.extensions.generation import prepare_cache
 from longwave.files import write_json
 from longwave.provenance import versions
 
@@ -106,6 +108,40 @@ class Run:
         print(f"{step} {name} ({spent} s): {found}", flush=True)
         if self.gpu:
             torch.cuda.empty_cache()
+
+
+def ways(
+    model: LlamaForCausalLM, methods: list[str], length: int, options: dict[str, dict[str, Any]] | None = None
+) -> dict[str, Callable[[], Any]]:
+    """How a model of `length` tokens runs, by name; a name may have a word behind its method, and options."""
+    t = length / model.config.max_position_embeddings
+
+    @contextmanager
+    def under(name: str) -> Iterator[None]:
+        with longwave.extended(model, name.split()[0], max_factor=t, **(options or {}).get(name, {})):
+            longwave.set_policy(model, "fixed", t)
+            yield
+
+    return {"stock": nullcontext, **{name: lambda name=name: under(name) for name in methods}}
+
+
+def filled(model: LlamaForCausalLM, method: str, length: int, room: int) -> DynamicCache:
+    """A cache of random keys, bounded where the method sees a bounded number of them."""
+    cache = random_cache(model, length)
+    if method == "stock":
+        return cache
+    t = (length + room) / model.config.max_position_embeddings
+    with longwave.extended(model, method, max_factor=t):
+        bounded = DynamicCache(config=model.config)
+        prepare_cache(model, bounded)
+        for number, layer in enumerate(cache.layers):
+            bounded.update(layer.keys, layer.values, number)
+    setattr(bounded, FILLED_AT, (t,))
+    return bounded
+
+
+def bytes_held(cache: DynamicCache) -> int:
+    return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in cache.layers)
 
 
 def main() -> None:

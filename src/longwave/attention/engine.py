@@ -145,8 +145,7 @@ class _Keys:
         if every is None:
             return cls(band, k[:, :, :0], v[:, :, :0], 0)
         columns = slice(every.start, every.stop)
-        cos, sin = band.key
-        turned = layout.turn(k[:, :, columns], cos[:, :, columns], sin[:, :, columns])
+        turned = layout.turn(k[:, :, columns], *band.turn_of(columns))
         return cls(band, turned, v[:, :, columns], columns.start)
 
     def pieces(self, q: Tensor, rows: slice, scoring: Scoring) -> Iterator[tuple[Tensor, Tensor]]:

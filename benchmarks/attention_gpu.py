@@ -26,7 +26,7 @@ import torch
 from generate import compare, now, prefill_seconds, random_cache
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
+from transformers import DynamicCache, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 import longwave
 from longwave.attention import flex, get_attention, gpu_dot, gpu_kernels
@@ -111,7 +111,7 @@ class Run:
 
 
 def ways(
-    model: LlamaForCausalLM, methods: list[str], length: int, options: dict[str, dict[str, Any]] | None = None
+    model: PreTrainedModel, methods: list[str], length: int, options: dict[str, dict[str, Any]] | None = None
 ) -> dict[str, Callable[[], Any]]:
     """How a model of `length` tokens runs, by name; a name may have a word behind its method, and options."""
     t = length / model.config.max_position_embeddings
@@ -125,7 +125,7 @@ def ways(
     return {"stock": nullcontext, **{name: lambda name=name: under(name) for name in methods}}
 
 
-def filled(model: LlamaForCausalLM, method: str, length: int, room: int) -> DynamicCache:
+def filled(model: PreTrainedModel, method: str, length: int, room: int) -> DynamicCache:
     """A cache of random keys, bounded where the method sees a bounded number of them."""
     cache = random_cache(model, length)
     if method == "stock":
@@ -428,7 +428,7 @@ def decode(run: Run) -> None:
 @torch.no_grad()
 def decoded(run: Run, model: Qwen2ForCausalLM, tokens: int, names: Iterable[str], kernel: str) -> Any:
     under, caches, errors = {"stock": nullcontext}, {}, {}
-    caches["stock"] = filled(model, "stock", tokens)
+    caches["stock"] = filled(model, "stock", tokens, ROOM)
     with gpu_kernels.using(*KERNELS[kernel]):
         for name in names:
             way = ways(model, [name], tokens + ROOM, OPTIONS)[name]

@@ -20,6 +20,9 @@ NARROWEST, WIDEST = 16, 256  # dimensions of a head
 SHAPES = 64  # how often the kernel may be compiled anew: for each type, head size and kind of length
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
+# Logits of a forward with gradients: with fewer, one dense softmax is at hand sooner than a compiled kernel.
+DENSE = 2**28
+
 
 def takes(query: Tensor, key: Tensor, value: Tensor, *, grad: bool) -> bool:
     """Whether such tensors run here: with or without gradients, also through the log-sum-exp."""
@@ -29,6 +32,7 @@ def takes(query: Tensor, key: Tensor, value: Tensor, *, grad: bool) -> bool:
         and query.dtype in DTYPES
         and query.dtype == key.dtype == value.dtype
         and query.shape[2] >= LEAST
+        and (not grad or query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2] >= DENSE)
         and all(NARROWEST <= x.shape[-1] <= WIDEST for x in (query, value))
         and _available()
     )

@@ -81,7 +81,7 @@ def _matmul(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
     """Two products of matrices and a softmax, on any device."""
     packed = query.reshape(*key.shape[:2], -1, query.shape[-1])  # all queries of a key head: its keys are not repeated
     wide = torch.promote_types(query.dtype, torch.float32)
-    logits = (packed @ key.mT).to(wide).view(*query.shape[:3], -1) * scale
+    logits = (packed.to(wide) @ key.to(wide).mT).view(*query.shape[:3], -1) * scale  # bfloat16 would round logits
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))
     lse = logits.logsumexp(-1)

@@ -1,128 +1,190 @@
-"""Prefill and decode under attention methods against the same stock model: interleaved rounds in one process, ratios.
+"""Prefill and decode under attention methods against the stock model: interleaved rounds in one process, ratios.
 
-    python benchmarks/attention.py [--methods two-band,dca,streaming-llm] [--prefills 2048,8192,32768]
-                                   [--contexts 8192,32768,131072] [--size full|small] [--json attention.json]
+    python benchmarks/attention.py [--prefills 2048,8192] [--contexts 8192,32768,131072] [--ways stock,two-band]
+                                   [--layers 6] [--size full|small] [--json benchmarks/results/attention-cpu.json]
 
-A model of 108 M parameters with grouped queries (14 heads on 2 key/value heads), L = 1,024. Decode starts from a cache
-of random keys; a round is some steps of each way, in alternating order. Bytes are those of keys and values that a step
-has to read by the bands; near keys that are turned to their places count twice more (read, written).
+A model of 108 M parameters with grouped queries (14 heads on 2 key/value heads), L = 1,024, random weights; --layers
+takes fewer of its 6 layers, for prompts that take minutes. `stock` is transformers as it is; `all keys` is the same
+attention with a kernel that reads each key once, and a cache that is not copied at each step.
+
+Decode starts from a cache of random keys. A round is 20 steps of each way, in alternating order. `attention` is what a
+step spends in its attention layers without their projections: rotation, cache, choice and softmax. Seconds are CPU
+seconds of the process, which other work on the machine does not lengthen as it does those of the clock.
+
+Every measure is written as soon as it is there; rounds that are in the file already are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from generate import SIZES, STEPS, compare, decode_seconds, prefill_seconds, random_cache
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from attention_ways import (
+    STEPS,
+    Clock,
+    Rewinding,
+    Way,
+    bytes_held,
+    bytes_read,
+    filled,
+    peak_memory,
+    reset_peak,
+    token_select,
+)  # fmt: skip
+from generate import SIZES
+from transformers import LlamaConfig, LlamaForCausalLM
 
-import longwave
-from longwave.attention import get_attention
-from longwave.extensions.caches import FILLED_AT
-from longwave.extensions.generation import prepare_cache
 from longwave.files import write_json
 from longwave.provenance import versions
 
 L = 1024
-ROOM = STEPS + 1  # tokens beyond the cache that t has to suit
-METHODS = "two-band,leaky-rerope,self-extend,dca,rerope,streaming-llm,lm-infinite"
+SPARE = 4096  # tokens beyond the cache that t has to suit: a bounded cache goes on from round to round
+
+
+def ways() -> dict[str, Way]:
+    methods = (
+        "two-band", "leaky-rerope", "self-extend", "dca", "rerope", "streaming-llm", "lm-infinite", "infllm", "quest",
+    )  # fmt: skip
+    found = [Way("stock"), Way("all keys"), *(Way(method, method) for method in methods)]
+    found.append(Way("token-select", "token-select", token_select(L)))
+    found.append(Way("token-select, no hits", "token-select", {"threshold": 2.0}))
+    return {way.name: way for way in found}
+
+
+class Results:
+    """The file of results: rows with the times of each way, round by round."""
+
+    def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
+        self.path = path
+        self.record: dict[str, Any] = {"benchmark": "attention", "rows": []}
+        if path is not None and path.exists():
+            self.record = json.loads(path.read_text("utf-8"))
+        self.record |= about
+
+    def row(self, **key: Any) -> dict[str, Any]:
+        for row in self.record["rows"]:
+            if all(row.get(name) == value for name, value in key.items()):
+                return row
+        self.record["rows"].append({**key, "ways": {}})
+        return self.record["rows"][-1]
+
+    def add(self, row: dict[str, Any], way: str, times: dict[str, float], **facts: Any) -> None:
+        own = row["ways"].setdefault(way, {})
+        for name, value in times.items():
+            own.setdefault("times", {}).setdefault(name, []).append(round(value, 6))
+        own |= facts
+        for name, found in own["times"].items():
+            own[name] = round(statistics.median(found), 6)
+        for base in ("stock", "all keys"):
+            summarise(row["ways"], base)
+        if self.path is not None:
+            write_json(self.path, self.record)
+
+
+def summarise(found: dict[str, Any], base: str) -> None:
+    """Medians and quartiles of the ratios to a way within each round."""
+    if base not in found:
+        return
+    for own in found.values():
+        for name, times in own["times"].items():
+            ratios = sorted(a / b for a, b in zip(times, found[base]["times"][name], strict=False))
+            if ratios:
+                low, high = ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]
+                middle = statistics.median(ratios)
+                own[f"{name} / {base}"] = [round(value, 4) for value in (middle, low, high)]
+
+
+def rounds(results: Results, row: dict[str, Any], chosen: list[Way], count: int, measure: Callable[[Way], Any]) -> None:
+    """Rounds that are missing, each way in turn; the order turns from round to round."""
+    for number in range(count):
+        for way in chosen if number % 2 == 0 else reversed(chosen):
+            done = len(next(iter(row["ways"].get(way.name, {}).get("times", {"": []}).values())))
+            if done <= number:
+                times, facts = measure(way)
+                results.add(row, way.name, times, **facts)
+                print(row["what"], row["tokens"], way.name, times, facts, flush=True)
+
+
+@torch.no_grad()
+def prefill(model: LlamaForCausalLM, way: Way, tokens: int) -> tuple[dict[str, float], dict[str, Any]]:
+    ids = torch.randint(0, model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
+    with way.on(model, tokens), Clock(model) as clock:
+        model(ids[:, : L + 64], use_cache=True, logits_to_keep=1)  # warm-up
+        gc.collect()
+        before = reset_peak()
+        clock.start()
+        model(ids, use_cache=True, logits_to_keep=1)
+        times = clock.stop()
+    return times, {"peak_bytes": max(0, peak_memory() - before)}
+
+
+@torch.no_grad()
+def steps(model: LlamaForCausalLM, way: Way, state: Rewinding) -> tuple[dict[str, float], dict[str, Any]]:
+    """A step of decode, the mean over `STEPS`; and the share of steps and layers that were served by an earlier choice."""
+    ids, before, hits = torch.zeros(1, 1, dtype=torch.long), state.anchors(), 0
+    with way.on(model, state.tokens + SPARE), Clock(model) as clock:
+        clock.start()
+        for _ in range(STEPS):
+            model(ids, past_key_values=state.cache)
+            after = state.anchors()
+            hits += sum(a is b and a is not None for a, b in zip(before, after, strict=True))
+            before = after
+        times = {name: seconds / STEPS for name, seconds in clock.stop().items()}
+    state.back()
+    share = hits / (STEPS * len(before))
+    return times, {"hits": round(share, 3)} if "token-select" in way.name else {}
+
+
+def decode(model: LlamaForCausalLM, results: Results, row: dict[str, Any], chosen: list[Way], count: int) -> None:
+    states: dict[str, Rewinding] = {}
+    for way in chosen:
+        cache = filled(model, way, row["tokens"], SPARE)
+        with way.on(model, row["tokens"] + SPARE), torch.no_grad():  # warm-up: room to grow, summaries of pages
+            model(torch.zeros(1, 1, dtype=torch.long), past_key_values=cache)
+        states[way.name] = Rewinding(cache, row["tokens"])
+
+    def measure(way: Way) -> tuple[dict[str, float], dict[str, Any]]:
+        times, facts = steps(model, way, states[way.name])
+        read = bytes_read(model, way, row["tokens"], facts.get("hits"))
+        return times, {**facts, "bytes_read": read, "bytes_held": bytes_held(states[way.name].cache)}
+
+    rounds(results, row, chosen, count, measure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", default=METHODS)
-    parser.add_argument("--prefills", default="2048,8192,32768", help="tokens of a prompt; empty for none")
+    every = ways()
+    parser.add_argument("--ways", default=";".join(every), help="separated by semicolons")
+    parser.add_argument("--prefills", default="2048,8192", help="tokens of a prompt; empty for none")
     parser.add_argument("--contexts", default="8192,32768,131072", help="tokens in the cache; empty for none")
     parser.add_argument("--size", choices=SIZES, default="full", help="full: 108 M parameters")
-    parser.add_argument("--rounds", type=int, default=10, help="of decode")
+    parser.add_argument("--layers", type=int, help="fewer layers than the size has")
+    parser.add_argument("--rounds", type=int, default=7, help="of decode")
     parser.add_argument("--prompts", type=int, default=3, help="rounds of prefill")
-    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--json", type=Path, help="where the numbers are kept")
     args = parser.parse_args()
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES[args.size], head_dim=64, max_position_embeddings=L)).eval()
-    methods = args.methods.split(",")
-    rows: list[dict[str, Any]] = []
-    for length in map(int, filter(None, args.prefills.split(","))):
-        found = compare(ways(model, methods, length), lambda _, n=length: prefill_seconds(model, n), args.prompts)
-        rows.append({"what": "prefill", "tokens": length, **found})
-        show(rows[-1])
-    for length in map(int, filter(None, args.contexts.split(","))):
-        caches = {name: filled(model, name, length) for name in ["stock", *methods]}
-
-        def step(name: str, caches: dict[str, DynamicCache] = caches, length: int = length) -> float:
-            return decode_seconds(model, caches[name], length)
-
-        found = compare(ways(model, methods, length + ROOM), step, args.rounds)
-        read = {name: bytes_read(model, name, length) for name in caches}
-        held = {name: bytes_held(cache) for name, cache in caches.items()}
-        rows.append({"what": "decode", "tokens": length, **found, "bytes_read": read, "bytes_held": held})
-        show(rows[-1])
-    if args.json:
-        about = {"parameters": sum(p.numel() for p in model.parameters()), "threads": torch.get_num_threads(), "L": L}
-        write_json(args.json, {"benchmark": "attention", **about, "versions": versions(), "rows": rows})
-
-
-def ways(model: LlamaForCausalLM, methods: list[str], length: int) -> dict[str, Callable[[], Any]]:
-    @contextmanager
-    def under(method: str) -> Iterator[None]:
-        with longwave.extended(model, method, max_factor=length / L):
-            longwave.set_policy(model, "fixed", length / L)
-            yield
-
-    return {"stock": nullcontext, **{method: lambda method=method: under(method) for method in methods}}
-
-
-def filled(model: LlamaForCausalLM, method: str, length: int) -> DynamicCache:
-    """A cache of random keys, bounded where the method sees a bounded number of them."""
-    cache = random_cache(model, length)
-    if method == "stock":
-        return cache
-    t = (length + ROOM) / L
-    with longwave.extended(model, method, max_factor=t):
-        bounded = DynamicCache(config=model.config)
-        prepare_cache(model, bounded)
-        for number, layer in enumerate(cache.layers):
-            bounded.update(layer.keys, layer.values, number)
-    setattr(bounded, FILLED_AT, (t,))
-    return bounded
-
-
-def bytes_read(model: LlamaForCausalLM, method: str, length: int) -> int:
-    """Keys and values that a step reads, in all layers."""
-    config = model.config
-    key = config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
-    if method == "stock":
-        return 2 * key * length
-    t = (length + ROOM) / L
-    attention = get_attention(method).create(original_length=L, max_factor=t)
-    at, total = torch.tensor([float(length)]), 0
-    bands = attention.bands(t)
-    stored = None if attention.stored is None else bands[attention.stored]
-    for band in bands:
-        keys = int(band.last(at)) - int(band.first(at).clamp(min=0))
-        turned = stored is None or band.key is not stored.key or band.own != stored.own
-        total += max(0, keys) * key * (4 if turned else 2)
-    return total
-
-
-def bytes_held(cache: DynamicCache) -> int:
-    return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in cache.layers)
-
-
-def show(row: dict[str, Any]) -> None:
-    for name, ratio in row["ratios"].items():
-        low, high = row["quartiles"][name]
-        stock = row["seconds"]["stock"] * 1e3
-        read = (
-            f", {row['bytes_read'][name] / row['bytes_read']['stock']:.2f} of its bytes" if "bytes_read" in row else ""
-        )
-        print(f"{row['what']} at {row['tokens']:,}: {name} / stock {ratio:.3f} ({low:.3f} to {high:.3f}){read}, "
-              f"stock {stock:.1f} ms", flush=True)  # fmt: skip
+    shape = {**SIZES[args.size], **({"num_hidden_layers": args.layers} if args.layers else {})}
+    model = LlamaForCausalLM(LlamaConfig(**shape, head_dim=64, max_position_embeddings=L)).eval()
+    results = Results(args.json, {"threads": torch.get_num_threads(), "L": L, "versions": versions()})
+    chosen = [every[name] for name in args.ways.split(";")]
+    key = {"parameters": sum(p.numel() for p in model.parameters()), "layers": shape["num_hidden_layers"]}
+    for tokens in map(int, filter(None, args.prefills.split(","))):
+        once = [way for way in chosen if way.name not in ("all keys", "token-select, no hits")]  # the same as another
+        row = results.row(what="prefill", tokens=tokens, **key)
+        rounds(results, row, once, args.prompts, lambda way, n=tokens: prefill(model, way, n))
+    for tokens in map(int, filter(None, args.contexts.split(","))):
+        decode(model, results, results.row(what="decode", tokens=tokens, **key), chosen, args.rounds)
 
 
 if __name__ == "__main__":
+    started = time.time()
     main()
+    print(f"{time.time() - started:.0f} s")

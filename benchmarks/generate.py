@@ -159,27 +159,36 @@ def compare(ways: dict[str, Callable[[], Any]], seconds: Callable[[str], float],
 @torch.no_grad()
 def prefill_seconds(model: LlamaForCausalLM, length: int) -> float:
     ids = torch.randint(0, model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
-    started = time.perf_counter()
+    ids = ids.to(model.device)
+    started = now(model)
     model(ids, use_cache=True, logits_to_keep=1)
-    return time.perf_counter() - started
+    return now(model) - started
+
+
+def now(model: LlamaForCausalLM) -> float:
+    """Seconds, when everything that was asked of the device is done."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def random_cache(model: LlamaForCausalLM, length: int) -> DynamicCache:
     cache, config = DynamicCache(config=model.config), model.config
     for layer in range(config.num_hidden_layers):
-        cache.update(*torch.randn(2, 1, config.num_key_value_heads, length, config.head_dim), layer)
+        size = 2, 1, config.num_key_value_heads, length, model.model.layers[layer].self_attn.head_dim
+        cache.update(*torch.randn(size, device=model.device, dtype=model.dtype), layer)
     return cache
 
 
 def decode_seconds(model: LlamaForCausalLM, cache: DynamicCache, length: int) -> float:
     """Seconds of a token in `model.generate` on a filled cache, which is left as it was."""
-    ids = torch.zeros(1, length + 1, dtype=torch.long)
-    started = time.perf_counter()
+    ids = torch.zeros(1, length + 1, dtype=torch.long, device=model.device)
+    started = now(model)
     model.generate(
         ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=STEPS, do_sample=False,
         eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    spent = time.perf_counter() - started
+    spent = now(model) - started
     if cache.layers[0].is_croppable:  # a bounded cache goes on: its size stays
         cache.crop(length - cache.get_seq_length())
     return spent / STEPS

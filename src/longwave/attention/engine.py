@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from longwave.attention import flex, gpu_kernels
 from longwave.attention.kernels import with_lse
 from longwave.attention.layout import Layout
 from longwave.attention.placement import Placed
@@ -44,22 +45,29 @@ class Scoring:
         return -beta * band.excess[..., rows]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, placed: Sequence[Placed], scoring: Scoring, tile: int = TILE) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, placed: Sequence[Placed], scoring: Scoring, tile: int | None = None
+) -> Tensor:
     """softmax(logits) v over all bands.
 
-    With gradients one dense tile of all bands is made (`dense`), which needs memory for n x m logits of every head.
+    Where flex_attention is in use, a band is one call (`whole`). Otherwise, with gradients, one dense tile of all bands
+    is made (`dense`), which needs memory for n x m logits of every head.
 
     Arguments:
         q: [B, H, n, D]; k, v: [B, H_kv, m, D]; head h reads the keys of head ⌊h/(H/H_kv)⌋.
         placed: the bands of this forward.
         scoring: layout, scale and mass.
-        tile: queries of a kernel call.
+        tile: queries of a kernel call; None to choose by the device.
 
     Returns:
         [B, H, n, D], 0 for a query without keys.
     """
-    if torch.is_grad_enabled() and _learns(q, k, v, placed, scoring):
+    grad = torch.is_grad_enabled() and _learns(q, k, v, placed, scoring)
+    if tile is None and flex.takes(q, k, v, grad=grad):
+        return whole(q, k, v, placed, scoring)
+    if grad:
         return dense(q, k, v, placed, scoring)
+    tile = gpu_kernels.tile(q, TILE) if tile is None else tile
     keys = [_Keys.of(k, v, band, scoring.layout) for band in placed]
     output = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype, device=q.device)
     for start in range(0, q.shape[2], tile):
@@ -70,10 +78,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, placed: Sequence[Placed], scoring: S
 
 
 def _learns(q: Tensor, k: Tensor, v: Tensor, placed: Sequence[Placed], scoring: Scoring) -> bool:
-    """Whether the output has a gradient."""
-    turns = [tensor for band in placed for tensor in (*band.query, *(band.key or ()))]
-    given = [q, k, v, *turns, *([scoring.mass] if isinstance(scoring.mass, Tensor) else [])]
-    return any(tensor.requires_grad for tensor in given)
+    """Whether the output has a gradient. Where keys turn by learned frequencies, queries do, too."""
+    given = [q, k, v, *(turn for band in placed for turn in band.query)]
+    mass = [scoring.mass] if isinstance(scoring.mass, Tensor) else []
+    return any(tensor.requires_grad for tensor in [*given, *mass])
+
+
+def whole(q: Tensor, k: Tensor, v: Tensor, placed: Sequence[Placed], scoring: Scoring) -> Tensor:
+    """`attend` with one call of flex_attention for each band: no tiles, and gradients without n x m logits."""
+    parts = []
+    for band in placed:
+        keys = _Keys.of(k, v, band, scoring.layout)
+        count = keys.k.shape[2]
+        if not count:
+            continue
+        mask = flex.block_mask(band, slice(keys.offset, keys.offset + count), q.shape[0])
+        output, lse = flex.attend(scoring.layout.turn(q, *band.query), keys.k, keys.v, mask, scoring.scale)
+        bias = scoring.bias(band)
+        parts.append((output, lse if bias is None else lse + bias))
+    return merge(parts) if parts else torch.zeros(*q.shape[:-1], v.shape[-1], dtype=q.dtype, device=q.device)
 
 
 def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -129,8 +152,7 @@ class _Keys:
         if every is None:
             return cls(band, k[:, :, :0], v[:, :, :0], 0)
         columns = slice(every.start, every.stop)
-        cos, sin = band.key
-        turned = layout.turn(k[:, :, columns], cos[:, :, columns], sin[:, :, columns])
+        turned = layout.turn(k[:, :, columns], *band.turn_of(columns))
         return cls(band, turned, v[:, :, columns], columns.start)
 
     def pieces(self, q: Tensor, rows: slice, scoring: Scoring) -> Iterator[tuple[Tensor, Tensor]]:

@@ -7,10 +7,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from longwave.attention.bands import Band, always, far, near, zero
+from longwave.attention.edges import before
+from longwave.attention.engine import merge
+from longwave.attention.kernels import with_lse
 from longwave.attention.rows import Row
-from longwave.attention.selection import Choice, Selection, near_pairs, top
+from longwave.attention.selection import Choice, Part, Selection, gather, listed_keys, top
 from longwave.settings import setting
 
 
@@ -110,8 +114,8 @@ class InfLLM(Selection):
     def select(self, row: Row, memory: Blocks) -> Tensor:
         """The keys of the chosen blocks: columns, [1, 1, keys]."""
         wide = torch.promote_types(row.q.dtype, torch.float32)
-        mean = row.turn(row.q.to(wide), torch.full_like(row.positions, self.w - 1)).mean(2)[0]
-        scores = torch.einsum("hd,hbd->b", mean, memory.represented.to(wide))
+        mean = row.layout.turn(row.q.to(wide), *row.between(self.w - 1, self.w)).mean(2)[0]
+        scores = (memory.represented.to(wide) @ mean[..., None]).sum(0).flatten()
         first = self.sinks + top(scores, self.top_blocks) * self.size
         return (first[:, None] + torch.arange(self.size, device=first.device)).reshape(1, 1, -1)
 
@@ -122,24 +126,36 @@ class InfLLM(Selection):
         if new <= 0:
             return memory
         first, count = self.sinks + known * self.size, new * self.size
-        heads, group = row.q.shape[1], row.q.shape[1] // row.k.shape[1]
-        best = top(memory.received[:, :count].reshape(heads, new, self.size), self.representatives)
-        keys = row.k[0, :, first : first + count].reshape(-1, new, self.size, row.k.shape[-1])
-        keys = keys.repeat_interleave(group, 0)
-        chosen = keys.gather(2, best[..., None].expand(*best.shape, keys.shape[-1])).mean(2)
+        best = top(memory.received[:, :count].reshape(-1, new, self.size), self.representatives)
+        columns = first + self.size * torch.arange(new, device=best.device)[:, None] + best
+        chosen = gather(row.k, columns.flatten(1)[None])[0].unflatten(1, (new, -1)).mean(2)
         return Blocks(torch.cat([memory.represented, chosen], 1), memory.received[:, count:])
 
-    def remember(self, row: Row, choice: Choice, lse: Tensor, memory: Blocks) -> Blocks:
-        """Add up the attention that near keys get."""
+    def see(self, row: Row, choice: Choice, memory: Blocks) -> tuple[Tensor, Blocks]:
         assert choice.near is not None
-        q, k, mask = near_pairs(row, choice.near)
-        group = q.shape[1] // k.shape[1]
-        got = torch.cat(
-            [
-                received(*heads, row.scale, mask)
-                for heads in zip(q[0].split(group), k[0], lse[0].split(group), strict=True)
-            ]
+        near = Near.of(row, int(choice.near[0]), self.w)
+        parts = [near.part, *self.far_parts(row, choice)]
+        lse = parts[0][1] if len(parts) == 1 else torch.stack([lse for _, lse in parts]).logsumexp(0)
+        return merge(parts), self.remember(row, near.received(lse), memory)
+
+    def far_parts(self, row: Row, choice: Choice) -> list[Part]:
+        """Attention to the list: to the keys that all queries see, and to its last ones, which leave the window."""
+        assert choice.listed is not None
+        late = min(max(0, row.stop - self.w), row.q.shape[2] - 1)  # the first query does not see so many
+        q, (keys, values) = (
+            row.layout.turn(row.q, *row.scaled(self.w - 1, self.w)),
+            listed_keys(row, choice.listed, None),
         )
+        whole = keys.shape[2] - late
+        parts = [with_lse(q, keys[:, :, :whole], values[:, :, :whole], None, row.scale)] if whole else []
+        if late:
+            output, lse = before(q[:, :, -late:], keys[:, :, whole:], values[:, :, whole:], row.scale)
+            first = row.q.shape[2] - late
+            parts.append((pad(output, (0, 0, first, 0)), pad(lse, (first, 0), value=float("-inf"))))
+        return parts
+
+    def remember(self, row: Row, got: Tensor, memory: Blocks) -> Blocks:
+        """Add up the attention that near keys get, [H, keys]."""
         offset = self.sinks + memory.represented.shape[1] * self.size
         total = got.new_zeros(got.shape[0], max(0, row.stop - offset))
         total[:, : memory.received.shape[1]] = memory.received
@@ -149,13 +165,46 @@ class InfLLM(Selection):
         return Blocks(memory.represented, total)
 
 
-def received(q: Tensor, k: Tensor, lse: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """The attention that the keys of one head get from queries, [G, keys].
+@dataclass(frozen=True, eq=False)
+class Near:
+    """Attention of a chunk to its near band, head by head, with its weights.
 
     Arguments:
-        q: [G, n, D]; k: [keys, D], both at their places.
-        lse: over everything that the queries see, [G, n].
-        mask: which pairs count, [1, 1, n, keys]; None for all.
+        part: output [1, H, n, D] and log-sum-exp [1, H, n] over the near band.
+        weights: [H, n, keys]; the sum of each row is 1.
     """
-    weights = (q.to(lse.dtype) @ k.to(lse.dtype).mT).mul_(scale).sub_(lse[..., None]).exp_()
-    return (weights if mask is None else weights.masked_fill_(~mask[0], 0.0)).sum(1)
+
+    part: Part
+    weights: Tensor
+
+    @classmethod
+    def of(cls, row: Row, low: int, window: int) -> Near:
+        """The keys from column `low` on, of which a query sees the last `window` up to its own."""
+        keys, heads, count = row.turn_between(row.k[:, :, low:], 0), row.q.shape[1], row.q.shape[2]
+        wide = torch.promote_types(row.q.dtype, torch.float32)
+        grouped = row.aim_between(row.q, row.start - low)[0].to(wide).reshape(row.k.shape[1], -1, row.q.shape[3])
+        logits = (grouped @ keys[0].to(wide).mT).view(heads, count, -1).mul_(row.scale)
+        if count > 1:
+            hide(logits, window)
+        most = logits.amax(-1, keepdim=True)
+        weights = logits.sub_(most).exp_()
+        total = weights.sum(-1, keepdim=True)
+        weights.div_(total)
+        values = row.v[0, :, low:]
+        output = weights.to(values.dtype).view(*grouped.shape[:2], -1) @ values
+        return cls((output.view(1, heads, count, -1), (most + total.log())[None, ..., 0]), weights)
+
+    def received(self, lse: Tensor) -> Tensor:
+        """The attention that each key gets, where `lse` [1, H, n] is over everything that the queries see: [H, keys]."""
+        share = (self.part[1] - lse).exp()[0, :, None].to(self.weights.dtype)
+        return (share @ self.weights)[:, 0]
+
+
+def hide(logits: Tensor, window: int) -> None:
+    """Of the last keys up to its own a query sees `window`. The others are hidden, in place: [H, n, keys]."""
+    count, keys = logits.shape[1:]
+    ones = torch.ones(count, count, dtype=torch.bool, device=logits.device)
+    logits[..., keys - count :].masked_fill_(ones.triu(1), float("-inf"))
+    left = keys - window  # of these the last query sees none
+    if left > 0:
+        logits[..., :left].masked_fill_(ones[:, :left].tril(-1 - (count - 1 - left)), float("-inf"))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from longwave.attention.gpu_kernels import chosen
+
 
 def is_plain_decode(query: Tensor, key: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> bool:
     """Whether this is one query on the CPU that sees all keys, and each key is shared by several heads."""
@@ -49,13 +51,17 @@ def with_lse(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sca
         packed = query.reshape(batch, key.shape[1], group, width)
         output, lse = with_lse(packed, key, value, mask, scale)
         return output.reshape(batch, heads, 1, -1), lse.reshape(batch, heads, 1)
-    kernel = _flash_on_cpu if query.device.type == "cpu" and not torch.is_grad_enabled() else _matmul
+    kernel = chosen(query, key, value, mask) or (_flash_on_cpu if _is_on_cpu(query) else _matmul)
     output, lse = kernel(query, key, value, mask, scale)
     if mask is not None:
         nothing = ~mask.any(-1)
         lse = torch.where(nothing, float("-inf"), lse)
         output = torch.where(nothing[..., None], 0.0, output)
     return output, lse
+
+
+def _is_on_cpu(query: Tensor) -> bool:
+    return query.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def _flash_on_cpu(
@@ -73,11 +79,11 @@ def _flash_on_cpu(
 
 def _matmul(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Two products of matrices and a softmax, on any device."""
-    group = query.shape[1] // key.shape[1]
+    packed = query.reshape(*key.shape[:2], -1, query.shape[-1])  # all queries of a key head: its keys are not repeated
     wide = torch.promote_types(query.dtype, torch.float32)
-    logits = (query @ key.repeat_interleave(group, 1).mT).to(wide) * scale
+    logits = (packed.to(wide) @ key.to(wide).mT).view(*query.shape[:3], -1) * scale  # bfloat16 would round logits
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))
     lse = logits.logsumexp(-1)
-    weights = (logits - torch.where(lse.isneginf(), 0.0, lse)[..., None]).exp()
-    return (weights.to(value.dtype) @ value.repeat_interleave(group, 1)), lse
+    weights = (logits - torch.where(lse.isneginf(), 0.0, lse)[..., None]).exp().to(value.dtype)
+    return (weights.view(*packed.shape[:3], -1) @ value).view(*query.shape[:3], -1), lse

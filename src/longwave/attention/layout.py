@@ -36,12 +36,17 @@ class Layout:
         else:
             one, two = slice(start, start + half), slice(start + half, start + 2 * half)
         wide = torch.promote_types(x.dtype, torch.float32)
+        direct = x.dtype == wide and not (torch.is_grad_enabled() and (x.requires_grad or cos.requires_grad))
         a, b = x[..., one].to(wide), x[..., two].to(wide)
         cos, sin = cos.to(wide), -sin.to(wide) if self.backwards else sin.to(wide)
         turned = torch.empty(x.shape, dtype=x.dtype, device=x.device) if not x.requires_grad else x.clone()
         if x.shape[-1] > 2 * half:
             kept = slice(0, start) if self.at_end else slice(2 * half, None)
             turned[..., kept] = x[..., kept]
+        if direct:  # no tensors between
+            torch.mul(a, cos, out=turned[..., one]).addcmul_(b, sin, value=-1)
+            torch.mul(b, cos, out=turned[..., two]).addcmul_(a, sin)
+            return turned
         turned[..., one] = (a * cos - b * sin).to(x.dtype)
         turned[..., two] = (b * cos + a * sin).to(x.dtype)
         return turned

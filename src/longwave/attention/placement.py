@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +42,13 @@ class Spectrum:
         cos, sin = self.tables[dtype]
         return cos[places], sin[places]
 
+    def between(self, first: int, stop: int, device: torch.device, dtype: torch.dtype) -> Turn:
+        """`at` for the places first <= place < stop."""
+        if dtype not in self.tables or len(self.tables[dtype][0]) < stop:
+            self.at(torch.tensor([stop - 1], device=device), dtype)
+        cos, sin = self.tables[dtype]
+        return cos[first:stop], sin[first:stop]
+
     def of(self, band: Band) -> Tensor:
         return self.own if band.own else self.theta
 
@@ -63,6 +72,29 @@ class Tile(NamedTuple):
     last: int
 
 
+class Turns:
+    """cos and sin for the keys of a band, worked out for the columns that are asked for.
+
+    Arguments:
+        make: from columns to their cos and sin.
+        count: of all columns.
+    """
+
+    def __init__(self, make: Callable[[slice], Turn], count: int) -> None:
+        self.make, self.count = make, count
+        self.made: dict[tuple[int, int], Turn] = {}
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.of(slice(0, self.count)))
+
+    def of(self, columns: slice) -> Turn:
+        """The first layer that asks works them out."""
+        key = columns.start, columns.stop
+        if key not in self.made:
+            self.made[key] = self.make(columns)
+        return self.made[key]
+
+
 @dataclass(frozen=True, eq=False)
 class Placed:
     """A band of one forward.
@@ -78,10 +110,19 @@ class Placed:
     low: Tensor
     high: Tensor
     query: Turn
-    key: Turn | None
+    key: Turn | Turns | None
     excess: Tensor | None
     hidden: Tensor | None = None
     tiles: dict[tuple[int, int], Tile | None] = field(default_factory=dict, repr=False)
+    masks: dict[tuple[int, int, int], Any] = field(default_factory=dict, repr=False)  # see `flex.block_mask`
+
+    def turn_of(self, columns: slice) -> Turn:
+        """cos and sin for the keys of some columns, where they do not lie at their places already."""
+        assert self.key is not None
+        if isinstance(self.key, Turns):
+            return self.key.of(columns)
+        cos, sin = self.key
+        return cos[:, :, columns], sin[:, :, columns]
 
     def tile(self, rows: slice) -> Tile | None:
         """The columns of some queries; None if they see none. The first layer that asks works them out."""
@@ -126,17 +167,20 @@ def place(
     where, at = positions.to(wide), key_positions.to(wide)
     columns, hidden = _ascending(key_positions)
     before_query = 0.0 if stored is None else spectrum.phase(stored, stored.key(where))
-    before_key = 0.0 if stored is None else spectrum.phase(stored, stored.key(at))
+
+    def turns(band: Band, columns: slice) -> Turn:
+        seen = at[:, columns]
+        before = 0.0 if stored is None else spectrum.phase(stored, stored.key(seen))
+        return _turn(spectrum.phase(band, band.key(seen)) - before, dtype)
+
     scale = torch.as_tensor(spectrum.scaling, dtype=wide) ** 2
     placed = []
     for band in bands:
         low, high = (_column(columns, edge(where)) for edge in (band.first, band.last))
         own = 1.0 if band.own else scale
         phase = spectrum.phase(band, band.query(where)) + band.lead * spectrum.own - before_query
-        key = None
-        if stored is None or not _same_key(band, stored):
-            turned = spectrum.phase(band, band.key(at)) - before_key
-            key = _turn(turned, dtype)
+        turned = stored is None or not _same_key(band, stored)
+        key = Turns(partial(turns, band), at.shape[1]) if turned else None
         excess = None
         if band.room is not None:
             count = high - low if hidden is None else high - low - _between(hidden, low, high)

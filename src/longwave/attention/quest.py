@@ -96,13 +96,13 @@ class Quest(Selection):
     def select(self, row: Row, memory: Pages) -> Tensor:
         """The keys of each head's pages: columns, [1, H, keys]."""
         wide = torch.promote_types(row.q.dtype, torch.float32)
-        least, most = memory.least, memory.most
-        if tail := row.stop % self.size:
-            keys = row.k[0, :, row.stop - tail :]
-            least = torch.cat([least, keys.amin(1, keepdim=True)], 1)
-            most = torch.cat([most, keys.amax(1, keepdim=True)], 1)
         q = row.q[0].to(wide).reshape(row.k.shape[1], -1, row.q.shape[-1])
-        scores = q.clamp(min=0) @ most.to(wide).mT + q.clamp(max=0) @ least.to(wide).mT
+        above, below = q.clamp(min=0), q.clamp(max=0)
+        scores = torch.baddbmm(above @ memory.most.to(wide).mT, below, memory.least.to(wide).mT)
+        if tail := row.stop % self.size:
+            keys = row.k[0, :, row.stop - tail :].to(wide)
+            most, least = keys.amax(1, keepdim=True), keys.amin(1, keepdim=True)
+            scores = torch.cat([scores, above @ most.mT + below @ least.mT], -1)
         scores = scores.flatten(0, 1)
         if self.last_page == "kept":
             scores[:, -1] = float("inf")

@@ -54,6 +54,25 @@ class Row:
         queries = slice(first - self.start, stop - self.start)
         return replace(self, q=self.q[:, :, queries], k=self.k[:, :, :stop], v=self.v[:, :, :stop])
 
+    def turn_between(self, x: Tensor, first: int) -> Tensor:
+        """Keys at the places from `first` on, one after the other."""
+        return self.layout.turn(x, *self.between(first, first + x.shape[2]))
+
+    def aim_between(self, x: Tensor, first: int) -> Tensor:
+        """Queries at the places from `first` on, as `aim` has it."""
+        return self.layout.turn(x, *self.scaled(first, first + x.shape[2]))
+
+    def scaled(self, first: int, stop: int) -> Turn:
+        """`between` with the attention scaling of both sides of a logit."""
+        (cos, sin), scale = self.between(first, stop), self.spectrum.scaling**2
+        return cos * scale, sin * scale
+
+    def between(self, first: int, stop: int) -> Turn:
+        """cos and sin at the places first <= place < stop, [1, 1, n, R/2]."""
+        wide = torch.promote_types(self.q.dtype, torch.float32)
+        cos, sin = self.spectrum.between(first, stop, self.q.device, wide)
+        return cos[None, None], sin[None, None]
+
     def turn(self, x: Tensor, places: Tensor) -> Tensor:
         """Queries or keys, which come unrotated, at their places: whole ones, int64 [n]."""
         return self.layout.turn(x, *self.rotation(places))

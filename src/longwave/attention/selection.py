@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longwave.attention.edges import before
 from longwave.attention.engine import merge
 from longwave.attention.kernels import with_lse
 from longwave.attention.rows import Row, RowWise
@@ -29,6 +30,8 @@ class Choice:
         key: places of the listed keys, [S]; None if they lie at their places already.
         held: the listed keys at their places, and their values, where they are known.
         least: a query sees the listed keys that are so many tokens away and more.
+        every: the keys of list and near band together at the places of the list, and their values; where they are
+            known, the others are not read. The last query sees all of them, the one before it all but one, and so on.
     """
 
     near: Tensor | None
@@ -37,6 +40,7 @@ class Choice:
     key: Tensor | None = None
     held: Held | None = None
     least: int = 0
+    every: Held | None = None
 
 
 @dataclass(frozen=True)
@@ -59,19 +63,34 @@ class Selection(RowWise):
     def choose(self, row: Row, memory: Any) -> tuple[Choice, Any]:
         """What the queries of a chunk see, and what to remember."""
 
-    def remember(self, row: Row, choice: Choice, lse: Tensor, memory: Any) -> Any:
-        """What to remember of a chunk after its attention; `lse` [1, H, n] is that over everything it sees."""
-        return memory
+    def see(self, row: Row, choice: Choice, memory: Any) -> tuple[Tensor, Any]:
+        """Attention of a chunk to what it sees, [1, H, n, D], and what to remember."""
+        if choice.every is not None:
+            return merge(every_part(row, choice)), memory
+        return merge([part for part in (near_part(row, choice), list_part(row, choice)) if part is not None]), memory
 
     def attend(self, row: Row, memory: Any) -> tuple[Tensor, Any]:
         found = []
         for first in range(row.start, row.stop, self.prefill_chunk):
-            chunk = row.part(first, min(first + self.prefill_chunk, row.stop))
+            stop = min(first + self.prefill_chunk, row.stop)
+            chunk = row if (first, stop) == (row.start, row.stop) else row.part(first, stop)
             choice, memory = self.choose(chunk, memory)
-            parts = [part for part in (near_part(chunk, choice), list_part(chunk, choice)) if part is not None]
-            memory = self.remember(chunk, choice, torch.stack([lse for _, lse in parts]).logsumexp(0), memory)
-            found.append(merge(parts))
-        return torch.cat(found, 2), memory
+            output, memory = self.see(chunk, choice, memory)
+            found.append(output)
+        return found[0] if len(found) == 1 else torch.cat(found, 2), memory
+
+
+def every_part(row: Row, choice: Choice) -> list[Part]:
+    """Attention to list and near band at once: the keys that all queries see, and the n last ones."""
+    assert choice.every is not None and choice.query is not None
+    keys, values = choice.every
+    q, count, whole = row.aim(row.q, choice.query), row.q.shape[2], keys.shape[2] - row.q.shape[2]
+    if count == 1:
+        return [with_lse(q, keys, values, None, row.scale)]
+    parts = [before(q, keys[:, :, whole:], values[:, :, whole:], row.scale)]
+    if whole:
+        parts.append(with_lse(q, keys[:, :, :whole], values[:, :, :whole], None, row.scale))
+    return parts
 
 
 def near_part(row: Row, choice: Choice) -> Part | None:
@@ -85,11 +104,12 @@ def near_part(row: Row, choice: Choice) -> Part | None:
 def near_pairs(row: Row, near: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Queries and keys of the near band at places that begin with 0, and which pairs count, [1, 1, n, keys]."""
     low = int(near[0])
-    columns = torch.arange(low, row.stop, device=near.device)
     mask = None
     if row.q.shape[2] > 1:
+        columns = torch.arange(low, row.stop, device=near.device)
         mask = ((columns >= near[:, None]) & (columns <= row.positions[:, None]))[None, None]
-    return row.aim(row.q, row.positions - low), row.turn(row.k[:, :, low:], columns - low), mask
+    q = row.aim_between(row.q, row.start - low)
+    return q, row.turn_between(row.k[:, :, low:], 0), mask
 
 
 def list_part(row: Row, choice: Choice) -> Part | None:
@@ -116,6 +136,10 @@ def gather(x: Tensor, columns: Tensor) -> Tensor:
     index = columns[0].clamp(min=0)
     if index.shape[0] == 1:
         return x.index_select(2, index[0])
+    if x.device.type == "cpu":  # rows are copied as they lie
+        lists = index.unflatten(0, (x.shape[1], -1))
+        taken = [x[0, head].index_select(0, lists[head].flatten()) for head in range(x.shape[1])]
+        return torch.cat(taken).reshape(1, *index.shape, x.shape[3])
     head = torch.arange(index.shape[0], device=x.device) // (index.shape[0] // x.shape[1])
     return x[0, head[:, None], index][None]
 
@@ -125,7 +149,12 @@ def top(values: Tensor, count: int) -> Tensor:
     if count >= values.shape[-1]:
         return torch.arange(values.shape[-1], device=values.device).expand(values.shape)
     values = values.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
-    least = values.topk(count).values[..., -1:] if count else values.new_full((*values.shape[:-1], 1), float("inf"))
+    if not count:
+        return torch.empty(*values.shape[:-1], 0, dtype=torch.int64, device=values.device)
+    best = values.topk(count)
+    least = best.values[..., -1:]
+    if int((values >= least).sum()) == best.indices.numel():  # no value outside equals the least one
+        return best.indices.sort(-1).values
     above, equal = values > least, values == least
     taken = above | (equal & (equal.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
     return taken.nonzero()[:, -1].reshape(*values.shape[:-1], count)

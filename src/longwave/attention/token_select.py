@@ -11,7 +11,7 @@ from torch import Tensor
 from longwave.attention.bands import Band, far, near, zero
 from longwave.attention.dot import dot
 from longwave.attention.rows import Row
-from longwave.attention.selection import Choice, Held, Selection, listed_keys, top
+from longwave.attention.selection import Choice, Held, Selection, gather, top
 from longwave.settings import setting
 
 BUDGET = 2688  # keys that the paper's settings see: 128 first ones, 512 last ones, 2048 by vote
@@ -19,12 +19,20 @@ BUDGET = 2688  # keys that the paper's settings see: 128 first ones, 512 last on
 
 @dataclass(frozen=True, eq=False)
 class Anchor:
-    """The last choice of decoding: its query, its list with keys and values, and where its near band began."""
+    """The last choice of decoding.
+
+    Arguments:
+        query: for which it was made.
+        listed: its list.
+        every: the keys of its list and of its near band at their places, and their values.
+        start, stop: where its near band began and ended.
+    """
 
     query: Tensor
     listed: Tensor
-    held: Held
+    every: Held
     start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -121,16 +129,32 @@ class TokenSelect(Selection):
             memory = None
         if row.stop <= self.budget:
             return Choice(torch.zeros_like(row.positions)), memory
-        start, place = row.stop - self.w, torch.arange(self.a + self.k, device=row.q.device)
+        place = torch.arange(self.a + self.k, device=row.q.device)
         if memory is not None and self.serves(memory, row):
-            start = memory.start if self.on_hit == "freeze" else start
-            listed, held = memory.listed, memory.held
+            slides = self.on_hit == "slide"
+            start, listed, every = row.stop - self.w if slides else memory.start, memory.listed, memory.every
+            held = (every[0][:, :, : len(place)], every[1][:, :, : len(place)]) if slides else None
+            every = None if slides else self.grown(memory, row)
         else:
+            start, held = row.stop - self.w, None
             listed = torch.cat([place[None, None, : self.a], self.select(row)], -1)
-            held = listed_keys(row, listed, place)
-            memory = Anchor(row.q.flatten(), listed, held, start) if row.decoding else None
+            every = self.seen(row, listed, start)
+            memory = Anchor(row.q.flatten(), listed, every, start, row.stop) if row.decoding else None
         near = torch.full_like(row.positions, start)
-        return Choice(near, listed, row.positions - start + len(place), place, held), memory
+        return Choice(near, listed, row.positions - start + len(place), place, held, every=every), memory
+
+    def seen(self, row: Row, listed: Tensor, start: int) -> Held:
+        """The keys of the list and of the near band, at places without gaps, and their values."""
+        keys, values = (torch.cat([gather(x, listed), x[:, :, start:]], 2) for x in (row.k, row.v))
+        return row.turn_between(keys, 0), values
+
+    def grown(self, anchor: Anchor, row: Row) -> Held:
+        """The keys of a choice and those that came since, and their values."""
+        if row.stop == anchor.stop:
+            return anchor.every
+        keys, values = anchor.every
+        new = row.turn_between(row.k[:, :, anchor.stop :], keys.shape[2])
+        return torch.cat([keys, new], 2), torch.cat([values, row.v[:, :, anchor.stop :]], 2)
 
     def serves(self, anchor: Anchor, row: Row) -> bool:
         """Whether the choice of the anchor serves a query, and the near band has room to grow to it."""
@@ -143,9 +167,8 @@ class TokenSelect(Selection):
 
     def select(self, row: Row) -> Tensor:
         """The k keys that the heads vote for, between the first and the last ones: columns, [1, 1, k]."""
-        places = torch.arange(self.w, self.w + row.q.shape[2], device=row.q.device)
         wide = torch.promote_types(row.q.dtype, torch.float32)
-        mean = row.turn(row.q.to(wide), places).mean(2)[0]
+        mean = row.turn_between(row.q.to(wide), self.w).mean(2)[0]
         scores = dot(mean, row.k[0], self.a, row.stop - self.w)
         return self.a + top(self.votes(scores), self.k)[None, None]
 

@@ -17,7 +17,7 @@ PACKAGE = Path(longwave.__file__).parent
 # Imports point from a later row to an earlier one. Inside a row only the modules of one package, or of the
 # row that attaches to a model, know one another.
 LAYERS = (
-    ("names", "files", "layout", "outside", "errors", "provenance", "rules", "settings"),
+    ("names", "files", "layout", "outside", "errors", "provenance", "recipes", "rules", "settings"),
     ("rope", "schedule"),
     ("trajectory",),
     ("methods",),
@@ -43,6 +43,7 @@ THIRD_PARTY = {
     "outside": set(),
     "errors": set(),
     "provenance": set(),
+    "recipes": set(),
     "rules": set(),
     "settings": set(),
     "rope": {"torch"},

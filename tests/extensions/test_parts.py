@@ -237,11 +237,11 @@ def test_a_base_that_is_gone_or_another_is_named(tmp_path: Path) -> None:
     base.save_pretrained(tmp_path / "base")
     longwave.save(learned(base), tmp_path / "ours", base=tmp_path / "base")
     (tmp_path / "base").rename(tmp_path / "moved")
-    with pytest.raises(ValueError, match="its base model is not at .*base.* Move the base back"):
+    with pytest.raises(ValueError, match=r"its base model is not at .*base.* Move the base back"):
         longwave.load(tmp_path / "ours")
     torch.manual_seed(1)
     FAMILIES["llama"]().save_pretrained(tmp_path / "base")
-    with pytest.raises(ValueError, match="was trained on other weights than those in .*base"):
+    with pytest.raises(ValueError, match=r"was trained on other weights than those in .*base"):
         longwave.load(tmp_path / "ours")
 
 

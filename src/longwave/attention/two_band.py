@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from longwave.attention.bands import Band, NearAndFar, near, same
+from longwave.recipes import SHORT
 from longwave.settings import setting
 
 
@@ -35,6 +36,7 @@ class TwoBand(NearAndFar):
     # A learned trajectory starts as two-band itself.
     below: ClassVar[Mapping[str, Any]] = MappingProxyType({"prior": "linear", "field": "smooth"})
     log_n: ClassVar[float] = 0.0
+    recipe: ClassVar[Mapping[str, Any]] = SHORT
 
     def bands(self, t: float) -> tuple[Band, ...]:
         return near(self.w, own=True), self.far(query=lambda p: p - self.w, key=same, lead=self.w)

@@ -143,7 +143,7 @@ def put_adapter(host: PreTrainedModel, gate: Gate, lora: LoRA) -> Adapter:
     adapter.freeze()
     for parameter in (own := list(adapter.parameters())):
         parameter.requires_grad_(True)
-    gate.device = own[0].device
+    gate.beside = own[0]
     gate.settle()
     return adapter
 

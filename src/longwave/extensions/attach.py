@@ -34,7 +34,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def extend(
     model: Model,
-    method: str = "clex",
+    method: str = "two-band",
     *,
     max_factor: float,
     schedule: str | Schedule | None = None,
@@ -56,7 +56,7 @@ def extend(
     Arguments:
         model: any transformers causal LM that owns a rotary module; PEFT-wrapped is fine.
         method: `METHOD[@SCHEDULE][+ATTENTION]`, or an attention method alone: see `longwave.METHODS` and
-            `longwave.ATTENTIONS`.
+            `longwave.ATTENTIONS`. Without one it is the best that needs no training, `two-band`.
         max_factor: the largest length factor t; sequences up to max_factor·L tokens are in range.
         schedule: length -> t, as an object or its spec (`continuous`, `ceiling`, `threshold`, `static=8`).
         prior: of `clex`: `ntk`, `yarn` or `linear`; None takes what the attention method has below it, else `ntk`.
@@ -199,7 +199,7 @@ def restore(model: Model) -> Model:
 
 
 @contextmanager
-def extended(model: Model, method: str = "clex", **arguments: Any) -> Iterator[Model]:
+def extended(model: Model, method: str = "two-band", **arguments: Any) -> Iterator[Model]:
     """`extend` for the length of a `with` block: `with extended(model, "ntk", max_factor=8): ...`."""
     check_model(model, "extended")
     before = _remember(model)

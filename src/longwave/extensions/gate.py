@@ -41,6 +41,7 @@ class Gate:
                 "the original length: train on windows that are longer."
             )
         self.dial, self.trained_factor, self.shape = dial, float(trained_factor), shape
+        self.beside: Tensor | None = None  # a weight of the adapter: where compiled steps want g
         self._known: tuple[Any, Any, Any] | None = None
         self._steady: Tensor | None = None  # for compiled steps: another t compiles none of them again
         self._settled = False
@@ -89,13 +90,11 @@ class Gate:
         if factor is None:
             return
         values = self._values(torch.as_tensor(factor, dtype=torch.float64)).float()
-        device = self.device
+        device = torch.device("cpu") if self.beside is None else self.beside.device
         if self._steady is None or self._steady.shape != values.shape or self._steady.device != device:
             with torch.inference_mode(False):
                 self._steady = torch.empty(values.shape, device=device)
         self._steady.copy_(values)
-
-    device: torch.device = torch.device("cpu")
 
 
 def _shaped(gate: Tensor, x: Tensor) -> Tensor:
@@ -110,6 +109,6 @@ def _shaped(gate: Tensor, x: Tensor) -> Tensor:
     if x.ndim == 2 and gate.ndim == 1 and x.shape[0] % rows == 0:
         return gate.repeat_interleave(x.shape[0] // rows).reshape(-1, 1).to(x.dtype)
     raise ValueError(
-        f"the rows of the batch have several length factors ({rows} rows), and a layer with an adapter gets an input of "
-        f"shape {tuple(x.shape)}, which does not show the rows. Run rows of one length factor together."
+        f"the {rows} rows of the batch have several length factors, and a layer with an adapter gets an input of shape "
+        f"{tuple(x.shape)}, which does not show the rows. Run rows of one length factor together."
     )

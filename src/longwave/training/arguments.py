@@ -11,8 +11,13 @@ from transformers import TrainingArguments
 from longwave.training.config import TrainConfig
 
 
-def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
-    """The Trainer's settings; `folder` is for its checkpoints."""
+def training_arguments(config: TrainConfig, folder: Path, rate: float) -> TrainingArguments:
+    """The Trainer's settings.
+
+    Arguments:
+        folder: for its checkpoints.
+        rate: the learning rate of the weights.
+    """
     accelerated = torch.accelerator.is_available()
     wants_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return TrainingArguments(
@@ -20,7 +25,7 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
-        learning_rate=config.lr,
+        learning_rate=rate,
         lr_scheduler_type="cosine",
         warmup_steps=round(config.steps * config.warmup),
         weight_decay=config.weight_decay,

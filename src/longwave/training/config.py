@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
+from longwave.recipes import SHORT
 from longwave.settings import REQUIRED, Settings, setting
 
 POSITIONS = ("chunks", "random", "uniform", "none")
@@ -15,6 +16,8 @@ FACTORS = ("log-uniform", "integer", "fixed")
 LOG_N_COUNTS = ("keys", "positions")
 GATES = ("capped", "ramp", "hard")
 NO_LORA = "none"
+ENGINE_METHOD = "ntk"  # the method of `engine_ready` where none is named
+LORA_RATE, LORA_SIZE = 5e-3, 2_000_000
 # Arguments of `longwave.extend` that are no options of a method: training sets them from settings of its own.
 RESERVED = (
     "model", "method", "max_factor", "schedule", "prior", "log_n", "beyond", "original_length", "trajectory",
@@ -55,7 +58,10 @@ class TrainConfig(Settings):
         None, "Smallest factor drawn for rows whose positions skip; 1, or what the row needs.", least=1
     )
 
-    method: str = of_method("clex", "METHOD[@SCHEDULE], see `longwave methods`.")
+    method: str = of_method("two-band", "METHOD[@SCHEDULE][+ATTENTION], see `longwave methods`.")
+    engine_ready: bool = of_method(
+        False, "Train what other engines run by export: frequencies, a constant temperature, merged weights."
+    )
     prior: str | None = of_method(None, "Closed form that CLEX starts from: ntk, yarn, linear; the method's.")
     log_n: float | None = of_method(None, "Exponent of the per-query log-n attention scaling, 0 for off; the method's.")
     head_scalars: bool = of_method(False, "Learn a mass and a temperature for each head of the attention layers.")
@@ -68,7 +74,10 @@ class TrainConfig(Settings):
     steps: int = of_optimisation(1000, "Optimizer steps.", least=1)
     batch_size: int = of_optimisation(8, "Rows per micro-batch and process; they share one factor t.", least=1)
     accumulation: int = of_optimisation(1, "Micro-batches per optimizer step.", least=1)
-    lr: float = of_optimisation(2e-5, "Learning rate of the model, cosine to zero.", least=0)
+    lr: float | None = of_optimisation(
+        None, "Learning rate of the weights, cosine to zero; 2e-5, of a LoRA 5e-3 for 2 M parameters, less for more.",
+        least=0,
+    )  # fmt: skip
     field_lr: float = of_optimisation(5e-3, "Learning rate of the learned frequencies, same schedule.", least=0)
     warmup: float = of_optimisation(0.03, "Share of the steps with rising learning rate.", least=0, most=1)
     weight_decay: float = of_optimisation(0.0, "On the model's matrices; never on the frequencies.", least=0)
@@ -131,10 +140,32 @@ class TrainConfig(Settings):
         given = {name: value for name, value in given.items() if value is not None}
         if "lora_rank" in given:
             given["lora_rank"] = str(given["lora_rank"])
-        recipe = dict(parse_spec(given.get("method", cls.method)).recipe)
+        ready = bool(given.get("engine_ready"))
+        if ready:
+            given.setdefault("method", ENGINE_METHOD)
+        spec = parse_spec(given.get("method", cls.method))
+        if ready and spec.attention is not None:
+            raise ValueError(
+                f"engine ready trains what other engines run: frequencies, a constant temperature and merged weights. "
+                f"{spec.name} is an attention method, which none of them has. Leave one of the two out."
+            )
+        recipe = dict(spec.recipe) | (dict(SHORT) if ready else {})
         if given.get("freeze_weights"):
             recipe.pop("lora_rank", None)
+        if "least_factor" in recipe:  # a small model need not reach so far
+            farthest = given.get("train_factor") or given["max_factor"]
+            recipe["least_factor"] = min(recipe["least_factor"], farthest) if isinstance(farthest, int | float) else 1.0
         return super().create(**(recipe | given))
+
+    def rate(self, parameters: int) -> float:
+        """The learning rate of the weights of a model with so many parameters.
+
+        A LoRA of the demo model (1.9 M parameters) was best at 5e-3. Larger models want less; the root of their size is
+        between what is known of 7 B models (1e-4) and this.
+        """
+        if self.lr is not None:
+            return self.lr
+        return 2e-5 if self.rank is None else LORA_RATE * (LORA_SIZE / max(parameters, LORA_SIZE)) ** 0.5
 
     @property
     def rank(self) -> int | str | None:

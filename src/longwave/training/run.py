@@ -98,7 +98,7 @@ def train(
     try:
         rows = pack(stream, config.row_tokens(sampler.original_length))
         require_long_windows(rows, sampler, config)
-        arguments = training_arguments(config, folder.checkpoints)
+        arguments = training_arguments(config, folder.checkpoints, config.rate(network.num_parameters()))
         refuse_data_parallel(arguments)
 
         # Up to here nothing in the folder has been touched.

@@ -117,7 +117,7 @@ class LengthTrainer(Trainer):
         return loss
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        """Groups: parts of the extension at rates of their own, the matrices with weight decay, the rest without decay."""
+        """Groups: parts of the extension at their own rates, the matrices with weight decay, the rest without decay."""
         if self.optimizer is None:
             model = model or self._network
             decayed = set(self.get_decay_parameter_names(model))

@@ -1,0 +1,255 @@
+"""The recipe, row by row: untrained methods, learned scalars, weights that follow t, and what each part is worth.
+
+    python runs/recipe.py                                     # all cells that are missing, in this process
+    python runs/recipe.py --rows "two-band;scalars" --seeds 1
+    python runs/recipe.py --write-text FOLDER                 # the demo's texts, and on a GPU then
+    python runs/recipe.py --text FOLDER --device cuda --jobs 8
+    python runs/recipe.py --report                            # only the tables, from what is there
+
+A cell is a row with one seed: trained through `longwave.train`, measured through `longwave.perplexity` and
+`longwave.passkey`. Cells lie in runs/results/recipe/ and are kept. Windows begin `SHIFT` tokens later than those on which
+the recipe was chosen: no target is shared. "Short" rows never saw a real window of more than 4 L.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = ROOT / "src" / "longwave" / "demo" / "model"
+CELLS = ROOT / "runs" / "results" / "recipe"
+L, SHIFT, TARGETS = 256, 2000, 64
+FACTORS, FAR, PASSKEYS = (1, 2, 4, 8, 16), (1, 32, 64), (2, 4, 8, 16, 32)
+SHORT: dict[str, Any] = {"train_length": 4 * L, "max_factor": 64, "train_factor": 32, "precision": "fp32"}
+LONG = SHORT | {"train_length": 16 * L, "batch_size": 16, "row_length": "1x"}
+FROZEN = {"freeze_weights": True, "steps": 80}
+READY = {"engine_ready": True}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Arguments:
+        method: what it runs.
+        training: settings of `longwave.train`; None without training.
+        options: of `extend`, for a row without training.
+    """
+
+    method: str
+    training: dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+MAIN = {
+    "unscaled": Row("none"),
+    "PI": Row("linear"),
+    "NTK": Row("ntk"),
+    "YaRN": Row("yarn"),
+    "leaky ReRoPE": Row("leaky-rerope"),
+    "Self-Extend": Row("self-extend"),
+    "DCA": Row("dca"),
+    "two-band": Row("two-band"),
+    "scalars": Row("two-band", SHORT | FROZEN),
+    "scalars and LoRA": Row("two-band", SHORT),
+    "scalars, LoRA, field": Row("clex+two-band", SHORT),
+    "engine-ready": Row("ntk", SHORT | READY),
+    "engine-ready, field": Row("clex", SHORT | READY),
+    "scalars and LoRA, windows to 16 L": Row("two-band", LONG),
+    "engine-ready, windows to 16 L": Row("ntk", LONG | READY),
+}
+ABLATIONS = {
+    "two-band, no mass": Row("two-band", options={"mass": 0.0}),
+    "two-band, no mass, log-n": Row("two-band", options={"mass": 0.0, "log_n": 1.0}),
+    "two-band, mass and log-n": Row("two-band", options={"log_n": 1.0}),
+    "two-band, reach 1": Row("two-band", options={"reach": 1.0}),
+    "two-band, reach 0.5": Row("two-band", options={"reach": 0.5}),
+    "two-band, w 32": Row("two-band", options={"window": 32}),
+    "two-band, w 128": Row("two-band", options={"window": 128}),
+    "LoRA, no scalars": Row("two-band", SHORT | {"head_scalars": False}),
+    "gate ramp": Row("two-band", SHORT | {"gate": "ramp"}),
+    "gate hard": Row("two-band", SHORT | {"gate": "hard"}),
+    "rank 4": Row("two-band", SHORT | {"lora_rank": 4}),
+    "rank 64": Row("two-band", SHORT | {"lora_rank": 64}),
+    "rank full": Row("two-band", SHORT | {"lora_rank": "full", "lr": 1e-3}),
+    "real windows 0.25": Row("two-band", SHORT | {"long_share": 0.25}),
+    "real windows 0.9": Row("two-band", SHORT | {"long_share": 0.9}),
+    "lr 2e-3": Row("two-band", SHORT | {"lr": 2e-3}),
+    "steps 80": Row("two-band", SHORT | {"steps": 80}),
+    "steps 320": Row("two-band", SHORT | {"steps": 320}),
+    "field alone": Row("clex+two-band", SHORT | FROZEN | {"head_scalars": False}),
+    "engine-ready YaRN": Row("yarn", SHORT | READY | {"options": {"temperature": 0.0}}),
+}
+ROWS = MAIN | ABLATIONS
+
+
+def path_of(row: str, seed: int) -> Path:
+    return CELLS / f"{row.replace(', ', '_').replace(' ', '-').replace('/', '-')}-{seed}.json"
+
+
+def measure(args: argparse.Namespace, name: str, seed: int) -> str:
+    """Train and measure a cell, and write it."""
+    import torch
+
+    import longwave
+    from longwave.data.documents import read_documents
+    from longwave.data.tokens import token_stream
+    from longwave.evaluation.templates import SHORT as TEMPLATE
+    from longwave.files import write_text
+    from longwave.models import open_model
+    from longwave.provenance import versions
+
+    row, times = ROWS[name], {}
+    batch = {"tokens_per_batch": args.tokens_per_batch}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, started = str(BASE), time.time()
+        if row.training is not None:
+            folder = f"{scratch}/trained"
+            settings = row.training | {"seed": seed, "method": row.method}
+            longwave.train(str(BASE), texts(args, "train"), folder, progress=False, **settings)
+        times["train"] = round(time.time() - started, 1)
+        opened = open_model(folder, dtype="float32", device=args.device)
+        model, tokenizer = opened.model, opened.tokenizer
+        if row.training is None:
+            longwave.extend(model, row.method, max_factor=64, **row.options)
+        model.eval()
+        tokens = token_stream(read_documents(texts(args, "heldout")), tokenizer)[SHIFT:]
+        found: dict[str, Any] = {}
+        with torch.no_grad():
+            for what, factors, windows in (("perplexity", FACTORS, args.windows), ("far", FAR, args.windows // 4)):
+                started = time.time()
+                result = longwave.perplexity(model, tokens, [f * L for f in factors], windows=windows, **batch)
+                found[what] = [
+                    {"factor": f, "ppl": e.to_json()["ppl"], "nll": [round(x, 4) for x in e.to_json()["nll"]]}
+                    for f, e in zip(factors, result.lengths, strict=True)
+                ]
+                times[what] = round(time.time() - started, 1)
+            for what, keys in (("passkey", 1), ("multikey", 3)):
+                started = time.time()
+                template = TEMPLATE if keys == 1 else TEMPLATE.naming()
+                result = longwave.passkey(
+                    model, tokenizer, [f * L for f in PASSKEYS], trials=args.trials, keys=keys, template=template, **batch
+                )
+                found[what] = [
+                    {"factor": f, "rate": e.to_json()["rate"]} for f, e in zip(PASSKEYS, result.lengths, strict=True)
+                ]
+                times[what] = round(time.time() - started, 1)
+        heads = longwave.extension(model).heads
+        learned = {} if heads is None else {k: v.detach().cpu().tolist() for k, v in heads.named_parameters()}
+    card = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
+    record = {"row": name, "method": row.method, "training": row.training, "options": row.options, "seed": seed,
+              "device": card, "windows": args.windows, "trials": args.trials, "seconds": times, "heads": learned,
+              **found, "versions": versions()}  # fmt: skip
+    CELLS.mkdir(parents=True, exist_ok=True)
+    write_text(path_of(name, seed), json.dumps(record, allow_nan=False) + "\n")
+    return f"{name}, seed {seed}: {[round(e['ppl'], 3) for e in found['perplexity']]} {times}"
+
+
+def texts(args: argparse.Namespace, split: str) -> list[Path]:
+    """The demo's texts: the standard library of the running Python, or what another Python has written."""
+    from longwave.demo.corpus import stdlib_files
+
+    return stdlib_files(split) if args.text is None else [args.text / f"{split}.jsonl"]
+
+
+def write_texts(folder: Path) -> None:
+    from longwave.data.documents import read_documents
+    from longwave.demo.corpus import stdlib_files
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "heldout"):
+        lines = (json.dumps({"text": document["text"]}) for document in read_documents(stdlib_files(split)))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def work(args: argparse.Namespace, name: str, seed: int) -> str:
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.jobs))
+    try:
+        return measure(args, name, seed)
+    except Exception:
+        return f"{name}, seed {seed} failed:\n{traceback.format_exc()}"
+
+
+def report() -> str:
+    """Markdown: perplexity by length against the base's own 1x, with passkeys; the mean over seeds."""
+    from longwave.evaluation.statistics import paired_bootstrap
+
+    lines = []
+    for title, rows in (("Main rows", MAIN), ("What each part is worth", ABLATIONS | {"scalars and LoRA": MAIN["scalars and LoRA"]})):
+        head = [*(f"{f}x" for f in FACTORS), *(f"{f}x" for f in FAR[1:]), *(f"key {f}x" for f in PASSKEYS)]
+        lines += [f"### {title}", "", "| row | seeds | " + " | ".join(head) + " |", "| --- |" * 2 + " --- |" * len(head)]
+        for name in rows:
+            cells = [json.loads(path_of(name, s).read_text()) for s in range(9) if path_of(name, s).exists()]
+            if not cells:
+                continue
+            shown = []
+            for what in ("perplexity", "far"):
+                for index in range(len(cells[0][what])):
+                    if what == "far" and index == 0:
+                        continue
+                    ppl = [cell[what][index]["ppl"] for cell in cells]
+                    ratios = [
+                        paired_bootstrap(c[what][index]["nll"], c[what][0]["nll"], [TARGETS] * len(c[what][0]["nll"]))
+                        for c in cells
+                    ] if what == "far" or index else []
+                    mean = sum(ppl) / len(ppl)
+                    text = f"{mean:.3f}" if mean < 100 else f"{mean:.0f}"
+                    if ratios:
+                        low, high = (sum(getattr(r, side) for r in ratios) / len(ratios) - 1 for side in ("low", "high"))
+                        text += f" [{low:+.1%}, {high:+.1%}]"
+                    shown.append(text)
+            for index in range(len(PASSKEYS)):
+                one, three = (sum(c[what][index]["rate"] for c in cells) / len(cells) for what in ("passkey", "multikey"))
+                shown.append(f"{one:.0%} / {three:.0%}")
+            lines.append(f"| {name} | {len(cells)} | " + " | ".join(shown) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", help="names with ; between them, main or ablations; default all")
+    parser.add_argument("--seeds", type=int, default=3, help="of trained main rows; ablations have one")
+    parser.add_argument("--windows", type=int, default=512)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--tokens-per-batch", type=int, default=16384)
+    parser.add_argument("--text", type=Path, help="folder with train.jsonl and heldout.jsonl")
+    parser.add_argument("--write-text", type=Path, metavar="FOLDER")
+    parser.add_argument("--report", action="store_true")
+    args = parser.parse_args()
+    if args.write_text is not None:
+        write_texts(args.write_text)
+        return
+    if not args.report:
+        named = {"main": [*MAIN], "ablations": [*ABLATIONS]}
+        chosen = [name for part in (args.rows or "main;ablations").split(";") for name in named.get(part, [part])]
+        seeds = {name: args.seeds if name in MAIN and ROWS[name].training is not None else 1 for name in chosen}
+        cells = [(name, seed) for name in chosen for seed in range(seeds[name]) if not path_of(name, seed).exists()]
+        cells.sort(key=lambda cell: (cell[0] in ABLATIONS, cell[1]))
+        if args.jobs == 1:
+            for cell in cells:
+                print(work(args, *cell), flush=True)
+        else:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(args.jobs, context) as pool:
+                for done in as_completed([pool.submit(work, args, *cell) for cell in cells]):
+                    print(done.result(), flush=True)
+    print(report())
+
+
+if __name__ == "__main__":
+    main()

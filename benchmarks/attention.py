@@ -27,7 +27,16 @@ from typing import Any
 
 import torch
 from attention_ways import (
-    STEPS, Clock, Rewinding, Way, bytes_held, bytes_read, filled, peak_memory, reset_peak, token_select,
+    STEPS,
+    Clock,
+    Rewinding,
+    Way,
+    bytes_held,
+    bytes_read,
+    filled,
+    peak_memory,
+    reset_peak,
+    token_select,
 )  # fmt: skip
 from generate import SIZES
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -118,7 +127,7 @@ def prefill(model: LlamaForCausalLM, way: Way, tokens: int) -> tuple[dict[str, f
 
 @torch.no_grad()
 def steps(model: LlamaForCausalLM, way: Way, state: Rewinding) -> tuple[dict[str, float], dict[str, Any]]:
-    """A step of decode, the mean over `STEPS`; and the share of steps and layers that were served by an earlier choice."""
+    """A step of decode, the mean over `STEPS`; and the share of steps and layers that an earlier choice served."""
     ids, before, hits = torch.zeros(1, 1, dtype=torch.long), state.anchors(), 0
     with way.on(model, state.tokens + SPARE), Clock(model) as clock:
         clock.start()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attention_ways import remembered
+from attention_ways import remembered, token_select
 from torch import Tensor
 
 import longwave
@@ -38,6 +38,7 @@ def ways(tokens: int) -> dict[str, tuple[str, dict[str, Any], str]]:
         "two-band": ("two-band", {}, ""),
         "token-select": ("token-select", {}, "two-band"),
         "token-select, no hits": ("token-select", {"threshold": 2.0}, "two-band"),
+        "token-select, 90 % hits": ("token-select", token_select(tokens // FACTOR), "two-band"),
         "infllm, all": ("infllm", {"top_blocks": tokens}, ""),
         "infllm": ("infllm", {}, "infllm, all"),
         "quest, all": ("yarn+quest", {"budget": tokens}, ""),
@@ -77,6 +78,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--trials", type=int, default=6, help="of passkeys")
     parser.add_argument("--json", type=Path, help="where the numbers are added")
+    parser.add_argument("--ways", help="separated by semicolons; default all")
     args = parser.parse_args()
     opened = open_model(str(MODEL), dtype="float32", device="cpu")
     model, tokenizer = opened.model, opened.tokenizer
@@ -85,7 +87,9 @@ def main() -> None:
     windows = [torch.as_tensor(tokens[at * length : (at + 1) * length])[None].long() for at in range(args.windows)]
     found: dict[str, dict[str, Any]] = {}
     logits: dict[str, list[Tensor]] = {}
-    for name, (method, options, against) in ways(length).items():
+    every = ways(length)
+    for name in args.ways.split(";") if args.ways else every:
+        method, options, against = every[name]
         runs = [decoded(model, ids, method, options) for ids in windows]
         logits[name] = [own for own, _ in runs]
         loss = [-own.gather(1, ids[0, -DECODED:, None]).mean() for own, ids in zip(logits[name], windows, strict=True)]

@@ -127,7 +127,7 @@ def prefill(model: LlamaForCausalLM, way: Way, tokens: int) -> tuple[dict[str, f
 
 @torch.no_grad()
 def steps(model: LlamaForCausalLM, way: Way, state: Rewinding) -> tuple[dict[str, float], dict[str, Any]]:
-    """A step of decode, the mean over `STEPS`; and the share of steps and layers that were served by an earlier choice."""
+    """A step of decode, the mean over `STEPS`; and the share of steps and layers that an earlier choice served."""
     ids, before, hits = torch.zeros(1, 1, dtype=torch.long), state.anchors(), 0
     with way.on(model, state.tokens + SPARE), Clock(model) as clock:
         clock.start()

@@ -144,9 +144,7 @@ class Rewinding:
                 layer.rows = rows
 
     def anchors(self) -> list[Any]:
-        """What each layer remembers."""
-        rows = [getattr(layer, "rows", ()) for layer in self.cache.layers]
-        return [row[0].memory if row and row[0] is not None else None for row in rows]
+        return remembered(self.cache)
 
     def _first(self, layer: Any) -> Any:
         """The memory at `tokens`: that of a token later serves where it is not about single tokens."""
@@ -159,6 +157,12 @@ class Rewinding:
         elif not isinstance(memory, Pages):
             memory = None
         return (Remembered(self.tokens, memory),)
+
+
+def remembered(cache: DynamicCache) -> list[Any]:
+    """What each layer remembers of the first row."""
+    rows = [getattr(layer, "rows", ()) for layer in cache.layers]
+    return [row[0].memory if row and row[0] is not None else None for row in rows]
 
 
 class Clock:
@@ -187,11 +191,10 @@ class Clock:
         self.attention += sign * time.process_time()
 
     def start(self) -> None:
-        self.attention, self.wall, self.began = 0.0, time.perf_counter(), time.process_time()
+        self.attention, self.began = 0.0, time.process_time()
 
     def stop(self) -> dict[str, float]:
-        spent, wall = time.process_time() - self.began, time.perf_counter() - self.wall
-        return {"seconds": spent, "attention": self.attention, "wall": wall}
+        return {"seconds": time.process_time() - self.began, "attention": self.attention}
 
 
 def reset_peak() -> int:

@@ -1,4 +1,4 @@
-"""Attention of a chunk at the edges of its bands: n queries and n keys, of which a triangle counts."""
+"""Attention of a chunk at the edge of a band: n queries and n keys, of which a triangle counts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,3 @@ def before(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Ten
     count = query.shape[2]
     mask = torch.ones(count, count, dtype=torch.bool, device=query.device).tril()
     return with_lse(query, key, value, mask[None, None], scale)
-
-
-def behind(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Query i sees the keys j >= i of as many keys: `before`, read from the end."""
-    output, lse = before(query.flip(2), key.flip(2), value.flip(2), scale)
-    return output.flip(2), lse.flip(2)

@@ -142,10 +142,8 @@ class InfLLM(Selection):
         """Attention to the list: to the keys that all queries see, and to its last ones, which leave the window."""
         assert choice.listed is not None
         late = min(max(0, row.stop - self.w), row.q.shape[2] - 1)  # the first query does not see so many
-        q, (keys, values) = (
-            row.layout.turn(row.q, *row.scaled(self.w - 1, self.w)),
-            listed_keys(row, choice.listed, None),
-        )
+        q = row.layout.turn(row.q, *row.scaled(self.w - 1, self.w))
+        keys, values = listed_keys(row, choice.listed, None)
         whole = keys.shape[2] - late
         parts = [with_lse(q, keys[:, :, :whole], values[:, :, :whole], None, row.scale)] if whole else []
         if late:
@@ -195,7 +193,7 @@ class Near:
         return cls((output.view(1, heads, count, -1), (most + total.log())[None, ..., 0]), weights)
 
     def received(self, lse: Tensor) -> Tensor:
-        """The attention that each key gets, where `lse` [1, H, n] is over everything that the queries see: [H, keys]."""
+        """The attention that each key gets, [H, keys]; `lse` [1, H, n] is over everything that the queries see."""
         share = (self.part[1] - lse).exp()[0, :, None].to(self.weights.dtype)
         return (share @ self.weights)[:, 0]
 

@@ -130,16 +130,20 @@ class TokenSelect(Selection):
         if row.stop <= self.budget:
             return Choice(torch.zeros_like(row.positions)), memory
         place = torch.arange(self.a + self.k, device=row.q.device)
+        every: Held | None
+        held: Held | None
         if memory is not None and self.serves(memory, row):
-            slides = self.on_hit == "slide"
-            start, listed, every = row.stop - self.w if slides else memory.start, memory.listed, memory.every
-            held = (every[0][:, :, : len(place)], every[1][:, :, : len(place)]) if slides else None
-            every = None if slides else self.grown(memory, row)
+            listed, every, held = memory.listed, None, None
+            if self.on_hit == "slide":
+                keys, values = memory.every
+                start, held = row.stop - self.w, (keys[:, :, : len(place)], values[:, :, : len(place)])
+            else:
+                start, every = memory.start, self.grown(memory, row)
         else:
             start, held = row.stop - self.w, None
             listed = torch.cat([place[None, None, : self.a], self.select(row)], -1)
-            every = self.seen(row, listed, start)
-            memory = Anchor(row.q.flatten(), listed, every, start, row.stop) if row.decoding else None
+            seen = every = self.seen(row, listed, start)
+            memory = Anchor(row.q.flatten(), listed, seen, start, row.stop) if row.decoding else None
         near = torch.full_like(row.positions, start)
         return Choice(near, listed, row.positions - start + len(place), place, held, every=every), memory
 

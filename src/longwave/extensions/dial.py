@@ -203,6 +203,8 @@ class Dial:
             position_ids: [batch, n], or [axes, batch, n].
         """
         setting = self.now
+        if not position_ids.numel():
+            return 1.0
         if setting.factor is not None:
             # To read a position would break a graph, and makes a GPU wait.
             if setting.beyond == "error" and not (setting.generating or torch.compiler.is_compiling()):

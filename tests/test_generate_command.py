@@ -104,7 +104,9 @@ def test_chat(
     assert ["t 1 " in line for line in status] == [True, False, True]
     assert "unknown command /unknown" in printed.err
     assert f"error: {saved} exists" in printed.err
-    assert "error: cannot write /absent/talk.json: No such file or directory\n" in printed.err
+    assert (
+        "error: cannot write to /absent/talk.json: No such file or directory. Choose another output.\n" in printed.err
+    )
     assert "the conversation would have" in printed.err
     assert [message["role"] for message in json.loads(saved.read_text())] == ["user", "assistant"] * 2
 

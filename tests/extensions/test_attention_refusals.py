@@ -80,7 +80,7 @@ def test_families_that_are_refused(model_type: str) -> None:
         (("generate", "--method", "two-bnd"), "unknown method 'two-bnd'. Did you mean 'two-band'?"),
         (("generate", "--method", "yarn+dca+string"), "names two attention methods"),
         (("export", "--method", "two-band"), "hf cannot express two-band: no engine computes it"),
-        (("export", "--method", "yarn+dca", "--target", "gguf"), "gguf cannot express dca: no engine computes it"),
+        (("export", "--method", "yarn+dca", "--target", "gguf"), "gguf cannot express yarn+dca: no engine computes it"),
         (("train", "--method", "yarn+dcaa"), "unknown attention method 'dcaa'. Did you mean 'dca'?"),
         (
             ("train", "--method", "two-band", "--option", "windw=8"),

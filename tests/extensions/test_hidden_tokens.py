@@ -43,7 +43,12 @@ def with_gap(length: int, start: int, end: int) -> tuple[Tensor, Tensor]:
 
 def positions_of(kind: str, mask: Tensor) -> dict[str, Any]:
     counted = mask.cumsum(-1) - 1
-    kinds = {"none": None, "counted": counted, "zero": counted.masked_fill(mask == 0, 0), "one": counted.masked_fill(mask == 0, 1)}
+    kinds = {
+        "none": None,
+        "counted": counted,
+        "zero": counted.masked_fill(mask == 0, 0),
+        "one": counted.masked_fill(mask == 0, 1),
+    }
     return {} if kinds[kind] is None else {"position_ids": kinds[kind]}
 
 
@@ -61,7 +66,12 @@ def test_beyond_l_a_gap_is_as_if_the_tokens_were_not_there(method: str, kind: st
 def test_generate_beyond_l_with_a_gap(method: str, policy: str) -> None:
     model = longwave.set_policy(longwave.extend(made(), method, max_factor=8), policy)
     ids, mask = with_gap(120, 60, 70)
-    how: dict[str, Any] = {"max_new_tokens": 20, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    how: dict[str, Any] = {
+        "max_new_tokens": 20,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
     found = model.generate(ids, attention_mask=mask, **how)
     alone = model.generate(ids[mask.bool()][None], **how)
     torch.testing.assert_close(torch.stack(found.logits), torch.stack(alone.logits), **EXACT)

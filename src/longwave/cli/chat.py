@@ -12,7 +12,7 @@ import typer
 
 from longwave.cli.evaluating import Device, Dtype
 from longwave.cli.generating import Method, To
-from longwave.cli.options import Model, check_inputs
+from longwave.cli.options import Model, Options, check_inputs
 from longwave.cli.settings import with_settings
 from longwave.errors import is_out_of_memory
 from longwave.extensions.decoding import NEW_TOKENS, Decoding
@@ -36,6 +36,7 @@ class ChatSettings(Decoding):
 def chat(
     model: Model,
     method: Method = None,
+    option: Options = None,
     to: To = None,
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="A message before the first turn.")
@@ -65,6 +66,7 @@ def chat(
     from longwave.extensions.conversation import Conversation
     from longwave.extensions.handle import find_extension
 
+    method = generating.chosen(method, option)
     loaded = generating.load(model, method=method, to=to, dtype=dtype, device=device)
     if find_extension(loaded.model) is not None:
         longwave.set_policy(loaded.model, "grow")
@@ -128,8 +130,6 @@ class Session:
             typer.echo(f"[saved to {self.talk.save(path)}]", err=True)
         except ValueError as error:
             self.fail(f"error: {error}")
-        except OSError as error:
-            self.fail(f"error: cannot write {path}: {error.strerror}")
 
     def turn(self, line: str) -> None:
         from transformers import TextStreamer

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -13,7 +13,7 @@ from longwave.extensions.attach import extended, suspended
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import original_length_of
 from longwave.extensions.sites import host_of
-from longwave.extensions.spec import parse_spec
+from longwave.extensions.spec import parse_spec, spelled
 from longwave.extensions.steering import log_n_of
 from longwave.methods import without_weights
 from longwave.schedule import Schedule, factor_of
@@ -31,6 +31,7 @@ class Subject:
         max_factor: the largest t in range.
         log_n: exponent of the per-query log-n attention scaling, 0 for off.
         own: whether it is the extension that the model was saved with. Any other is put on for the measurement.
+        options: of the method, as far as they were given.
     """
 
     method: str
@@ -38,18 +39,20 @@ class Subject:
     max_factor: float
     log_n: float
     own: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        """The method's name, with the schedule if that is not the method's default."""
-        if self.schedule == parse_spec(self.method).schedule.spec:
-            return self.method
-        first, plus, attention = self.method.partition("+")
-        return f"{first}@{self.schedule}{plus}{attention}"
+        """The method's name, with the schedule if that is not the method's default, and the options that were given."""
+        default = parse_spec(self.method).schedule.spec
+        return spelled(self.method, "" if self.schedule == default else self.schedule, self.options)
 
     def to_json(self) -> dict[str, Any]:
         """The start of a row in a record, see docs/results-schema.md."""
-        return {"label": self.label, **asdict(self)}
+        about = asdict(self)
+        if not about["options"]:
+            del about["options"]
+        return {"label": self.label, **about}
 
 
 @contextmanager
@@ -66,7 +69,7 @@ def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subje
     parsed = parse_spec(spec)
     method, schedule = parsed.method, parsed.schedule
     handle = find_extension(model)
-    own = handle is not None and handle.spec == parsed.name
+    own = handle is not None and handle.spec == parsed.name and not parsed.options
     trained = handle is not None and own and handle.is_trained
     if method.trained and not trained:
         raise without_weights(method)
@@ -84,7 +87,7 @@ def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subje
             stack.enter_context(suspended(model))
         log_n = exponent if exponent and parsed.attention is None else None  # None: the method's default
         stack.enter_context(extended(model, spec, max_factor=factor, log_n=log_n, original_length=original))
-        yield Subject(parsed.name, schedule.spec, factor, log_n_of(host_of(model)), own=False)
+        yield Subject(parsed.name, schedule.spec, factor, log_n_of(host_of(model)), own=False, options=parsed.options)
 
 
 def _range(schedule: Schedule, lengths: Sequence[int], original: int) -> float:

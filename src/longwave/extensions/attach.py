@@ -12,7 +12,13 @@ from torch import nn
 from longwave.attention.hook import Steering
 from longwave.attention.temperature import LogN
 from longwave.extensions.arguments import check_arguments, check_model
-from longwave.extensions.build import build_attention, build_trajectories, refuse_other_ropes, refuse_other_settings
+from longwave.extensions.build import (
+    build_attention,
+    build_trajectories,
+    refuse_other_ropes,
+    refuse_other_settings,
+    refuse_unknown_options,
+)
 from longwave.extensions.dial import Dial
 from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go, scaled_inside
 from longwave.extensions.hooks import install_hooks, remove_hooks
@@ -50,8 +56,8 @@ def extend(
 
     Arguments:
         model: any transformers causal LM that owns a rotary module; PEFT-wrapped is fine.
-        method: `METHOD[@SCHEDULE][+ATTENTION]`, or an attention method alone: see `longwave.METHODS` and
-            `longwave.ATTENTIONS`.
+        method: `METHOD[@SCHEDULE][+ATTENTION][:OPTION=VALUE]...`, or an attention method alone: see
+            `longwave.METHODS` and `longwave.ATTENTIONS`.
         max_factor: the largest length factor t; sequences up to max_factor·L tokens are in range.
         schedule: length -> t, as an object or its spec (`continuous`, `ceiling`, `threshold`, `static=8`).
         prior: of `clex`: `ntk`, `yarn` or `linear`.
@@ -60,7 +66,7 @@ def extend(
         beyond: what a sequence over max_factor·L tokens does: `error` or `clamp`.
         original_length: L in tokens, if the model's config gives a wrong L or none.
         trajectory: a ready one instead of `method` and `options`; all other settings must agree with it.
-        options: passed on to the method, and to the attention method.
+        options: of the method, and of the attention method; `longwave methods NAME` lists them.
 
     Returns:
         The same model.
@@ -80,6 +86,7 @@ def extend(
         trajectory=trajectory,
     )
     spec = parse_spec(method)
+    options = spec.joined(options)
     if trajectory is not None:
         spec = replace(parse_spec(trajectory.name), attention=spec.attention)
     chosen = spec.schedule
@@ -89,7 +96,9 @@ def extend(
         raise ValueError(f"schedule {chosen.spec} is over max_factor {max_factor:g}. Raise max_factor.")
     if prior is not None:
         options["prior"] = prior
-    if trajectory is not None:
+    if trajectory is None:
+        refuse_unknown_options(spec, options)
+    else:
         of_method, _ = spec.split(options)
         own_factor = max_factor if spec.attention is None else None
         refuse_other_settings(trajectory, max_factor=own_factor, original_length=original_length, **of_method)

@@ -205,6 +205,8 @@ def _refuse_other_readings(dial: Dial, attention: Attention, call: _Call, specul
     width = call.width + (call.new if dial.now.grows else 0)  # where t grows, the whole text is read again
     if size is None or width <= size or parts == 1:
         return
+    if parts > width:  # the whole prompt is one part
+        raise ValueError(f"{attention.name} reads a prompt in one go. Leave prefill_chunk_size out.")
     if size % parts:
         raise ValueError(f"prefill_chunk_size must be a multiple of {parts}, {attention.name}'s chunk, got {size}.")
     if any(length != call.width for length in call.lengths):

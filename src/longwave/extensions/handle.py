@@ -14,7 +14,7 @@ from longwave.extensions.arguments import check_model
 from longwave.extensions.dial import Dial
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import reset_frequencies
-from longwave.extensions.spec import named
+from longwave.extensions.spec import named, spelled
 from longwave.extensions.steering import log_n_of, steering_of
 from longwave.methods import get_method
 from longwave.rope import Rope
@@ -77,7 +77,9 @@ class Extension:
 
     def __repr__(self) -> str:
         reach = f"L={self.original_length}, max_factor={self.max_factor:g}, log_n={self.log_n:g}"
-        return f"Extension({self.spec}@{self.schedule.spec}, {reach}, policy={self.dial.policy})"
+        implied = self.attention is not None and "+" not in self.spec and self.method != "none"
+        below = f" above {self.method}" if implied else ""
+        return f"Extension({spelled(self.spec, self.schedule.spec)}{below}, {reach}, policy={self.dial.policy})"
 
     @property
     def mounts(self) -> list[Mount]:

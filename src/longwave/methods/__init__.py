@@ -60,10 +60,10 @@ class Method:
         return [name for name in signature(self.takes or self.build).parameters if name not in NO_OPTIONS]
 
     def described_options(self) -> list[dict[str, Any]]:
-        """The options with their defaults, and the help from the docstring."""
+        """The options with their defaults, and the help from the docstring. A preset has defaults of its own."""
         builder = self.takes or self.build
         helps, parameters = _arguments(getdoc(builder) or ""), signature(builder).parameters
-        defaults = {name: parameters[name].default for name in self.option_names}
+        defaults = {name: None if self.takes else parameters[name].default for name in self.option_names}
         return [{"name": name, "default": defaults[name], "help": helps.get(name, "")} for name in self.option_names]
 
 

@@ -67,6 +67,8 @@ def report(
     files = find_files(paths or ())
     disable_progress_bar()
     drawn = Drawn() if model is None else drawn_of_model(model, specs)
+    for name, why in drawn.refused.items():
+        typer.echo(f"note: {name} is left out: {why}", err=True)
     text = page(
         [read_source(file) for file in files if file.suffix == ".json"],
         trainings=[read_training(file) for file in files if file.suffix == ".jsonl"],

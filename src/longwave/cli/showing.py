@@ -40,7 +40,7 @@ def show(record: dict[str, Any], folder: Path, how: Showing) -> None:
     make_folder(folder)
     path = write(folder / f"{how.name or name_of(record)}.json", record, overwrite=how.overwrite)
     about = quantity_of(record).about(record["settings"], record["rows"][0]["lengths"])
-    what = f"{how.whose}: {about}"
+    what = about if how.whose.lower() == quantity_of(record).title.lower() else f"{how.whose}: {about}"
     subtitle = " · ".join(part for part in (what, found.note) if part)
     pictures = [save(found.figure(found.title, subtitle), path.with_suffix(".png")), *_along(record, path)]
     if how.as_json:

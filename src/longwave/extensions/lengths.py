@@ -7,7 +7,7 @@ images in several directions. There the largest position of a row counts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def _one_axis(position_ids: Tensor) -> Tensor:
     return position_ids.amax(0) if position_ids.ndim == 3 else position_ids
 
 
-def hides(mask: Any) -> bool:
+def hides(mask: Any) -> TypeGuard[Tensor]:
     """Whether an attention mask hides columns. A mask of another shape than [batch, width] counts as none."""
     return isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all())
 

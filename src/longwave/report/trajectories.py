@@ -33,10 +33,12 @@ class Drawn:
     Arguments:
         trajectories: those that change frequencies, and `none`; an attention method has the one below it.
         banded: the attention methods.
+        refused: attention methods that cannot run at the largest t, and why.
     """
 
     trajectories: dict[str, Trajectory] = field(default_factory=dict)
     banded: dict[str, Banded] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len({**self.trajectories, **self.banded})
@@ -50,8 +52,8 @@ def drawn_of_model(path: str, methods: Sequence[str] | None = None) -> Drawn:
         methods: their specs; None for the model's own and the training-free ones.
 
     Raises:
-        ValueError: for a method that needs trained weights, unless the model has them, and for an attention method
-            with distances that the model does not know.
+        ValueError: for a method that needs trained weights, unless the model has them, and if every method is
+            an attention method with distances that the model does not know.
     """
     loaded = outline(path)  # frequencies need no weights
     if loaded is None:
@@ -70,13 +72,19 @@ def drawn_of_model(path: str, methods: Sequence[str] | None = None) -> Drawn:
         else:
             refuse_unknown_options(spec, spec.options)
             of_method, of_attention = spec.split(spec.options)
-            attention = build_attention(spec, [rope], most, of_attention)
+            try:
+                attention = build_attention(spec, [rope], most, of_attention)
+            except ValueError as error:
+                found.refused[label] = str(error)
+                continue
             reach = most if attention is None else attention.factor(most)
             trajectory = build_trajectories(spec, [rope], reach, of_method)[0]
         if attention is not None:
             found.banded[label] = Banded(attention, trajectory)
         if attention is None or trajectory.max_factor > 1:
             found.trajectories[label] = trajectory
+    if found.refused and not len(found):
+        raise ValueError(next(iter(found.refused.values())))
     return found
 
 

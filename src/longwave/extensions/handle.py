@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -178,6 +179,12 @@ class Extension:
     def spec(self) -> str:
         """What `extend` put on, as it takes it, without the schedule: `yarn`, `yarn+dca`, `two-band`."""
         return named(self.method, self.attention)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the scaling method and of the attention method, by name, as JSON values; defaults included."""
+        above = {} if self.attention is None else self.attention.options()
+        return {**self.trajectories[0].options(), **above}
 
     def same(self, a: float, b: float) -> bool:
         """Whether two t make no difference: a cache that was filled at one serves at the other."""

@@ -101,6 +101,7 @@ def test_chat(
     printed = capfd.readouterr()
     status = [line for line in printed.err.splitlines() if line.startswith("[") and "tokens/s" in line]
     assert [line.split(" of ")[1].split(" ")[0] for line in status] == ["256"] * 3
+    assert all(" new tokens, " in line for line in status)
     assert ["t 1 " in line for line in status] == [True, False, True]
     assert "unknown command /unknown" in printed.err
     assert f"error: {saved} exists" in printed.err

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 import longwave
@@ -129,3 +130,25 @@ def test_save_where_nothing_can_be_written(plain: Path) -> None:
         longwave.save(model, "/proc/xx")
     with pytest.raises(ValueError, match=r"pass --overwrite \(in Python overwrite=True\)"):
         longwave.save(model, plain)
+
+
+def test_a_prompt_that_is_longer_than_the_method_reaches(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = tmp_path / "long.txt"
+    prompt.write_text("abc " * 400)
+    assert main(["generate", str(plain), "--method", "two-band", "--prompt-file", str(prompt)]) == 1
+    assert "Shorten it, or let the method reach farther: --to TOKENS." in capsys.readouterr().err
+
+
+def test_positions_out_of_range_are_called_positions(plain: Path) -> None:
+    model = longwave.extend(AutoModelForCausalLM.from_pretrained(plain), "two-band", max_factor=4)
+    ids = torch.ones(1, 10, dtype=torch.long)
+    with pytest.raises(ValueError, match="position 509 is not among the first 256 = max_factor 4 x 64. Give smaller"):
+        model(ids, position_ids=torch.arange(500, 510)[None])
+
+
+def test_what_an_export_of_both_methods_says(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(plain), "--method", "yarn+dca", "-o", str(tmp_path / "x")]) == 1
+    error = " ".join(capsys.readouterr().err.split())
+    assert "hf cannot express yarn+dca: no engine computes it. Run the model with longwave, or export it under" in error

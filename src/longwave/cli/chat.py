@@ -136,7 +136,7 @@ class Session:
 
         talk = self.talk
         streamer = TextStreamer(talk.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        started, before = time.perf_counter(), talk.length
+        started = time.perf_counter()
         try:
             talk.say(line, max_new_tokens=self.most, streamer=streamer)
         except KeyboardInterrupt:
@@ -151,9 +151,11 @@ class Session:
             self.fail("error: the memory does not suffice for this turn. Say it in fewer words, or start over: /reset.")
             return
         sys.stdout.flush()
-        speed = (talk.length - before) / (time.perf_counter() - started)
+        speed = talk.answered / (time.perf_counter() - started)
         typer.echo(
-            f"[{talk.length:,} of {talk.max_length:,} tokens · t {talk.factor:.4g} · {speed:.1f} tokens/s]", err=True
+            f"[{talk.answered:,} new tokens, {talk.length:,} of {talk.max_length:,} in all · t {talk.factor:.4g} · "
+            f"{speed:.1f} tokens/s, reading included]",
+            err=True,
         )
 
     def fail(self, message: str) -> None:

@@ -49,6 +49,7 @@ class Conversation:
         """Forget everything but the system message."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
         self._tokens: list[int] = []
+        self.answered = 0  # tokens of the last answer
         self._empty_cache()
 
     @property
@@ -113,6 +114,7 @@ class Conversation:
         )
         self._tokens = result.sequences[0].tolist()
         new = self._tokens[len(ids) :]
+        self.answered = len(new)
         return str(self.tokenizer.decode(new, skip_special_tokens=True))
 
     def _keep_common(self, ids: list[int]) -> None:

@@ -61,7 +61,7 @@ class TokenSelect(Selection):
     )
     threshold: float = setting(
         0.9,
-        "In decoding a choice serves queries whose cosine with its own is so large or larger: -1 for all, over 1 for none.",
+        "In decoding a choice serves queries whose cosine with its own is so large; -1 for all, over 1 for none.",
         least=-1,
     )
     vote: str = setting(

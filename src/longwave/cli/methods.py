@@ -110,7 +110,7 @@ def show_options(name: str, as_json: bool) -> None:
     console = Console(highlight=False)
     for row in found:
         console.print(f"{row['name']}: {row['summary']}", soft_wrap=True)
-        facts = {key: row[key] for key in ("source", "changes", "cost", "schedule") if key in row}
+        facts: dict[str, Any] = {key: row[key] for key in ("source", "changes", "cost", "schedule") if key in row}
         if "default_scaling" in row:
             facts["scaling method below it, if none is named"] = row["default_scaling"]
         console.print("\n".join(f"{key}: {value}" for key, value in facts.items()), soft_wrap=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from longwave.cli.evaluating import Device, Dtype, results_folder
+from longwave.cli import generating
 from longwave.cli.generating import Method, To
 from longwave.cli.options import Json, Model, Options, Overwrite, check_inputs
 from longwave.cli.settings import with_settings
@@ -46,18 +47,17 @@ def tasks(
     """
     asked = TaskSettings.create(**settings)
     asked.check()
+    method = generating.chosen(method, option)
     check_inputs(model)
 
     from rich.console import Console
 
-    from longwave.cli import generating
     from longwave.cli.options import print_json
     from longwave.evaluation.results import TASKS, record, write
     from longwave.extensions.reach import original_length_of
     from longwave.files import check_output, make_folder
     from longwave.report.tables import tasks_table
 
-    method = generating.chosen(method, option)
     folder = check_output(results_folder(output, "tasks", model), overwrite=overwrite)
     loaded = generating.load(model, method=method, to=to, dtype=dtype, device=device)
     original = original_length_of(loaded.model)

@@ -68,8 +68,8 @@ def export(
     keep_apart(output, (source.model, source.tokenizer))
     if source.extension.attention is not None:
         raise Unsupported(
-            f"{exporter.name} cannot express {source.extension.spec}: no engine computes it. Run the model with longwave, "
-            "or export it under a scaling method alone, such as yarn."
+            f"{exporter.name} cannot express {source.extension.spec}: no engine computes it. Run the model with "
+            "longwave, or export it under a scaling method alone, such as yarn."
         )
     t = source.factor(asked.factor, asked.to)
     snapshot = source.snapshot(t, length=asked.to, log_n=asked.log_n == "constant")

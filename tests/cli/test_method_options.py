@@ -65,6 +65,7 @@ def test_an_option_that_no_method_has(
         "perplexity": ["--data", str(Path(__file__))],
         "export": ["-o", str(tmp_path / "x")],
     }
+    (tmp_path / "samples.jsonl").write_text("{}\n")
     flag = "--methods" if command == "perplexity" else "--method"
     arguments = [command, str(plain), flag, "yarn", "--option", "windw=3", *more.get(command, [])]
     assert main(arguments) == 1
@@ -126,7 +127,7 @@ def test_an_output_that_cannot_be_created(
             "--windows",
             "2",
             "--lengths",
-            "1x",
+            "2x",
             "--methods",
             "none",
             "-o",

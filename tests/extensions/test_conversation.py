@@ -169,5 +169,7 @@ def test_a_conversation_that_speculates_says_the_same() -> None:
     said = []
     for more in ({}, {"prompt_lookup_num_tokens": 3}):
         talk = Conversation(model, tokenizer, do_sample=False, **more)
-        said.append([talk.say(text, max_new_tokens=20) for text in ("def add(a, b): return a + b", "def add(a, b, c):")])
+        said.append(
+            [talk.say(text, max_new_tokens=20) for text in ("def add(a, b): return a + b", "def add(a, b, c):")]
+        )
     assert said[0] == said[1]

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from longwave.cli.evaluating import Device, Dtype, results_folder
 from longwave.cli import generating
+from longwave.cli.evaluating import Device, Dtype, results_folder
 from longwave.cli.generating import Method, To
 from longwave.cli.options import Json, Model, Options, Overwrite, check_inputs
 from longwave.cli.settings import with_settings

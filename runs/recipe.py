@@ -7,8 +7,8 @@
     python runs/recipe.py --report                            # only the tables, from what is there
 
 A cell is a row with one seed: trained through `longwave.train`, measured through `longwave.perplexity` and
-`longwave.passkey`. Cells lie in runs/results/recipe/ and are kept. Windows begin `SHIFT` tokens later than those on which
-the recipe was chosen: no target is shared. "Short" rows never saw a real window of more than 4 L.
+`longwave.passkey`. Cells lie in runs/results/recipe/ and are kept. Windows begin `SHIFT` tokens later than those on
+which the recipe was chosen: no target is shared. "Short" rows never saw a real window of more than 4 L.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ MAIN = {
     "scalars and LoRA, windows to 16 L": Row("two-band", LONG),
     "engine-ready, windows to 16 L": Row("ntk", LONG | READY),
 }
-ABLATIONS = {
+ABLATIONS = {  # on a quarter of the windows, with fewer passkeys
+    "the recipe": Row("two-band", SHORT),
     "two-band, no mass": Row("two-band", options={"mass": 0.0}),
     "two-band, no mass, log-n": Row("two-band", options={"mass": 0.0, "log_n": 1.0}),
     "two-band, mass and log-n": Row("two-band", options={"log_n": 1.0}),
@@ -110,6 +111,8 @@ def measure(args: argparse.Namespace, name: str, seed: int) -> str:
     from longwave.provenance import versions
 
     row, times = ROWS[name], {}
+    fewer = 4 if name in ABLATIONS else 1
+    windows, trials = args.windows // fewer, args.trials * 2 // (5 if fewer > 1 else 2)
     batch = {"tokens_per_batch": args.tokens_per_batch}
     with tempfile.TemporaryDirectory() as scratch:
         folder, started = str(BASE), time.time()
@@ -126,19 +129,20 @@ def measure(args: argparse.Namespace, name: str, seed: int) -> str:
         tokens = token_stream(read_documents(texts(args, "heldout")), tokenizer)[SHIFT:]
         found: dict[str, Any] = {}
         with torch.no_grad():
-            for what, factors, windows in (("perplexity", FACTORS, args.windows), ("far", FAR, args.windows // 4)):
+            measured = [("perplexity", FACTORS, windows), ("far", FAR, windows // 4)]
+            for what, factors, count in measured[: 1 if name in ABLATIONS else 2]:
                 started = time.time()
-                result = longwave.perplexity(model, tokens, [f * L for f in factors], windows=windows, **batch)
+                result = longwave.perplexity(model, tokens, [f * L for f in factors], windows=count, **batch)
                 found[what] = [
                     {"factor": f, "ppl": e.to_json()["ppl"], "nll": [round(x, 4) for x in e.to_json()["nll"]]}
                     for f, e in zip(factors, result.lengths, strict=True)
                 ]
                 times[what] = round(time.time() - started, 1)
-            for what, keys in (("passkey", 1), ("multikey", 3)):
+            for what, keys in (("passkey", 1), ("multikey", 3))[: 1 if name in ABLATIONS else 2]:
                 started = time.time()
                 template = TEMPLATE if keys == 1 else TEMPLATE.naming()
                 result = longwave.passkey(
-                    model, tokenizer, [f * L for f in PASSKEYS], trials=args.trials, keys=keys, template=template, **batch
+                    model, tokenizer, [f * L for f in PASSKEYS], trials=trials, keys=keys, template=template, **batch
                 )
                 found[what] = [
                     {"factor": f, "rate": e.to_json()["rate"]} for f, e in zip(PASSKEYS, result.lengths, strict=True)
@@ -148,7 +152,7 @@ def measure(args: argparse.Namespace, name: str, seed: int) -> str:
         learned = {} if heads is None else {k: v.detach().cpu().tolist() for k, v in heads.named_parameters()}
     card = torch.cuda.get_device_name() if args.device.startswith("cuda") else args.device
     record = {"row": name, "method": row.method, "training": row.training, "options": row.options, "seed": seed,
-              "device": card, "windows": args.windows, "trials": args.trials, "seconds": times, "heads": learned,
+              "device": card, "windows": windows, "trials": trials, "seconds": times, "heads": learned,
               **found, "versions": versions()}  # fmt: skip
     CELLS.mkdir(parents=True, exist_ok=True)
     write_text(path_of(name, seed), json.dumps(record, allow_nan=False) + "\n")
@@ -183,39 +187,43 @@ def work(args: argparse.Namespace, name: str, seed: int) -> str:
 
 
 def report() -> str:
-    """Markdown: perplexity by length against the base's own 1x, with passkeys; the mean over seeds."""
+    """Markdown: perplexity by length against the base's own 1x, and passkeys; means over seeds."""
+    return "\n".join(
+        [*table("Main rows", MAIN, FAR[1:]), "", *table("What each part is worth, on fewer windows", ABLATIONS, ())]
+    )
+
+
+def table(title: str, rows: dict[str, Row], far: tuple[int, ...]) -> list[str]:
+    head = [f"{factor}x" for factor in (*FACTORS, *far)] + [f"keys {factor}x" for factor in PASSKEYS]
+    lines = [f"### {title}", "", "| row | seeds | " + " | ".join(head) + " |", "| --- |" * 2 + " --- |" * len(head)]
+    for name in rows:
+        cells = [json.loads(path_of(name, s).read_text()) for s in range(9) if path_of(name, s).exists()]
+        if cells:
+            shown = [perplexity(cells, "perplexity", index) for index in range(len(FACTORS))]
+            shown += [perplexity(cells, "far", index + 1) for index in range(len(far))]
+            shown += [rates(cells, index) for index in range(len(PASSKEYS))]
+            lines.append(f"| {name} | {len(cells)} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def perplexity(cells: list[dict[str, Any]], what: str, index: int) -> str:
+    """The mean over seeds; in brackets the mean paired interval against 1x on the same windows."""
     from longwave.evaluation.statistics import paired_bootstrap
 
-    lines = []
-    for title, rows in (("Main rows", MAIN), ("What each part is worth", ABLATIONS | {"scalars and LoRA": MAIN["scalars and LoRA"]})):
-        head = [*(f"{f}x" for f in FACTORS), *(f"{f}x" for f in FAR[1:]), *(f"key {f}x" for f in PASSKEYS)]
-        lines += [f"### {title}", "", "| row | seeds | " + " | ".join(head) + " |", "| --- |" * 2 + " --- |" * len(head)]
-        for name in rows:
-            cells = [json.loads(path_of(name, s).read_text()) for s in range(9) if path_of(name, s).exists()]
-            if not cells:
-                continue
-            shown = []
-            for what in ("perplexity", "far"):
-                for index in range(len(cells[0][what])):
-                    if what == "far" and index == 0:
-                        continue
-                    ppl = [cell[what][index]["ppl"] for cell in cells]
-                    ratios = [
-                        paired_bootstrap(c[what][index]["nll"], c[what][0]["nll"], [TARGETS] * len(c[what][0]["nll"]))
-                        for c in cells
-                    ] if what == "far" or index else []
-                    mean = sum(ppl) / len(ppl)
-                    text = f"{mean:.3f}" if mean < 100 else f"{mean:.0f}"
-                    if ratios:
-                        low, high = (sum(getattr(r, side) for r in ratios) / len(ratios) - 1 for side in ("low", "high"))
-                        text += f" [{low:+.1%}, {high:+.1%}]"
-                    shown.append(text)
-            for index in range(len(PASSKEYS)):
-                one, three = (sum(c[what][index]["rate"] for c in cells) / len(cells) for what in ("passkey", "multikey"))
-                shown.append(f"{one:.0%} / {three:.0%}")
-            lines.append(f"| {name} | {len(cells)} | " + " | ".join(shown) + " |")
-        lines.append("")
-    return "\n".join(lines)
+    mean = sum(cell[what][index]["ppl"] for cell in cells) / len(cells)
+    text = f"{mean:.3f}" if mean < 100 else f"{mean:.0f}"
+    if index == 0:
+        return text
+    pairs = [(cell[what][index]["nll"], cell[what][0]["nll"]) for cell in cells]
+    ratios = [paired_bootstrap(own, within, [TARGETS] * len(own)) for own, within in pairs]
+    low, high = (sum(getattr(ratio, side) for ratio in ratios) / len(ratios) - 1 for side in ("low", "high"))
+    return f"{text} [{low:+.1%}, {high:+.1%}]"
+
+
+def rates(cells: list[dict[str, Any]], index: int) -> str:
+    """Passkeys found, and of three keys the one that was asked for."""
+    kinds = [kind for kind in ("passkey", "multikey") if kind in cells[0]]
+    return " / ".join(f"{sum(cell[kind][index]['rate'] for cell in cells) / len(cells):.0%}" for kind in kinds)
 
 
 def main() -> None:

@@ -101,10 +101,13 @@ def test_chat(
     printed = capfd.readouterr()
     status = [line for line in printed.err.splitlines() if line.startswith("[") and "tokens/s" in line]
     assert [line.split(" of ")[1].split(" ")[0] for line in status] == ["256"] * 3
+    assert all(" new tokens, " in line for line in status)
     assert ["t 1 " in line for line in status] == [True, False, True]
     assert "unknown command /unknown" in printed.err
     assert f"error: {saved} exists" in printed.err
-    assert "error: cannot write /absent/talk.json: No such file or directory\n" in printed.err
+    assert (
+        "error: cannot write to /absent/talk.json: No such file or directory. Choose another output.\n" in printed.err
+    )
     assert "the conversation would have" in printed.err
     assert [message["role"] for message in json.loads(saved.read_text())] == ["user", "assistant"] * 2
 

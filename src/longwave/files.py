@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from typing import Any
 def write_text(path: Path | str, text: str) -> None:
     """Write `text` so that a reader sees the old file or the new one, never half of either."""
     path = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with writing(path):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
             handle.write(text)
@@ -24,6 +27,27 @@ def write_text(path: Path | str, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """Within, an error of the operating system is a `ValueError` that says what cannot be written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"cannot write to {path}: {error.strerror or error}. Choose another output.") from None
+
+
+def make_folder(folder: Path | str) -> Path:
+    """Create a folder and those above it; one that is there stays as it is.
+
+    Raises:
+        ValueError: if it cannot be created.
+    """
+    folder = Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def umask() -> int:
@@ -70,12 +94,12 @@ def check_output(folder: Path | str, *, overwrite: bool = False) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output {folder} is a file. Choose a folder.")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ValueError(f"output folder {folder} is not empty. Choose another or pass --overwrite.")
+        raise ValueError(
+            f"output folder {folder} is not empty. Choose another or pass --overwrite (in Python overwrite=True)."
+        )
     return folder
 
 
 def prepare_output(folder: Path | str, *, overwrite: bool = False) -> Path:
     """`check_output`, then create it; nothing in it is deleted."""
-    folder = check_output(folder, overwrite=overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return make_folder(check_output(folder, overwrite=overwrite))

@@ -6,8 +6,9 @@ help of every command is made from such classes.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Self, TypedDict, Union, Unpack, get_args, get_origin, get_type_hints
@@ -122,3 +123,23 @@ def kind_of(kind: Any) -> Any:
 def is_optional(kind: Any) -> bool:
     """Whether a field of this type may be None."""
     return get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind)
+
+
+def parse_pairs(pairs: Iterable[str]) -> dict[str, Any]:
+    """What options `KEY=VALUE` say, each value as JSON where it is JSON and as text where it is not.
+
+    Raises:
+        ValueError: for a text that is no KEY=VALUE, and for a key that is given twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not (key and separator):
+            raise ValueError(f"an option of a method is KEY=VALUE, got {pair!r}. Write for example window=64.")
+        if key in found:
+            raise ValueError(f"option {key} is given twice. Leave one out.")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found

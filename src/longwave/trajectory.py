@@ -83,7 +83,7 @@ class Trajectory(nn.Module, ABC):
     def __init__(self, rope: Rope, max_factor: float) -> None:
         super().__init__()
         if not (math.isfinite(max_factor) and max_factor >= 1):
-            raise ValueError(f"max_factor must be a number >= 1, got {max_factor}. 8 means 8 times the length.")
+            raise ValueError(f"max_factor must be a finite number >= 1, got {max_factor}. 8 means 8 times the length.")
         self.rope = rope
         self.max_factor = float(max_factor)
         self.register_buffer("log_freq_1", rope.log_freq, persistent=False)

@@ -245,7 +245,8 @@ def test_a_run_end_to_end(folder: Path, llama: LlamaForCausalLM, tokenizer: PreT
     assert ruler["stderr"] == 0.0
     assert set(found["data"]) == {str(folder / "passkey.jsonl"), str(folder / "ruler.jsonl")}
     assert found["settings"]["extension"] == {
-        "method": "ntk", "schedule": "continuous", "max_factor": 4, "log_n": 0.0, "policy": "fit", "factor": None,
+        "method": "ntk", "schedule": "continuous", "options": {"slope": 2.0}, "max_factor": 4, "log_n": 0.0,
+        "policy": "fit", "factor": None,
     }  # fmt: skip
     ids = torch.tensor([tokenizer.encode(read_samples(folder / "passkey.jsonl")[0].prompt)])
     with torch.no_grad():

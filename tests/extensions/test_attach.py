@@ -179,8 +179,8 @@ def test_falcon_with_alibi_has_a_rotary_module_that_it_does_not_use() -> None:
     [
         ({"method": "yarm", "max_factor": 2}, "Did you mean 'yarn'"),
         ({"method": None, "max_factor": 2}, "method must be a name such as 'yarn', got None"),
-        ({"method": "ntk", "max_factor": "8"}, "max_factor must be a number >= 1, got '8'"),
-        ({"method": "ntk", "max_factor": 0.5}, "max_factor must be a number >= 1, got 0.5"),
+        ({"method": "ntk", "max_factor": "8"}, "max_factor must be a finite number >= 1, got '8'"),
+        ({"method": "ntk", "max_factor": 0.5}, "max_factor must be a finite number >= 1, got 0.5"),
         ({"method": "ntk", "max_factor": 2, "schedule": "sometimes"}, "unknown schedule 'sometimes'"),
         ({"method": "ntk@static=4", "max_factor": 2}, "static=4 is over max_factor 2"),
         ({"method": "ntk", "max_factor": 2, "beyond": "ignore"}, "Available: error, clamp"),
@@ -194,7 +194,7 @@ def test_falcon_with_alibi_has_a_rotary_module_that_it_does_not_use() -> None:
         ({"method": "ntk", "max_factor": 2, "log_n": "yes"}, "True, False or an exponent >= 0, got 'yes'"),
         ({"method": "ntk", "max_factor": 2, "log_n": float("nan")}, "log_n must be .* got nan"),
         ({"method": "ntk", "max_factor": 2, "trajectory": 3}, "trajectory must be a longwave.Trajectory, got 3"),
-        ({"method": "ntk", "max_factor": float("inf")}, "max_factor must be a number >= 1, got inf"),
+        ({"method": "ntk", "max_factor": float("inf")}, "max_factor must be a finite number >= 1, got inf"),
     ],
 )
 def test_bad_arguments_leave_the_model_plain(llama: LlamaForCausalLM, arguments: dict, message: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import longwave
 from longwave.checkpoints.load import extension_of
@@ -159,3 +159,17 @@ def test_exported_again(scaled: Path, tmp_path: Path) -> None:
     half = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
     assert half.config.max_position_embeddings == 2 * L
     assert torch.equal(logits(half), logits(model))
+
+
+def test_a_conversation_that_speculates_says_the_same() -> None:
+    """transformers 5.23 speculates wrongly where a cache holds most of the prompt, on a plain model, too."""
+    folder = Path(longwave.__file__).parent / "demo" / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    said = []
+    for more in ({}, {"prompt_lookup_num_tokens": 3}):
+        talk = Conversation(model, tokenizer, do_sample=False, **more)
+        said.append(
+            [talk.say(text, max_new_tokens=20) for text in ("def add(a, b): return a + b", "def add(a, b, c):")]
+        )
+    assert said[0] == said[1]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -155,8 +155,13 @@ class Attention(Settings, ABC):
 
     def options(self) -> dict[str, Any]:
         """The options that were given or have a default of their own, by name, as JSON values."""
-        own = [item.name for item in fields(self) if item.name not in ("original_length", "max_factor")]
+        own = [item.name for item in self.own_fields()]
         return {name: value for name in own if (value := getattr(self, name)) is not None}
+
+    @classmethod
+    def own_fields(cls) -> list[Field[Any]]:
+        """The options that may be given, as fields: they have a default and a help."""
+        return [item for item in fields(cls) if item.name not in ("original_length", "max_factor")]
 
 
 @dataclass(frozen=True)

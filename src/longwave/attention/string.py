@@ -24,7 +24,7 @@ class String(Attention):
     )
     local: int | None = setting(
         None,
-        "The distance of the nearest of those keys, W. Default: L/1024, at least 16.",
+        "The distance of the nearest of those keys, W. Default: L/1024, but at least 16, or L/32 where L is short.",
         least=0,
         metavar="TOKENS",
     )
@@ -46,7 +46,7 @@ class String(Attention):
 
     @property
     def _local(self) -> int:
-        default = max(self.original_length // 1024, min(16, self.original_length // 16))
+        default = max(self.original_length // 1024, min(16, self.original_length // 32))
         return default if self.local is None else self.local
 
     def bands(self, t: float) -> tuple[Band, ...]:

@@ -59,14 +59,17 @@ class TokenSelect(Selection):
         None, "How many of the last keys are seen. Default: L/2, at most 512.", least=1, metavar="TOKENS"
     )
     top_k: int | None = setting(
-        None, "How many keys are chosen. Default: the rest of L, or of 2688 if that is less.", least=0, metavar="TOKENS"
+        None,
+        "How many keys are chosen; 0 for none. Default: the rest of L, or of 2688 if that is less.",
+        least=0,
+        metavar="TOKENS",
     )
     chunk: int | None = setting(
         None, "So many tokens of a prompt share one choice. Default: half the window.", least=1, metavar="TOKENS"
     )
     threshold: float = setting(
         0.9,
-        "In decoding a choice serves queries whose cosine with its own is so large or larger; over 1 for none.",
+        "In decoding a choice serves queries whose cosine with its own is so large; -1 for all, over 1 for none.",
         least=-1,
     )
     vote: str = setting(

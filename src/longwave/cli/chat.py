@@ -12,7 +12,7 @@ import typer
 
 from longwave.cli.evaluating import Device, Dtype
 from longwave.cli.generating import Method, To
-from longwave.cli.options import Model, check_inputs
+from longwave.cli.options import Model, Options, check_inputs
 from longwave.cli.settings import with_settings
 from longwave.errors import is_out_of_memory
 from longwave.extensions.decoding import NEW_TOKENS, Decoding
@@ -36,6 +36,7 @@ class ChatSettings(Decoding):
 def chat(
     model: Model,
     method: Method = None,
+    option: Options = None,
     to: To = None,
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="A message before the first turn.")
@@ -65,6 +66,7 @@ def chat(
     from longwave.extensions.conversation import Conversation
     from longwave.extensions.handle import find_extension
 
+    method = generating.chosen(method, option)
     loaded = generating.load(model, method=method, to=to, dtype=dtype, device=device)
     if find_extension(loaded.model) is not None:
         longwave.set_policy(loaded.model, "grow")
@@ -128,15 +130,13 @@ class Session:
             typer.echo(f"[saved to {self.talk.save(path)}]", err=True)
         except ValueError as error:
             self.fail(f"error: {error}")
-        except OSError as error:
-            self.fail(f"error: cannot write {path}: {error.strerror}")
 
     def turn(self, line: str) -> None:
         from transformers import TextStreamer
 
         talk = self.talk
         streamer = TextStreamer(talk.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        started, before = time.perf_counter(), talk.length
+        started = time.perf_counter()
         try:
             talk.say(line, max_new_tokens=self.most, streamer=streamer)
         except KeyboardInterrupt:
@@ -151,9 +151,11 @@ class Session:
             self.fail("error: the memory does not suffice for this turn. Say it in fewer words, or start over: /reset.")
             return
         sys.stdout.flush()
-        speed = (talk.length - before) / (time.perf_counter() - started)
+        speed = talk.answered / (time.perf_counter() - started)
         typer.echo(
-            f"[{talk.length:,} of {talk.max_length:,} tokens · t {talk.factor:.4g} · {speed:.1f} tokens/s]", err=True
+            f"[{talk.answered:,} new tokens, {talk.length:,} of {talk.max_length:,} in all · t {talk.factor:.4g} · "
+            f"{speed:.1f} tokens/s, reading included]",
+            err=True,
         )
 
     def fail(self, message: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from longwave.cli.options import Json, Overwrite
+from longwave.cli.options import Json, Options, Overwrite
 from longwave.evaluation.alike import model_name
 from longwave.evaluation.lengths import check_spelling
 from longwave.evaluation.windows import TOKENS_PER_BATCH, check_batch
@@ -59,6 +59,19 @@ def specs_in(methods: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(spec.strip() for spec in methods.split(",") if spec.strip()))
 
 
+def chosen_of(methods: str, option: list[str] | None) -> tuple[str, ...]:
+    """The methods of a text, each with the options of --option that it has."""
+    specs = specs_in(methods)
+    if not option:
+        return specs
+    from longwave.evaluation.candidates import OWN
+    from longwave.extensions.spec import with_options
+    from longwave.settings import parse_pairs
+
+    found = with_options([spec for spec in specs if spec != OWN], parse_pairs(option))
+    return (*found, *(spec for spec in specs if spec == OWN))
+
+
 def check_methods(methods: str | None) -> None:
     """Refuse a text that names no method; None names the default."""
     if methods is not None and not specs_in(methods):
@@ -75,6 +88,7 @@ class Asked:
 
     lengths: Lengths = None
     methods: Methods = None
+    option: Options = None
     output: Results = None
     overwrite: Overwrite = False
     as_json: Json = False
@@ -86,11 +100,13 @@ class Asked:
         check_spelling(self.lengths)
         check_batch(self.tokens_per_batch)
         check_methods(self.methods)
+        if self.option and self.methods is None:
+            raise ValueError("--option is for --methods: give them, for example --methods none,two-band.")
 
     @property
     def specs(self) -> tuple[str, ...]:
-        """The methods of --methods, in order, repetitions dropped; none where it is not given."""
-        return () if self.methods is None else specs_in(self.methods)
+        """The methods of --methods with their options, in order, repetitions dropped; none where it is not given."""
+        return () if self.methods is None else chosen_of(self.methods, self.option)
 
     def comparison(
         self, candidates: list[Candidate], steps: list[Step], folder: Path, data: list[Path] | None

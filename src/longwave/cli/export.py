@@ -12,6 +12,7 @@ from longwave.cli.settings import with_settings
 from longwave.exporters import EXPORTERS
 from longwave.exporters.settings import ExportSettings
 from longwave.files import check_output
+from longwave.settings import parse_pairs
 
 
 @with_settings(ExportSettings, as_text=("to",))
@@ -41,6 +42,7 @@ def export(
     longwave export MODEL --method yarn --factor 4 --output yarn-4x
     """
     settings["to"] = tokens(settings["to"], length)
+    settings["options"] = parse_pairs(settings.get("options") or ())
     asked = ExportSettings.create(**settings)
     EXPORTERS[asked.target].quantization(asked.quantize)
     check_inputs(model)

@@ -11,7 +11,7 @@ import typer
 
 from longwave.cli.evaluating import Device, Dtype
 from longwave.cli.generating import Method, To
-from longwave.cli.options import Json, Model, check_inputs, print_json
+from longwave.cli.options import Json, Model, Options, check_inputs, print_json
 from longwave.cli.settings import with_settings
 from longwave.extensions.continuation import GenerateSettings
 
@@ -31,6 +31,7 @@ def generate(
     prompt: Prompt = None,
     prompt_file: PromptFile = None,
     method: Method = None,
+    option: Options = None,
     to: To = None,
     stream: Stream = False,
     as_json: Json = False,
@@ -59,11 +60,12 @@ def generate(
     from longwave.cli import generating
     from longwave.extensions.continuation import continue_text
 
+    method = generating.chosen(method, option)
     loaded = generating.load(model, method=method, to=to, dtype=dtype, device=device)
     stream = stream and not as_json
     streamer = TextStreamer(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
     found = continue_text(
-        loaded.model, loaded.tokenizer, text, how, streamer=streamer, hint=extension_hint(loaded.model)
+        loaded.model, loaded.tokenizer, text, how, streamer=streamer, hint=extension_hint(loaded.model, method)
     )
     if as_json:
         print_json(asdict(found))
@@ -102,11 +104,13 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     return text
 
 
-def extension_hint(model: PreTrainedModel) -> str:
+def extension_hint(model: PreTrainedModel, method: str | None) -> str:
     """Advice for a text that is too long; empty if the model cannot be extended by `--method`."""
     from longwave.checkpoints.scaled import unrecognised
     from longwave.extensions.handle import find_extension
 
+    if method is not None:
+        return ", or let the method reach farther: --to TOKENS"
     handle = find_extension(model)
     extensible = (handle is None or handle.recognised) and not unrecognised(model)
     return ", or extend the model: --method yarn --to TOKENS" if extensible else ""

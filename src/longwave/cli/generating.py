@@ -23,12 +23,21 @@ To = Annotated[
 ]
 
 
-def check_method(method: str | None) -> None:
-    """Refuse a `METHOD[@SCHEDULE][+ATTENTION]` that there is not, before a model is loaded."""
-    from longwave.extensions.spec import parse_spec
+def chosen(method: str | None, option: list[str] | None) -> str | None:
+    """The method with the options of --option, checked before a model is loaded.
 
-    if method is not None:
-        parse_spec(method)
+    Raises:
+        ValueError: for a method or an option that there is not.
+    """
+    from longwave.extensions.spec import with_options
+    from longwave.settings import parse_pairs
+
+    options = parse_pairs(option or ())
+    if method is None:
+        if options:
+            raise ValueError("--option is for --method: give one, for example --method two-band.")
+        return None
+    return with_options([method], options)[0]
 
 
 def load(path: str, *, method: str | None, to: int | None, dtype: str, device: str | None) -> Opened:
@@ -39,7 +48,6 @@ def load(path: str, *, method: str | None, to: int | None, dtype: str, device: s
     from longwave.extensions.on_the_spot import extend_plain
     from longwave.models import open_model
 
-    check_method(method)
     loaded = open_model(path, dtype, device)
     extend_plain(loaded.model, method, to, name=path)
     return loaded

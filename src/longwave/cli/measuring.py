@@ -72,9 +72,10 @@ def _claimed(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     from longwave.evaluation.cells import FOLDER
+    from longwave.files import make_folder
 
     unfinished = folder / UNFINISHED
-    unfinished.mkdir(parents=True, exist_ok=True)
+    make_folder(unfinished)
     lock = FileLock(unfinished / "lock", blocking=False)
     try:
         lock.acquire()

@@ -36,6 +36,7 @@ def plot(
     """
     from rich.console import Console
 
+    from longwave.files import make_folder
     from longwave.report.plots import save
     from longwave.report.sources import read_by_length
     from longwave.report.views import view
@@ -51,7 +52,7 @@ def plot(
     if shown.legend:
         console.print(shown.legend, highlight=False, soft_wrap=True)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(output.parent)
         notes = (shown.note, "not comparable" if force else "")
         save(shown.figure(title or shown.title, " · ".join(note for note in notes if note)), output)
         console.print(f"written: {output}", highlight=False, soft_wrap=True)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from longwave.cli.evaluating import check_methods, specs_in
-from longwave.cli.options import check_inputs
+from longwave.cli.evaluating import check_methods, chosen_of
+from longwave.cli.options import Options, check_inputs
 
 
 def report(
@@ -25,6 +25,7 @@ def report(
         str | None,
         typer.Option("--methods", metavar="METHOD,...", help="For --model; default its own and none,linear,ntk,yarn."),
     ] = None,
+    option: Options = None,
     title: Annotated[str, typer.Option("--title", metavar="TEXT", help="Title of the page.")] = "longwave report",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a page that exists.")] = False,
 ) -> None:
@@ -41,22 +42,24 @@ def report(
     """
     if methods is not None and model is None:
         raise ValueError("--methods chooses what is drawn for --model. Pass a model too.")
+    if option and methods is None:
+        raise ValueError("--option is for --methods. Pass them too.")
     check_methods(methods)
-    specs = None if methods is None else specs_in(methods)
     if model is not None:
         check_inputs(model)
 
     from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
-    from longwave.cli.generating import check_method
-    from longwave.files import write_text
+    from longwave.extensions.spec import parse_spec
+    from longwave.files import make_folder, write_text
     from longwave.report.html import page
     from longwave.report.sources import find_files, read_source, read_training
     from longwave.report.trajectories import Drawn, drawn_of_model
 
+    specs = None if methods is None else chosen_of(methods, option)
     for spec in specs or ():
-        check_method(spec)
+        parse_spec(spec)
     if output.suffix != ".html":
         raise ValueError(f"output {output} must end in .html.")
     if output.exists() and not overwrite:
@@ -64,6 +67,8 @@ def report(
     files = find_files(paths or ())
     disable_progress_bar()
     drawn = Drawn() if model is None else drawn_of_model(model, specs)
+    for name, why in drawn.refused.items():
+        typer.echo(f"note: {name} is left out: {why}", err=True)
     text = page(
         [read_source(file) for file in files if file.suffix == ".json"],
         trainings=[read_training(file) for file in files if file.suffix == ".jsonl"],
@@ -71,6 +76,6 @@ def report(
         banded=drawn.banded,
         title=title,
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     write_text(output, text)
     Console().print(f"written: {output}", highlight=False, soft_wrap=True)

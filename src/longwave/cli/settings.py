@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
@@ -24,7 +23,7 @@ def with_settings(
     """Replace `**settings` in a command's signature by an option for every field of a `Settings` class.
 
     An option that is not given is None, for which `Settings.create` takes the default. A mapping becomes an option
-    KEY=VALUE that may be repeated; `parse_pairs` reads its values.
+    KEY=VALUE that may be repeated; `settings.parse_pairs` reads its values.
 
     Arguments:
         group: the part of the help page for fields that name none.
@@ -89,17 +88,3 @@ def _option(item: Field[Any], kind: Any, group: str | None) -> inspect.Parameter
         default=inspect.Parameter.empty if required else None,
         annotation=Annotated[kind if required else kind | None, information],
     )
-
-
-def parse_pairs(pairs: list[str] | None) -> dict[str, Any] | None:
-    """What repeated options `KEY=VALUE` say, each value as JSON where it is JSON and as text where it is not."""
-    found: dict[str, Any] = {}
-    for pair in pairs or ():
-        key, separator, value = pair.partition("=")
-        if not (key and separator):
-            raise ValueError(f"--option takes KEY=VALUE, got {pair!r}: write --option steps=8.")
-        try:
-            found[key] = json.loads(value)
-        except json.JSONDecodeError:
-            found[key] = value
-    return found or None

@@ -32,14 +32,15 @@ def show(record: dict[str, Any], folder: Path, how: Showing) -> None:
 
     from longwave.cli.options import print_json
     from longwave.evaluation.records import name_of, quantity_of, write
+    from longwave.files import make_folder
     from longwave.report.plots import save
     from longwave.report.views import view
 
     found = view([record])
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = write(folder / f"{how.name or name_of(record)}.json", record, overwrite=how.overwrite)
     about = quantity_of(record).about(record["settings"], record["rows"][0]["lengths"])
-    what = f"{how.whose}: {about}"
+    what = about if how.whose.lower() == quantity_of(record).title.lower() else f"{how.whose}: {about}"
     subtitle = " · ".join(part for part in (what, found.note) if part)
     pictures = [save(found.figure(found.title, subtitle), path.with_suffix(".png")), *_along(record, path)]
     if how.as_json:

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from longwave.cli import generating
 from longwave.cli.evaluating import Device, Dtype, results_folder
 from longwave.cli.generating import Method, To
-from longwave.cli.options import Json, Model, Overwrite, check_inputs
+from longwave.cli.options import Json, Model, Options, Overwrite, check_inputs
 from longwave.cli.settings import with_settings
 from longwave.evaluation.tasks.asked import TaskSettings
 
@@ -19,6 +20,7 @@ from longwave.evaluation.tasks.asked import TaskSettings
 def tasks(
     model: Model,
     method: Method = None,
+    option: Options = None,
     to: To = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder for tasks.json; default tasks-MODEL.")
@@ -45,20 +47,19 @@ def tasks(
     """
     asked = TaskSettings.create(**settings)
     asked.check()
+    method = generating.chosen(method, option)
     check_inputs(model)
 
     from rich.console import Console
 
     from longwave.checkpoints.trained import trained_of
-    from longwave.cli import generating
     from longwave.cli.options import print_json
     from longwave.evaluation.records import TRAINED
     from longwave.evaluation.results import TASKS, record, write
     from longwave.extensions.reach import original_length_of
-    from longwave.files import check_output
+    from longwave.files import check_output, make_folder
     from longwave.report.tables import tasks_table
 
-    generating.check_method(method)
     folder = check_output(results_folder(output, "tasks", model), overwrite=overwrite)
     loaded = generating.load(model, method=method, to=to, dtype=dtype, device=device)
     original = original_length_of(loaded.model)
@@ -71,7 +72,7 @@ def tasks(
         rows=[{**row, **known} for row in found["results"]],
         data=found.get("data"), seed=asked.drawn,
     )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = write(folder / "tasks.json", made, overwrite=overwrite)
     if as_json:
         print_json(made)

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from longwave.cli.options import Data, Json, Model, Output, Overwrite, check_inputs, print_json
-from longwave.cli.settings import parse_pairs, with_settings
+from longwave.cli.settings import with_settings
 from longwave.evaluation.lengths import doublings
+from longwave.settings import parse_pairs
 from longwave.training.config import TrainConfig
 
 Resume = Annotated[
@@ -53,7 +54,7 @@ def train(
     from longwave.layout import CHECKPOINTS, TRAINING
 
     disable_progress_bar()  # of transformers: the run has its own
-    settings["options"] = parse_pairs(settings.get("options"))
+    settings["options"] = parse_pairs(settings.get("options") or ()) or None
     try:
         folder = longwave.train(
             model, data, output, resume=resume, overwrite=overwrite, progress=not as_json, **settings

@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 from typing import Literal, get_args
 
-from longwave.files import write_text
+from longwave.files import make_folder, write_text
 
 Split = Literal["train", "heldout"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -41,7 +41,7 @@ def write_corpus(folder: Path, limit: int | None = None) -> dict[str, Path]:
     `limit`: characters per split, reached in an order that mixes the library's packages; None for all.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     written: dict[str, Path] = {}
     for split in SPLITS:
         rows, size = [], 0

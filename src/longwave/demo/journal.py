@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from longwave.files import prepare_output, read_json, write_json
+from longwave.files import make_folder, prepare_output, read_json, write_json
 from longwave.training.checkpoints import discard
 
 SETTINGS, STEPS = "demo.json", "steps"
@@ -52,7 +52,7 @@ class Journal:
             raise ValueError(
                 f"output folder {folder} holds a run with other settings. Choose another or pass --overwrite."
             )
-        (folder / STEPS).mkdir(exist_ok=True)
+        make_folder(folder / STEPS)
         write_json(record, settings)
 
     def step(self, name: str, title: str, compute: Callable[[], Any]) -> Any:

@@ -107,7 +107,7 @@ class Store:
     @contextmanager
     def claim(self, cell: Cell) -> Iterator[bool]:
         """Claim a cell for the length of a `with` block; gives False if another process has it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        io.make_folder(self.folder)
         lock = filelock.FileLock(self.folder / f"{cell.key}.lock", blocking=False)
         try:
             lock.acquire()

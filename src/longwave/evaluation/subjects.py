@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,7 @@ from longwave.extensions.attach import extended, suspended
 from longwave.extensions.handle import find_extension
 from longwave.extensions.reach import original_length_of
 from longwave.extensions.sites import host_of
-from longwave.extensions.spec import parse_spec
+from longwave.extensions.spec import parse_spec, spelled
 from longwave.extensions.steering import log_n_of
 from longwave.methods import without_weights
 from longwave.schedule import Schedule, factor_of
@@ -33,6 +33,7 @@ class Subject:
         log_n: exponent of the per-query log-n attention scaling, 0 for off.
         own: whether it is the extension that the model was saved with. Any other is put on for the measurement.
         trained_length: the longest real window that model and method were trained on, in tokens; None: unknown.
+        options: of the method, as far as they were given.
     """
 
     method: str
@@ -41,18 +42,20 @@ class Subject:
     log_n: float
     own: bool
     trained_length: int | None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        """The method's name, with the schedule if that is not the method's default."""
-        if self.schedule == parse_spec(self.method).schedule.spec:
-            return self.method
-        first, plus, attention = self.method.partition("+")
-        return f"{first}@{self.schedule}{plus}{attention}"
+        """The method's name, with the schedule if that is not the method's default, and the options that were given."""
+        default = parse_spec(self.method).schedule.spec
+        return spelled(self.method, "" if self.schedule == default else self.schedule, self.options)
 
     def to_json(self) -> dict[str, Any]:
         """The start of a row in a record, see docs/results-schema.md."""
-        return {"label": self.label, **asdict(self)}
+        about = asdict(self)
+        if not about["options"]:
+            del about["options"]
+        return {"label": self.label, **about}
 
 
 @contextmanager
@@ -69,7 +72,7 @@ def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subje
     parsed = parse_spec(spec)
     method, schedule = parsed.method, parsed.schedule
     handle = find_extension(model)
-    own = handle is not None and handle.spec == parsed.name
+    own = handle is not None and handle.spec == parsed.name and not parsed.options
     trained = handle is not None and own and handle.is_trained
     if method.trained and not trained:
         raise without_weights(method)
@@ -90,8 +93,10 @@ def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subje
             stack.enter_context(suspended(model))
         kept = exponent if exponent and parsed.attention is None else None  # None: the method's default
         stack.enter_context(extended(model, spec, max_factor=factor, log_n=kept, original_length=original))
-        log_n = log_n_of(host_of(model))
-        yield Subject(parsed.name, schedule.spec, factor, log_n, own=False, trained_length=known.weights)
+        log_n, trained = log_n_of(host_of(model)), known.weights
+        yield Subject(
+            parsed.name, schedule.spec, factor, log_n, own=False, trained_length=trained, options=parsed.options
+        )
 
 
 def _range(schedule: Schedule, lengths: Sequence[int], original: int) -> float:

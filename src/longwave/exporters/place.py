@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from longwave.checkpoints.folder import is_export
-from longwave.files import check_output, umask
+from longwave.files import check_output, make_folder, umask
 
 
 def check_place(output: Path, *, overwrite: bool) -> Path:
@@ -56,7 +56,7 @@ def check_room(needed: int, output: Path) -> None:
 @contextmanager
 def aside(output: Path) -> Iterator[Path]:
     """A folder beside `output` that takes its place when the block ends well, and is gone when it does not."""
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     os.chmod(partial, 0o777 & ~umask())  # mkdtemp makes 0700; exports are meant to be shared
     try:

@@ -14,6 +14,7 @@ from longwave.exporters.opening import open_source
 from longwave.exporters.place import aside, check_place, check_room, keep_apart
 from longwave.exporters.settings import ExportSettings, renamed
 from longwave.exporters.verify import verify_export
+from longwave.extensions.spec import with_options
 from longwave.files import write_text
 
 CARD = "README.md"
@@ -62,12 +63,13 @@ def export(
     if asked.verify:
         exporter.engine()  # missing: say so before the work
     tell("reading")
-    source = open_source(model, method=asked.method, factor=asked.factor, length=asked.to)
+    method = None if asked.method is None else with_options([asked.method], asked.options)[0]
+    source = open_source(model, method=method, factor=asked.factor, length=asked.to)
     keep_apart(output, (source.model, source.tokenizer))
-    if (attention := source.extension.attention) is not None:
+    if source.extension.attention is not None:
         raise Unsupported(
-            f"{exporter.name} cannot express {attention.name}: no engine computes it. Run the model with longwave, or "
-            "export it under a scaling method alone."
+            f"{exporter.name} cannot express {source.extension.spec}: no engine computes it. Run the model with "
+            "longwave, or export it under a scaling method alone, such as yarn."
         )
     t = source.factor(asked.factor, asked.to)
     snapshot = source.snapshot(t, length=asked.to, log_n=asked.log_n == "constant")

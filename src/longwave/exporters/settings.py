@@ -34,6 +34,7 @@ class ExportSettings(Settings):
     factor: float | None = setting(None, "Length factor t; default the model's largest, 8 with --method.", metavar="T")
     to: int | None = setting(None, "The longest text in tokens, in place of --factor.", metavar="TOKENS")
     method: str | None = setting(None, "The method to export a plain model with, e.g. yarn.", metavar="METHOD")
+    options: Mapping[str, Any] = setting((), "Option of --method; repeatable. `longwave methods NAME` lists them.")
     quantize: str | None = setting(None, f"Type of the weights. {_types()}.", metavar="TYPE")
     log_n: str = setting(
         "constant",
@@ -44,7 +45,10 @@ class ExportSettings(Settings):
     verify_tokens: int = setting(4096, "The longest prompt of the verification.", least=1)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "options", dict(self.options))
         super().__post_init__()
+        if self.options and self.method is None:
+            raise ValueError("options are for a method: give one, for example yarn.")
         if self.factor is not None and self.to is not None:
             raise ValueError("give the length factor or the length in tokens, not both: --factor 8 or --to 32768.")
 

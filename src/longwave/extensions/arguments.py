@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,8 +19,12 @@ def _is(value: Any, *kinds: type) -> bool:
 
 
 ARGUMENTS = {
-    "method": Rule(lambda value: _is(value, str), "a name such as 'yarn'; longwave.METHODS lists them"),
-    "max_factor": Rule(lambda value: _is(value, Real) and value >= 1, "a number >= 1; 8 means 8 times the length"),
+    "method": Rule(
+        lambda value: _is(value, str), "a name such as 'yarn'; see longwave.METHODS and longwave.ATTENTIONS"
+    ),
+    "max_factor": Rule(
+        lambda value: _is(value, Real) and 1 <= value < math.inf, "a finite number >= 1; 8 means 8 times the length"
+    ),
     "schedule": Rule(
         lambda value: value is None or _is(value, str, Schedule),
         "continuous, ceiling, threshold, static=FACTOR, or a longwave.Schedule",

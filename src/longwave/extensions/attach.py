@@ -13,7 +13,13 @@ from longwave.attention.hook import Steering
 from longwave.attention.temperature import LogN
 from longwave.extensions.adapter import LoRA, put_adapter
 from longwave.extensions.arguments import check_arguments, check_model
-from longwave.extensions.build import build_attention, build_trajectories, refuse_other_ropes, refuse_other_settings
+from longwave.extensions.build import (
+    build_attention,
+    build_trajectories,
+    refuse_other_ropes,
+    refuse_other_settings,
+    refuse_unknown_options,
+)
 from longwave.extensions.dial import Dial
 from longwave.extensions.gate import Gate
 from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go, scaled_inside
@@ -55,8 +61,8 @@ def extend(
 
     Arguments:
         model: any transformers causal LM that owns a rotary module; PEFT-wrapped is fine.
-        method: `METHOD[@SCHEDULE][+ATTENTION]`, or an attention method alone: see `longwave.METHODS` and
-            `longwave.ATTENTIONS`. Without one it is the best that needs no training, `two-band`.
+        method: `METHOD[@SCHEDULE][+ATTENTION][:OPTION=VALUE]...`, or an attention method alone: see
+            `longwave.METHODS` and `longwave.ATTENTIONS`. Without one it is the best that needs no training, `two-band`.
         max_factor: the largest length factor t; sequences up to max_factor·L tokens are in range.
         schedule: length -> t, as an object or its spec (`continuous`, `ceiling`, `threshold`, `static=8`).
         prior: of `clex`: `ntk`, `yarn` or `linear`; None takes what the attention method has below it, else `ntk`.
@@ -67,7 +73,7 @@ def extend(
         trajectory: a ready one instead of `method` and `options`; all other settings must agree with it.
         head_scalars: give each head a mass and a temperature of its own, to be trained. They start at the method's.
         adapter: let the weights follow t, too, by a LoRA that is off within L, to be trained.
-        options: passed on to the method, and to the attention method.
+        options: of the method, and of the attention method; `longwave methods NAME` lists them.
 
     Returns:
         The same model.
@@ -87,6 +93,7 @@ def extend(
         trajectory=trajectory,
     )
     spec = parse_spec(method)
+    options = spec.joined(options)
     if trajectory is not None:
         spec = replace(parse_spec(trajectory.name), attention=spec.attention)
     chosen = spec.schedule
@@ -96,7 +103,9 @@ def extend(
         raise ValueError(f"schedule {chosen.spec} is over max_factor {max_factor:g}. Raise max_factor.")
     if prior is not None:
         options["prior"] = prior
-    if trajectory is not None:
+    if trajectory is None:
+        refuse_unknown_options(spec, options)
+    else:
         of_method, _ = spec.split(options)
         own_factor = max_factor if spec.attention is None else None
         refuse_other_settings(trajectory, max_factor=own_factor, original_length=original_length, **of_method)

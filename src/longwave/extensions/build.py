@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import fields
+from collections.abc import Iterable
 from typing import Any
 
 from longwave.attention import Attention
@@ -12,7 +11,12 @@ from longwave.names import offer
 from longwave.rope import Rope
 from longwave.trajectory import Trajectory
 
-GIVEN = ("original_length", "max_factor")
+
+def refuse_unknown_options(spec: Spec, options: Iterable[str]) -> None:
+    """A `ValueError` for an option that neither the scaling method nor the attention method has."""
+    known = spec.option_names
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"{spec.name} has no option {unknown[0]!r}. {offer(unknown[0], sorted(known))}")
 
 
 def build_attention(spec: Spec, ropes: list[Rope], max_factor: float, options: dict[str, Any]) -> Attention | None:
@@ -27,6 +31,11 @@ def build_attention(spec: Spec, ropes: list[Rope], max_factor: float, options: d
     attention = spec.attention.create(original_length=length, max_factor=max_factor, **options)
     span = attention.span(max_factor)
     if spec.method.name == "none" and attention.factor(max_factor) > 1:
+        if span <= length:
+            raise ValueError(
+                f"{attention.name} turns far keys at other frequencies, which none does not have. Write "
+                f"{attention.name} alone, which is {attention.trajectory}+{attention.name}, or yarn+{attention.name}."
+            )
         raise ValueError(
             f"{attention.name} has distances of up to {span:,.0f} at {max_factor:g} x {length:,} tokens, more than the "
             f"model knows. Put a scaling method below it (yarn+{attention.name}), change its options, or lower "
@@ -39,16 +48,10 @@ def build_trajectories(spec: Spec, ropes: list[Rope], max_factor: float, options
     """One trajectory per distinct rope, shared by the modules that have it.
 
     Raises:
-        ValueError: for an option that the method does not have.
+        ValueError: for an option that cannot be.
     """
     method = spec.method
     known = inspect.signature(method.build).parameters
-    if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
-        available = sorted(set(known) - {"rope", "max_factor", "name"})
-        if spec.attention is not None:
-            available += sorted(item.name for item in fields(spec.attention) if item.name not in GIVEN)
-        if unknown := sorted(set(options) - set(available)):
-            raise ValueError(f"{spec.name} has no option {unknown[0]!r}. {offer(unknown[0], available)}")
     below = {} if spec.attention is None else spec.attention.below
     options = {name: value for name, value in below.items() if name in known} | options
     built: dict[tuple[float, ...], Trajectory] = {}

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from longwave.extensions.handle import Extension, extension, find_extension
-from longwave.extensions.lengths import padded_positions, row_ends, row_starts
+from longwave.extensions.lengths import counted_positions, hides, over_hidden, row_ends, row_starts
 
 FILLED_AT = "_longwave_factors"
+COUNTED = "_longwave_counted"  # on a cache: whether the positions of its keys pass over hidden tokens
 
 Factors = tuple[float, ...]  # one for all rows, or one for each
 
@@ -50,10 +51,11 @@ def adopt(model: nn.Module, cache: Cache, *, whole: bool) -> None:
                 )
             cache.reset()
     setattr(cache, FILLED_AT, now)
+    setattr(cache, COUNTED, True)
 
 
 def before_forward(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """For a forward outside of `generate`: its positions if it has padding; checks and marks the cache.
+    """For a forward outside of `generate`: its positions if its mask hides tokens; checks and marks the cache.
 
     Raises:
         ValueError: if the cache holds keys of another t than the one this forward runs at.
@@ -62,24 +64,51 @@ def before_forward(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
     given = {**given, **given.pop("kwargs", {})}
     tokens = next((given[name] for name in ("input_ids", "inputs_embeds") if given.get(name) is not None), None)
-    if handle is None or tokens is None:
+    if handle is None or tokens is None or not tokens.shape[1]:
         return None
-    cache, positions = given.get("past_key_values"), given.get("position_ids")
+    cache, positions, mask = given.get("past_key_values"), given.get("position_ids"), given.get("attention_mask")
     changed = None
-    if positions is None and (handle.dial.now.factor is None or handle.attention is not None):
-        positions = _positions(model, given.get("attention_mask"), tokens.shape[1])
-        changed = None if positions is None else {"position_ids": positions}
+    if hides(mask):
+        changed = _positions(handle, mask, tokens.shape[1], positions, cache)
+        positions = positions if changed is None else changed
     if isinstance(cache, Cache):
+        if hides(mask):
+            setattr(cache, COUNTED, positions is not None)
         _check(handle, cache, tokens.shape[1], positions)
-    return changed
+    return None if changed is None else {"position_ids": changed}
 
 
-def _positions(model: Any, mask: Any, count: int) -> Tensor | None:
-    """Position ids of a padded batch, for a text model that takes them. Models with images count in their own way."""
-    plain_text = model.config.get_text_config(decoder=True) is model.config
-    if not plain_text or "position_ids" not in inspect.signature(model.forward).parameters:
+def _positions(handle: Extension, mask: Tensor, count: int, given: Tensor | None, cache: Any) -> Tensor | None:
+    """Position ids where the mask hides tokens; None to leave them as they are.
+
+    Within L the plain model runs, and has its own positions. Beyond L a row is what it is without its hidden tokens.
+    """
+    if given is not None:
+        plain = given.ndim != 2 or _is_plain(handle, int(given.max()) + 1)
+        return None if plain else over_hidden(given, mask)
+    asked = handle.dial.now.factor is None or handle.attention is not None
+    if not (asked and _takes_positions(handle.host)):
         return None
-    return padded_positions(mask, count)
+    past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+    if past and hides(mask[:, :past]):  # its keys stand where the forwards before this one put them
+        counted = getattr(cache, COUNTED, not _is_plain(handle, past))
+    else:
+        counted = not _is_plain(handle, past + count)
+    return counted_positions(mask, count) if counted else None
+
+
+def _is_plain(handle: Extension, columns: int) -> bool:
+    """Whether so many columns run the plain model, hidden tokens included."""
+    dial = handle.dial
+    if columns > dial.original_length:
+        return False
+    return set(dial.now.row_factors) == {1.0} if dial.now.factor is not None else dial.factor_for(columns) == 1
+
+
+def _takes_positions(model: Any) -> bool:
+    """Whether it is a text model that takes position ids. Models with images count in their own way."""
+    plain_text = model.config.get_text_config(decoder=True) is model.config
+    return plain_text and "position_ids" in inspect.signature(model.forward).parameters
 
 
 def _check(handle: Extension, cache: Cache, count: int, positions: Tensor | None) -> None:

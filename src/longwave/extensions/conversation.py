@@ -19,6 +19,8 @@ from longwave.files import write_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+SPECULATIVE = ("prompt_lookup_num_tokens", "assistant_model", "assistant_early_exit")  # arguments of `generate`
+
 
 class Conversation:
     """Turns of a user and a model.
@@ -49,6 +51,7 @@ class Conversation:
         """Forget everything but the system message."""
         self.messages = [{"role": "system", "content": self.system}] if self.system else []
         self._tokens: list[int] = []
+        self.answered = 0  # tokens of the last answer
         self._empty_cache()
 
     @property
@@ -113,10 +116,14 @@ class Conversation:
         )
         self._tokens = result.sequences[0].tolist()
         new = self._tokens[len(ids) :]
+        self.answered = len(new)
         return str(self.tokenizer.decode(new, skip_special_tokens=True))
 
     def _keep_common(self, ids: list[int]) -> None:
         """Cut the cache to the tokens that the new text begins with (a template may rewrite earlier turns)."""
+        if any(self.generation.get(name) is not None for name in SPECULATIVE):
+            self._empty_cache()  # transformers 5.23 speculates wrongly where a cache holds most of the prompt
+            return
         held = int(self._cache.get_seq_length())
         same = 0
         while same < min(held, len(ids) - 1) and self._tokens[same] == ids[same]:

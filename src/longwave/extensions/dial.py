@@ -130,7 +130,9 @@ class Dial:
         if policy not in POLICIES:
             raise ValueError(unknown("policy", policy, POLICIES))
         if (policy == "fixed") != (factor is not None):
-            raise ValueError(f'policy "fixed" needs a factor, others take none, got {policy!r} with factor {factor}.')
+            if factor is None:
+                raise ValueError('policy "fixed" needs a factor: set_policy(model, "fixed", 4.0).')
+            raise ValueError(f'policy "fixed" has a factor, others take none, got {policy!r} with factor {factor}.')
         self.set(factor=None if factor is None else self.allowed(factor), grows=policy == "grow", generating=False)
         self.settle()
 
@@ -188,11 +190,18 @@ class Dial:
         )
         return max(length, min(rounded, self.max_length))
 
-    def check(self, length: int, remedy: str = "Shorten it") -> None:
-        """Refuse a sequence out of range, unless `beyond` is `clamp`."""
+    def check(self, length: int, remedy: str = "Shorten it", *, columns: int | None = None) -> None:
+        """Refuse a sequence out of range, unless `beyond` is `clamp`.
+
+        Arguments:
+            columns: tokens of the forward, where the length comes from their positions.
+        """
         if length > self.max_length and self.now.beyond == "error":
+            what = f"a sequence of {length} tokens is longer than"
+            if columns is not None and columns < length:
+                what, remedy = f"position {length - 1} is not among the first", "Give smaller position_ids"
             raise ValueError(
-                f"a sequence of {length} tokens is longer than {self.max_length} = max_factor {self.max_factor:g} x "
+                f"{what} {self.max_length} = max_factor {self.max_factor:g} x "
                 f'{self.original_length}. {remedy}, or extend with a larger max_factor or beyond="clamp".'
             )
 
@@ -223,15 +232,18 @@ class Dial:
 
     def _read(self, position_ids: Tensor) -> float | Tensor:
         setting = self.now
+        if not position_ids.numel():
+            return 1.0
         if setting.factor is not None:
             # To read a position would break a graph, and makes a GPU wait.
             if setting.beyond == "error" and not (setting.generating or torch.compiler.is_compiling()):
-                self.check(int(position_ids.max()) + 1)
+                self.check(int(position_ids.max()) + 1, columns=position_ids.shape[-1])
             return setting.factor
         if isinstance(setting.schedule, Static) and setting.beyond == "clamp":  # no position is read
             return min(setting.schedule.factor, self.max_factor)
         lengths = sequence_lengths(position_ids)
         found = lengths.unique()
+        self.check(int(found[-1]), columns=position_ids.shape[-1])
         factors = [self.factor_for(length) for length in found.tolist()]
         if len(set(factors)) == 1:
             return factors[0]

@@ -29,7 +29,7 @@ from longwave.extensions.bounded import unbound
 from longwave.extensions.caches import adopt, before_forward
 from longwave.extensions.dial import Dial, lock_of
 from longwave.extensions.handle import extension, find_extension
-from longwave.extensions.lengths import prompt_columns, prompt_lengths
+from longwave.extensions.lengths import hides, over_hidden, prompt_columns, prompt_lengths
 from longwave.extensions.steering import steering_of
 
 
@@ -96,6 +96,7 @@ def start(
         lengths = [dial.doubled(length) for length in lengths]
     if dial.attention is not None:
         _refuse_other_readings(dial, dial.attention, call, speculates)
+        _place_hidden(dial, model_kwargs, max(prompt) + call.new)
     dial.start_generating(lengths, call.new)
     if isinstance(cache, Cache):
         if speculates and isinstance(cache, DynamicCache):  # a draft is cut off the cache again
@@ -103,6 +104,14 @@ def start(
         elif not getattr(cache, "_is_user_defined", False):
             prepare_cache(model, cache, max(0, call.width - min(prompt)))
         adopt(model, cache, whole=whole)
+
+
+def _place_hidden(dial: Dial, model_kwargs: dict[str, Any], longest: int) -> None:
+    """Beyond L: transformers puts hidden tokens at position 0, where another text would begin in a packed row."""
+    positions, mask = model_kwargs.get("position_ids"), model_kwargs.get("attention_mask")
+    plain = longest <= dial.original_length and dial.now.factor is None
+    if positions is not None and positions.ndim == 2 and hides(mask) and not plain:
+        model_kwargs["position_ids"] = over_hidden(positions, mask)
 
 
 def prepare_cache(model: Any, cache: Any, padding: int = 0) -> None:
@@ -196,6 +205,8 @@ def _refuse_other_readings(dial: Dial, attention: Attention, call: _Call, specul
     width = call.width + (call.new if dial.now.grows else 0)  # where t grows, the whole text is read again
     if size is None or width <= size or parts == 1:
         return
+    if parts > width:  # the whole prompt is one part
+        raise ValueError(f"{attention.name} reads a prompt in one go. Leave prefill_chunk_size out.")
     if size % parts:
         raise ValueError(f"prefill_chunk_size must be a multiple of {parts}, {attention.name}'s chunk, got {size}.")
     if any(length != call.width for length in call.lengths):

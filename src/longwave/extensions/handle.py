@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from longwave.extensions.arguments import check_model
 from longwave.extensions.dial import Dial, Follower
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.sites import reset_frequencies
-from longwave.extensions.spec import named
+from longwave.extensions.spec import named, spelled
 from longwave.extensions.steering import log_n_of, steering_of
 from longwave.methods import get_method
 from longwave.rope import Rope
@@ -84,7 +84,9 @@ class Extension:
 
     def __repr__(self) -> str:
         reach = f"L={self.original_length}, max_factor={self.max_factor:g}, log_n={self.log_n:g}"
-        return f"Extension({self.spec}@{self.schedule.spec}, {reach}, policy={self.dial.policy})"
+        implied = self.attention is not None and "+" not in self.spec and self.method != "none"
+        below = f" above {self.method}" if implied else ""
+        return f"Extension({spelled(self.spec, self.schedule.spec)}{below}, {reach}, policy={self.dial.policy})"
 
     @property
     def mounts(self) -> list[Mount]:
@@ -201,6 +203,12 @@ class Extension:
     def spec(self) -> str:
         """What `extend` put on, as it takes it, without the schedule: `yarn`, `yarn+dca`, `two-band`."""
         return named(self.method, self.attention)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of the scaling method and of the attention method, by name, as JSON values; defaults included."""
+        above = {} if self.attention is None else self.attention.options()
+        return {**self.trajectories[0].options(), **above}
 
     def same(self, a: float, b: float) -> bool:
         """Whether two t make no difference: a cache that was filled at one serves at the other."""

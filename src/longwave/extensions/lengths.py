@@ -7,7 +7,7 @@ images in several directions. There the largest position of a row counts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -17,13 +17,14 @@ from torch.nn import functional
 def sequence_lengths(position_ids: Tensor) -> Tensor:
     """The length of each token's sequence: int64 [batch, n].
 
-    Positions rise within a sequence (they may skip), and fall or stay where the next sequence begins. With
-    several axes the whole row counts as one sequence, because positions fall within an image, too.
+    Positions fall where the next sequence begins. Within a sequence they rise, may skip, and stay where tokens are
+    hidden. So a sequence of one token counts to the one behind it: a token that sees itself alone does not depend on
+    its position. With several axes the whole row counts as one sequence, because positions fall within an image, too.
     """
     if position_ids.ndim == 3:
         return (position_ids.amax((0, -1), keepdim=True)[0] + 1).expand(position_ids.shape[1:])
     positions = position_ids
-    index = functional.pad((positions[:, 1:] <= positions[:, :-1]).long(), (1, 0)).cumsum(-1)
+    index = functional.pad((positions[:, 1:] < positions[:, :-1]).long(), (1, 0)).cumsum(-1)
     longest = torch.zeros_like(positions).scatter_reduce(1, index, positions + 1, "amax")
     return longest.gather(1, index)
 
@@ -42,17 +43,33 @@ def _one_axis(position_ids: Tensor) -> Tensor:
     return position_ids.amax(0) if position_ids.ndim == 3 else position_ids
 
 
-def padded_positions(mask: Any, columns: int) -> Tensor | None:
-    """Position ids of the last `columns` columns, without padding: int64 [batch, columns]; None if there is no padding.
+def hides(mask: Any) -> TypeGuard[Tensor]:
+    """Whether an attention mask hides columns. A mask of another shape than [batch, width] counts as none."""
+    return isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all())
 
-    Padding behind a row has the row's last position; left padding has position 0. Neither makes a row longer.
+
+def counted_positions(mask: Tensor, columns: int) -> Tensor:
+    """Position ids of the last `columns` columns: how many visible tokens are before each. int64 [batch, columns].
+
+    A hidden token has the position of the visible token before it; 0 where there is none. It makes no row longer.
 
     Arguments:
-        mask: attention mask [batch, width]; a mask of another shape counts as no mask.
+        mask: attention mask [batch, width].
     """
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask.all()):
-        return None
     return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -columns:]
+
+
+def over_hidden(position_ids: Tensor, mask: Tensor) -> Tensor:
+    """The same position ids, but every hidden token has the position of the visible token before it: [batch, n].
+
+    Hidden tokens in front have the position of the first visible one. Nobody sees where a hidden token stands, and
+    transformers puts it at 0, which looks like the border of a packed sequence.
+    """
+    visible = mask[:, -position_ids.shape[1] :].bool()
+    column = torch.arange(visible.shape[1], device=visible.device)
+    before = torch.where(visible, column, -1).cummax(1).values
+    source = torch.where(before < 0, visible.long().argmax(1, keepdim=True), before)
+    return position_ids.expand(len(visible), -1).gather(1, source)
 
 
 def prompt_columns(inputs: Mapping[str, Any], width: int) -> int:

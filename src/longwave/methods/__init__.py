@@ -6,8 +6,10 @@ reads it; its line in METHODS names it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import getdoc, signature
 from types import MappingProxyType
 from typing import Any
 
@@ -37,6 +39,7 @@ class Method:
         log_n: exponent of the per-query log-n attention scaling by default, 0 for off.
         schedule: the default schedule's spec.
         recipe: training defaults, by the names of `TrainConfig`'s fields.
+        takes: the class whose options it takes, if `build` is a preset of it.
     """
 
     name: str
@@ -49,6 +52,29 @@ class Method:
     log_n: float = 0.0
     schedule: str = "continuous"
     recipe: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    takes: Callable[..., Trajectory] | None = None
+
+    @property
+    def option_names(self) -> list[str]:
+        """The options of the method, in the order of its signature."""
+        return [name for name in signature(self.takes or self.build).parameters if name not in NO_OPTIONS]
+
+    def described_options(self) -> list[dict[str, Any]]:
+        """The options with their defaults, and the help from the docstring. A preset has defaults of its own."""
+        builder = self.takes or self.build
+        helps, parameters = _arguments(getdoc(builder) or ""), signature(builder).parameters
+        defaults = {name: None if self.takes else parameters[name].default for name in self.option_names}
+        return [{"name": name, "default": defaults[name], "help": helps.get(name, "")} for name in self.option_names]
+
+
+NO_OPTIONS = ("rope", "max_factor", "name")  # of a builder: `extend` gives them
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    """What the section `Arguments:` of a docstring says about each of them."""
+    section = re.search(r"^Arguments:\n((?:    .*\n?)+)", docstring, re.MULTILINE)
+    found = re.findall(r"^    (\w+): ((?:.*\n?)(?:     .*\n?)*)", section[1] if section else "", re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}
 
 
 _PAPER = {"positions": "random", "factors": "integer", "lr": 2e-5, "field_lr": 2e-5}
@@ -81,6 +107,7 @@ METHODS: dict[str, Method] = {
             log_n=1.0,
             schedule="ceiling",
             recipe=MappingProxyType(_PAPER),
+            takes=CLEX,
         ),
     )
 }

@@ -49,7 +49,7 @@ def page(
     sections += [scored(source) for source in sources if not source.by_length]
     sections += [trained(training, pen) for training in trainings]
     if trajectories:
-        sections.append(spectrum(trajectories, pen))
+        sections.append(spectrum(trajectories, pen, banded or {}))
     if banded:
         sections.append(distances(banded, pen))
     if not sections:

@@ -7,11 +7,18 @@ from collections.abc import Mapping, Sequence
 import longwave.report.frequencies as draw
 from longwave.report.markup import Markup, element, join, table
 from longwave.report.sections import Pen, Section
+from longwave.report.trajectories import Banded
 from longwave.trajectory import Trajectory
 
 
-def spectrum(trajectories: Mapping[str, Trajectory], pen: Pen) -> Section:
-    """Trajectories, wavelengths and stretches of methods, all of one rope."""
+def spectrum(trajectories: Mapping[str, Trajectory], pen: Pen, banded: Mapping[str, Banded] | None = None) -> Section:
+    """Trajectories, wavelengths and stretches of methods, all of one rope.
+
+    Arguments:
+        banded: attention methods. Those that are in `trajectories`, too, have a scaling method below them.
+    """
+    above = banded or {}
+    kept = [name for name in above if name not in trajectories]
     first = next(iter(trajectories.values()))
     rope, inside = first.rope, draw.turning(first)
     pairs, original = rope.rotary_dim // 2, rope.original_length
@@ -19,7 +26,8 @@ def spectrum(trajectories: Mapping[str, Trajectory], pen: Pen) -> Section:
     summary = [
         f"{inside} of {pairs} pairs of rotary dimensions complete a rotation within the trained length of {original:,} "
         f"tokens; the other {pairs - inside} never show a full turn in training.",
-        *(_sentence(label, trajectory) for label, trajectory in trajectories.items()),
+        *(_sentence(label, trajectory, above.get(label)) for label, trajectory in trajectories.items()),
+        *([f"{', '.join(kept)}: frequencies as pre-trained at every t."] if kept else []),
     ]
     body = join(
         element("p", f"Trained length L = {original:,} tokens, {rope.rotary_dim} rotary dimensions.", class_="soft"),
@@ -43,11 +51,14 @@ def spectrum(trajectories: Mapping[str, Trajectory], pen: Pen) -> Section:
     return Section(f"Frequencies · {names}", summary, body)
 
 
-def _sentence(label: str, trajectory: Trajectory) -> str:
+def _sentence(label: str, trajectory: Trajectory, above: Banded | None) -> str:
     most = trajectory.max_factor
     snapshot = trajectory.at(most)
     reach = _range(snapshot.stretch.tolist())
-    return f"{label} at t = {most:g}: stretch λ {reach}, attention scaling {snapshot.attention_scaling:.3g}."
+    at = f"{label} at t = {most:g}"
+    if above is not None:
+        at = f"{label} at t = {above.attention.max_factor:g} has the frequencies of {trajectory.name} at t = {most:.4g}"
+    return f"{at}: stretch λ {reach}, attention scaling {snapshot.attention_scaling:.3g}."
 
 
 def _table(trajectories: Mapping[str, Trajectory]) -> Markup:

@@ -11,9 +11,9 @@ from longwave.checkpoints.outline import outline
 from longwave.evaluation.lengths import LONGEST_DEFAULT
 from longwave.evaluation.subjects import TRAINING_FREE
 from longwave.extensions.attach import rope_of
-from longwave.extensions.build import build_attention
+from longwave.extensions.build import build_attention, build_trajectories, refuse_unknown_options
 from longwave.extensions.handle import Extension, find_extension
-from longwave.extensions.spec import parse_spec
+from longwave.extensions.spec import parse_spec, spelled
 from longwave.methods import without_weights
 from longwave.trajectory import Trajectory
 
@@ -33,10 +33,12 @@ class Drawn:
     Arguments:
         trajectories: those that change frequencies, and `none`; an attention method has the one below it.
         banded: the attention methods.
+        refused: attention methods that cannot run at the largest t, and why.
     """
 
     trajectories: dict[str, Trajectory] = field(default_factory=dict)
     banded: dict[str, Banded] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len({**self.trajectories, **self.banded})
@@ -50,8 +52,8 @@ def drawn_of_model(path: str, methods: Sequence[str] | None = None) -> Drawn:
         methods: their specs; None for the model's own and the training-free ones.
 
     Raises:
-        ValueError: for a method that needs trained weights, unless the model has them, and for an attention method
-            with distances that the model does not know.
+        ValueError: for a method that needs trained weights, unless the model has them, and if every method is
+            an attention method with distances that the model does not know.
     """
     loaded = outline(path)  # frequencies need no weights
     if loaded is None:
@@ -61,18 +63,28 @@ def drawn_of_model(path: str, methods: Sequence[str] | None = None) -> Drawn:
     names: Sequence[str] = methods if methods is not None else _own_and_free(handle)
     found = Drawn()
     for spec in map(parse_spec, names):
-        own = handle is not None and handle.spec == spec.name
+        own = handle is not None and handle.spec == spec.name and not spec.options
+        label = spelled(spec.name, "", spec.options)
         if handle is not None and own and handle.is_trained:
             attention, trajectory = handle.dial.attention, handle.trajectories[0]
         elif spec.method.trained:
             raise without_weights(spec.method, path, "Leave it out of --methods.")
         else:
-            attention = build_attention(spec, [rope], most, {})
-            trajectory = spec.method.build(rope, most if attention is None else attention.factor(most))
+            refuse_unknown_options(spec, spec.options)
+            of_method, of_attention = spec.split(spec.options)
+            try:
+                attention = build_attention(spec, [rope], most, of_attention)
+            except ValueError as error:
+                found.refused[label] = str(error)
+                continue
+            reach = most if attention is None else attention.factor(most)
+            trajectory = build_trajectories(spec, [rope], reach, of_method)[0]
         if attention is not None:
-            found.banded[spec.name] = Banded(attention, trajectory)
+            found.banded[label] = Banded(attention, trajectory)
         if attention is None or trajectory.max_factor > 1:
-            found.trajectories[spec.name] = trajectory
+            found.trajectories[label] = trajectory
+    if found.refused and not len(found):
+        raise ValueError(next(iter(found.refused.values())))
     return found
 
 

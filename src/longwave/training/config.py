@@ -219,8 +219,11 @@ class TrainConfig(Settings):
     @property
     def method_options(self) -> dict[str, Any]:
         """Keyword arguments for `extend` beyond the method, its factor and its schedule."""
+        from longwave.extensions.spec import parse_spec  # needs torch
+
+        options = parse_spec(self.method).joined(self.options)
         chosen = {"prior": self.prior, "log_n": self.log_n, "original_length": self.original_length}
-        return {**self.options, **{name: value for name, value in chosen.items() if value is not None}}
+        return {**options, **{name: value for name, value in chosen.items() if value is not None}}
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Settings that differ from a recorded run in a way that would make it another run."""

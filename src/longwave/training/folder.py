@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longwave.files import check_output, read_object, write_json
+from longwave.files import check_output, make_folder, read_object, write_json
 from longwave.layout import ADAPTERS, CHECKPOINTS, METRICS, MODEL, SETTINGS, WEIGHTS
 from longwave.layout import TRAINING as RECORD
 from longwave.provenance import command, versions
@@ -122,7 +122,7 @@ class RunFolder:
     def start(self, *, resume: bool) -> MetricsLog:
         """Write the record. A new run first deletes an earlier one's results, for which it could pass otherwise."""
         states = self.states() if resume else []
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         if not resume:
             self._remove_results()
         write_json(self.path / RECORD, {"status": "running", **self.record})

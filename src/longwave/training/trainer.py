@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from longwave.extensions.handle import extension
+from longwave.files import make_folder
 from longwave.training.arguments import refuse_data_parallel, refuse_reentrant
 from longwave.training.batches import MicroBatches, PackedRows
 from longwave.training.checkpoints import STAGING, checkpoints, publish, require_complete
@@ -211,7 +212,7 @@ class LengthTrainer(Trainer):
         if not self.args.should_save:
             return
         folder = Path(output_dir or self._root)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if state_dict is None:
             save_model(self._network, str(folder / "model.safetensors"))
         else:

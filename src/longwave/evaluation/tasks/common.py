@@ -39,6 +39,7 @@ def steering(model: nn.Module) -> dict[str, Any] | None:
     return {
         "method": handle.spec,
         "schedule": handle.schedule.spec,
+        "options": handle.options,
         "max_factor": handle.max_factor,
         "log_n": handle.log_n,
         "policy": handle.dial.policy,

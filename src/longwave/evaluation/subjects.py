@@ -93,10 +93,8 @@ def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subje
             stack.enter_context(suspended(model))
         kept = exponent if exponent and parsed.attention is None else None  # None: the method's default
         stack.enter_context(extended(model, spec, max_factor=factor, log_n=kept, original_length=original))
-        log_n, trained = log_n_of(host_of(model)), known.weights
-        yield Subject(
-            parsed.name, schedule.spec, factor, log_n, own=False, trained_length=trained, options=parsed.options
-        )
+        log_n, own = log_n_of(host_of(model)), {"trained_length": known.weights, "options": parsed.options}
+        yield Subject(parsed.name, schedule.spec, factor, log_n, own=False, **own)
 
 
 def _range(schedule: Schedule, lengths: Sequence[int], original: int) -> float:

@@ -24,7 +24,15 @@ def train(book: Path, tokenizer, tmp_path: Path) -> Train:
     """`longwave.train` on the book with small defaults; keyword arguments win."""
 
     def run(model, output: str = "out", **settings) -> Path:
-        small = {"method": "clex", "train_length": 48, "max_factor": 8, "steps": 3, "batch_size": 4, "lr": 1e-3, "progress": False}
+        small = {
+            "method": "clex",
+            "train_length": 48,
+            "max_factor": 8,
+            "steps": 3,
+            "batch_size": 4,
+            "lr": 1e-3,
+            "progress": False,
+        }
         data = settings.pop("data", [book])
         return longwave.train(model, data, tmp_path / output, tokenizer=tokenizer, **(small | settings))
 

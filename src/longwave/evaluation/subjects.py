@@ -93,8 +93,8 @@ def under(model: nn.Module, spec: str, lengths: Sequence[int]) -> Iterator[Subje
             stack.enter_context(suspended(model))
         kept = exponent if exponent and parsed.attention is None else None  # None: the method's default
         stack.enter_context(extended(model, spec, max_factor=factor, log_n=kept, original_length=original))
-        log_n, own = log_n_of(host_of(model)), {"trained_length": known.weights, "options": parsed.options}
-        yield Subject(parsed.name, schedule.spec, factor, log_n, own=False, **own)
+        log_n, trained_length = log_n_of(host_of(model)), known.weights
+        yield Subject(parsed.name, schedule.spec, factor, log_n, False, trained_length, parsed.options)
 
 
 def _range(schedule: Schedule, lengths: Sequence[int], original: int) -> float:

@@ -12,7 +12,7 @@ SHORT: Mapping[str, Any] = MappingProxyType(
     {
         "head_scalars": True,
         "lora_rank": "16",
-        "row_length": "2x",
+        "row_length": "auto",
         "long_share": 0.5,
         "least_factor": 4.0,
         "chunks": 8,

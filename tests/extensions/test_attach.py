@@ -178,7 +178,7 @@ def test_falcon_with_alibi_has_a_rotary_module_that_it_does_not_use() -> None:
     ("arguments", "message"),
     [
         ({"method": "yarm", "max_factor": 2}, "Did you mean 'yarn'"),
-        ({"method": None, "max_factor": 2}, "method must be a name such as 'yarn', got None"),
+        ({"method": 5, "max_factor": 2}, "method must be a name such as 'yarn', got 5"),
         ({"method": "ntk", "max_factor": "8"}, "max_factor must be a finite number >= 1, got '8'"),
         ({"method": "ntk", "max_factor": 0.5}, "max_factor must be a finite number >= 1, got 0.5"),
         ({"method": "ntk", "max_factor": 2, "schedule": "sometimes"}, "unknown schedule 'sometimes'"),

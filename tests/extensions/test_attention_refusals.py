@@ -99,7 +99,7 @@ def test_the_command_line_says_it_in_one_line(
         "perplexity": ["--data", str(text), "-o", str(tmp_path / "out")],
         "generate": ["--prompt", "abc"],
         "export": ["--factor", "4", "-o", str(tmp_path / "out")],
-        "train": ["--data", str(text), "--train-length", "48", "--max-factor", "4", "-o", str(tmp_path / "out")],
+        "train": ["--data", str(text), "--train-length", "128", "--max-factor", "4", "-o", str(tmp_path / "out")],
     }[command]
     assert main([command, str(plain), *options, *needed]) == 1
     error = capsys.readouterr().err

@@ -8,11 +8,17 @@ import torch
 import longwave
 from longwave.training.metrics import read_metrics
 
+# The field alone, without what the recipe adds.
+FIELD = {
+    "method": "clex+two-band", "head_scalars": False, "lora_rank": "none", "long_share": 0.0, "least_factor": 1.0,
+    "chunks": 4,
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("freeze_weights", [False, True])
 def test_a_few_steps_change_the_frequencies_and_they_come_back(llama, train, freeze_weights):
     weights = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
-    folder = train(llama, method="clex+two-band", max_factor=16, freeze_weights=freeze_weights, chunks=4)
+    folder = train(llama, max_factor=16, freeze_weights=freeze_weights, **FIELD)
     trained, ids = longwave.extension(llama), torch.randint(0, 256, (1, 300))
     found = trained.trajectory
     assert found.options() | {"prior": "linear", "field": "smooth"} == found.options()
@@ -32,13 +38,13 @@ def test_frozen_weights_and_windows_within_l(llama, train):
     """A micro-batch at t = 1 runs the plain model: it has nothing to teach the field, and stops no training."""
     start = longwave.extend(llama, "clex+two-band", max_factor=8)
     before = longwave.extension(start).trajectory.inv_freq(8.0).detach()
-    folder = train(llama, method="clex+two-band", freeze_weights=True, short_share=1.0)
+    folder = train(llama, freeze_weights=True, short_share=1.0, **FIELD)
     assert all(row["field_grad_norm"] == 0 for row in read_metrics(folder / "metrics.jsonl"))
     assert torch.equal(longwave.extension(llama).trajectory.inv_freq(8.0), before)
 
 
 def test_taken_further_with_what_it_has_learned(llama, train):
-    settings = {"method": "clex+two-band", "freeze_weights": True, "options": {"cosines": 2}}
+    settings = {**FIELD, "freeze_weights": True, "options": {"cosines": 2}}
     first = train(llama, "first", **settings)
     learned = longwave.extension(llama).trajectory.inv_freq(15.5).detach()
     second = train(first, "second", **settings | {"field_lr": 0.0})

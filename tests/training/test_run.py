@@ -303,7 +303,7 @@ def test_command_line(base, book, tmp_path, capsys):
     arguments = [
         "train", str(base), "--data", str(book), "--train-length", "48", "--max-factor", "8", "--steps", "3",
         "--batch-size", "2", "--output", str(tmp_path / "out"), "--option", "steps=4", "--option", "activation=tanh",
-        "--log-n", "0", "--positions", "uniform", "--gradient-checkpointing", "--json",
+        "--log-n", "0", "--positions", "uniform", "--gradient-checkpointing", "--json", "--method", "clex",
     ]
     # fmt: on
     assert main(arguments) == 0
@@ -329,7 +329,7 @@ def test_the_library_is_silent_at_a_terminal(base, book, tmp_path, capsys, monke
     """Its bars for loading and writing weights would stand between those of the run."""
     enable_progress_bar()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    arguments = ["train", base, "--data", book, "--train-length", 48, "--max-factor", 8, "--steps", 1]
+    arguments = ["train", base, "--data", book, "--train-length", 48, "--max-factor", 8, "--steps", 1, "--method", "clex"]
     assert main([str(each) for each in (*arguments, "--batch-size", 2, "--output", tmp_path / "out")]) == 0
     given = capsys.readouterr()
     assert "1 steps" in given.out

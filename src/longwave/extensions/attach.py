@@ -37,10 +37,12 @@ from longwave.trajectory import Trajectory
 
 Model = TypeVar("Model", bound=nn.Module)
 
+BEST = "two-band"  # of the methods that need no training
+
 
 def extend(
     model: Model,
-    method: str = "two-band",
+    method: str | None = None,
     *,
     max_factor: float,
     schedule: str | Schedule | None = None,
@@ -62,7 +64,8 @@ def extend(
     Arguments:
         model: any transformers causal LM that owns a rotary module; PEFT-wrapped is fine.
         method: `METHOD[@SCHEDULE][+ATTENTION][:OPTION=VALUE]...`, or an attention method alone: see
-            `longwave.METHODS` and `longwave.ATTENTIONS`. Without one it is the best that needs no training, `two-band`.
+            `longwave.METHODS` and `longwave.ATTENTIONS`. None takes the best that needs no training, `two-band`; with
+            a ready trajectory that trajectory alone.
         max_factor: the largest length factor t; sequences up to max_factor·L tokens are in range.
         schedule: length -> t, as an object or its spec (`continuous`, `ceiling`, `threshold`, `static=8`).
         prior: of `clex`: `ntk`, `yarn` or `linear`; None takes what the attention method has below it, else `ntk`.
@@ -84,6 +87,8 @@ def extend(
             attention method on a model that cannot have it.
     """
     check_model(model, "extend")
+    if method is None:
+        method = BEST if not isinstance(trajectory, Trajectory) else trajectory.name
     check_arguments(
         method=method,
         max_factor=max_factor,
@@ -208,7 +213,7 @@ def restore(model: Model) -> Model:
 
 
 @contextmanager
-def extended(model: Model, method: str = "two-band", **arguments: Any) -> Iterator[Model]:
+def extended(model: Model, method: str | None = None, **arguments: Any) -> Iterator[Model]:
     """`extend` for the length of a `with` block: `with extended(model, "ntk", max_factor=8): ...`."""
     check_model(model, "extended")
     before = _remember(model)

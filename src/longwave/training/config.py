@@ -15,7 +15,7 @@ POSITIONS = ("chunks", "random", "uniform", "none")
 FACTORS = ("log-uniform", "integer", "fixed")
 LOG_N_COUNTS = ("keys", "positions")
 GATES = ("capped", "ramp", "hard")
-NO_LORA = "none"
+NO_LORA, AUTO = "none", "auto"
 ENGINE_METHOD = "ntk"  # the method of `engine_ready` where none is named
 LORA_RATE, LORA_SIZE = 5e-3, 2_000_000
 # Arguments of `longwave.extend` that are no options of a method: training sets them from settings of its own.
@@ -49,8 +49,9 @@ class TrainConfig(Settings):
     )
     row_length: str | None = of_length(
         None,
-        "Tokens of a row, whose positions may skip: 512, or 2x for twice the original length; --train-length.",
-        metavar="N|Nx",
+        "Tokens of a row, whose positions may skip: 512, or 2x for twice the original length; auto is 2x, but at most "
+        "--train-length; --train-length.",
+        metavar="N|Nx|auto",
     )
     original_length: int | None = of_length(None, "Pre-trained context length L; read from the model.", least=2)
     train_factor: float | None = of_length(None, "Largest factor drawn in training; --max-factor.", least=1)
@@ -126,7 +127,7 @@ class TrainConfig(Settings):
             raise ValueError("freeze weights leaves no LoRA to train. Leave one of the two out.")
         if self.short_share + self.long_share > 1:
             raise ValueError(f"long share must be at most 1 together with short share, got {self.long_share!r}.")
-        if not (self.row_length or "").endswith("x"):
+        if self.row_length != AUTO and not (self.row_length or "").endswith("x"):
             self.row_tokens(1)
 
     @classmethod
@@ -152,6 +153,9 @@ class TrainConfig(Settings):
         recipe = dict(spec.recipe) | (dict(SHORT) if ready else {})
         if given.get("freeze_weights"):
             recipe.pop("lora_rank", None)
+        short = given.get("short_share")
+        if "long_share" in recipe and isinstance(short, int | float):
+            recipe["long_share"] = min(recipe["long_share"], max(0.0, 1.0 - short))
         if "least_factor" in recipe:  # a small model need not reach so far
             farthest = given.get("train_factor") or given["max_factor"]
             recipe["least_factor"] = min(recipe["least_factor"], farthest) if isinstance(farthest, int | float) else 1.0
@@ -185,7 +189,9 @@ class TrainConfig(Settings):
         Raises:
             ValueError: for a row length that is none, or that does not go with the other settings.
         """
-        given = self.train_length if self.row_length is None else self.row_length
+        given: Any = self.train_length if self.row_length is None else self.row_length
+        if given == AUTO:
+            given = min(2 * original_length, self.train_length) if self.long_share else self.train_length
         try:
             tokens = round(float(str(given).removesuffix("x")) * original_length) if "x" in str(given) else int(given)
         except (ValueError, OverflowError):

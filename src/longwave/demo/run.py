@@ -30,8 +30,8 @@ from longwave.evaluation.passkey import PasskeySettings
 from longwave.evaluation.perplexity import PerplexitySettings
 from longwave.evaluation.registry import EVALUATIONS
 from longwave.evaluation.results import PASSKEY, PERPLEXITY, record, write
-from longwave.files import read_object, sha256
 from longwave.extensions.spec import parse_spec
+from longwave.files import read_object, sha256
 from longwave.layout import TRAINING
 from longwave.provenance import versions
 

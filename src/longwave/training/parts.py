@@ -65,8 +65,9 @@ def require_long_enough(config: TrainConfig, original_length: int) -> None:
     """A `ValueError` for a LoRA without windows longer than L."""
     if config.rank is not None and config.longest_window <= original_length:
         raise ValueError(
-            f"a LoRA is off within the original length, {original_length} tokens, and learns nothing from a train length "
-            f"of {config.longest_window}. Raise the train length, best to {4 * original_length}, or set lora rank to none."
+            f"a LoRA is off within the original length, {original_length} tokens, and learns nothing from a train "
+            f"length of {config.longest_window}. Raise the train length, best to {4 * original_length}, or set lora "
+            "rank to none."
         )
 
 

@@ -41,8 +41,8 @@ def exact(path: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in read_metrics(path)]
 
 
-def same_result(one: Path, other: Path) -> None:
-    for name in ("longwave.safetensors", "model/model.safetensors"):
+def same_result(one: Path, other: Path, *names: str) -> None:
+    for name in names or ("longwave.safetensors", "model/model.safetensors"):
         mine, theirs = load_file(one / name), load_file(other / name)
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
@@ -229,6 +229,32 @@ def test_killed_with_sigkill(llama, tokenizer, book, tmp_path):
     assert exact(killed / "metrics.jsonl") == exact(whole / "metrics.jsonl")
     assert [row["step"] for row in exact(killed / "metrics.jsonl")] == list(range(1, 61))
     same_result(whole, killed)
+
+
+@pytest.mark.slow
+def test_an_adapter_taken_further_and_killed_goes_on(llama, tokenizer, book, tmp_path):
+    """The same for scalars and a LoRA by default, in a run that goes on with those of an earlier one."""
+    llama.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+    windows = ("--train-length", "128", "--batch-size", "2")
+    first, whole, killed = (tmp_path / name for name in ("first", "whole", "killed"))
+    subprocess.run(command(tmp_path / "base", book, first, *windows, "--steps", "2"), check=True, **quiet)
+    further = *windows, "--steps", "24", "--save-every", "6"
+    subprocess.run(command(first, book, whole, *further), check=True, **quiet)
+
+    process = subprocess.Popen(command(first, book, killed, *further), **quiet)
+    deadline = time.monotonic() + 120
+    while len(read_metrics(killed / "metrics.jsonl")) < 8 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 8 <= len(read_metrics(killed / "metrics.jsonl")) < 24
+
+    subprocess.run(command(first, book, killed, *further, "--resume"), check=True, **quiet)
+    assert exact(killed / "metrics.jsonl") == exact(whole / "metrics.jsonl")
+    same_result(whole, killed, "longwave.safetensors", "adapter/adapter_model.safetensors")
+    assert not (killed / "model").exists()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from longwave.extensions.adapter import NAME, Adapter, LoRA
+from longwave.extensions.gate import CAPPED
 from longwave.files import read_object, write_json
 from longwave.layout import ADAPTER, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+# Keys of adapter_config.json, what they may be, and the words for it. Another kind of adapter would run as this one.
+PLAIN_LORA: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("peft_type", lambda value: value == "LORA", "'LORA'"),
+    ("r", _is_count, "a whole number >= 1"),
+    ("lora_alpha", lambda value: isinstance(value, int | float), "a number"),
+    ("target_modules", lambda value: isinstance(value, list) and bool(value), "names of layers"),
+    ("bias", lambda value: value == "none", "'none'"),
+    ("use_dora", lambda value: not value, "false"),
+)
 
 
 def save_adapter(adapter: Adapter, folder: Path, base: str | None) -> None:
@@ -45,16 +62,17 @@ def read_adapter(folder: Path, settings: dict[str, Any]) -> LoRA:
     from peft import LoraConfig
 
     path = folder / ADAPTER
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: the folder is incomplete. Save the model again.")
-    read_object(path)
-    factor, gate = settings.get("trained_factor"), settings.get("gate", "capped")
+    found = read_object(path)
+    factor, gate = settings.get("trained_factor"), settings.get("gate", CAPPED)
     if not isinstance(factor, int | float) or isinstance(factor, bool):
         raise ValueError(f"{folder.parent}: the adapter's trained_factor is {factor!r}, it must be a number.")
+    for name, is_right, what in PLAIN_LORA:
+        if not is_right(found.get(name)):
+            raise ValueError(
+                f"{path}: {name} is {found.get(name)!r}, longwave saved {what}. Restore it, or save the model again."
+            )
     try:
         config: LoraConfig = LoraConfig.from_pretrained(str(folder))
-        if not isinstance(config, LoraConfig):
-            raise ValueError(f"it is of type {type(config).__name__}, and a LoRA was saved")
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is damaged: {error}. Restore it, or save the model again.") from None
     config.inference_mode = False

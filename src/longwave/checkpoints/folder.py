@@ -17,7 +17,18 @@ from typing import Any
 
 from longwave.errors import first_line
 from longwave.files import read_object
-from longwave.layout import ADAPTER, CONFIG, EXPORT_RECORD, MODEL, SETTINGS, TOKENIZERS, TRAINING, WEIGHTS
+from longwave.layout import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    ADAPTERS,
+    CONFIG,
+    EXPORT_RECORD,
+    MODEL,
+    SETTINGS,
+    TOKENIZERS,
+    TRAINING,
+    WEIGHTS,
+)
 
 logger = logging.getLogger("longwave")
 
@@ -192,8 +203,10 @@ def is_export(folder: Path) -> bool:
 
 def require_parts(folder: Path) -> None:
     """A `ValueError` for the first file that an extended model needs and `folder` lacks."""
-    named = (folder / SETTINGS).is_file() and read_object(folder / SETTINGS).get("base") is not None
-    for path in (folder / SETTINGS, folder / WEIGHTS, *([] if named else [folder / MODEL / CONFIG])):
+    settings = read_object(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    model = [] if settings.get("base") is not None else [folder / MODEL / CONFIG]
+    adapter = [folder / ADAPTERS / name for name in (ADAPTER, ADAPTER_WEIGHTS)] if "adapter" in settings else []
+    for path in (folder / SETTINGS, folder / WEIGHTS, *model, *adapter):
         if not path.is_file():
             raise ValueError(f"{path} is missing: the folder is incomplete. Save the model again.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from longwave.checkpoints.base import Base
 from longwave.checkpoints.folder import Kind, ModelFolder, http_error, kind_of, require_parts
 from longwave.errors import lines
 from longwave.files import read_object
@@ -94,8 +95,15 @@ def require_whole(folder: Path) -> None:
     kind = kind_of(folder)
     if kind in (Kind.LONGWAVE, Kind.INCOMPLETE):
         require_parts(folder)
-        for path in (folder / SETTINGS, folder / MODEL / CONFIG):
-            read_object(path)
+        base = Base.read(folder)
+        if base is None:
+            read_object(folder / MODEL / CONFIG)
+        elif base.revision is None:
+            raise ValueError(
+                f"{folder} names its base model by a folder of this machine, {base.model}, which nobody else has. Push "
+                "the base and train from its name on the hub, or write its weights, too: "
+                "longwave.save(longwave.load(DIR), NEW_DIR)."
+            )
         return
     if kind is Kind.ADAPTER:
         ModelFolder(str(folder), folder, kind).check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -28,20 +29,27 @@ def train(
     as_json: Json = False,
     **settings: Any,
 ) -> None:
-    """Extend a model and train it on text, with its own window, for up to --max-factor times its length.
+    """Extend a model and train it on text, for up to --max-factor times its original length L.
 
-    No window that training sees is longer than --train-length tokens, whatever the target. The tokens of a row are
-    spread over positions up to t times the original length, t drawn anew for every micro-batch. With --long-share
-    some micro-batches are real windows of several rows. Methods without learned frequencies (ntk, yarn, linear,
-    none) train through the same path.
+    By default two-band learns a mass and a temperature for each head, and a LoRA that follows the length. Within L the
+    trained model is the plain model, bit for bit. The output names the model that it stands on, and does not copy it.
 
-    Examples:
+    No window that training sees is longer than --train-length tokens; 4 x L is enough. Half of the micro-batches are
+    real windows of 2 L and more, the others are rows of 2 L whose positions skip further. --freeze-weights learns the
+    scalars of heads alone, in minutes. --engine-ready trains what other engines can run by `longwave export`. On the
+    folder of an earlier run the same method goes on with what was learned.
+
+    Examples (L is 1,024):
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out
 
-    longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output ntk --method ntk
+    longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output scalars --freeze-weights
 
-    longwave train MODEL --data books/ --train-length 65536 --row-length 4096 --long-share 0.6 --max-factor 16 -o out
+    longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output ready --engine-ready
+
+    longwave train out --data more/ --train-length 4096 --max-factor 32 --output further
+
+    longwave train MODEL --data books/ --train-length 16384 --row-length 1x --method clex --long-share 0.6 --batch-size 16 --max-factor 16 -o clex
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out --resume
     """
@@ -75,8 +83,15 @@ def train(
         f"{summary['steps']} steps, {summary['tokens']:,} tokens, loss {summary['first_loss']:.3f} -> "
         f"{summary['last_loss']:.3f} (mean of the last {min(10, summary['steps'])}), written to {folder}\n"
         f"{_longest(summary['trained_length'])}"
-        f"Next: longwave perplexity {folder} --data HELD_OUT.txt --lengths {lengths}"
+        f"Next: longwave perplexity {folder} --data HELD_OUT.txt --lengths {lengths}{_export(folder, settings)}"
     )
+
+
+def _export(folder: Path, settings: dict[str, Any]) -> str:
+    """How the model is exported, where it was trained for that."""
+    if not settings.get("engine_ready"):
+        return ""
+    return f"\n      longwave export {folder} --factor {settings['max_factor']:g} --output EXPORT"
 
 
 def _longest(tokens: int | None) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from longwave.extensions.spec import parse_spec
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,8 @@ class DemoSettings:
 
     Arguments:
         max_factor: the largest length factor t.
-        steps, batch_size: of each fine-tuning, on rows of the original length and real windows up to the largest.
+        steps: of each training; scalars alone have half of them.
+        batch_size: of each training, in original lengths.
         lengths: where perplexity and passkey retrieval are measured.
         windows: of text, for perplexity; the last 64 tokens of each are scored.
         trials: passkey prompts for each length.
@@ -22,20 +26,22 @@ class DemoSettings:
     """
 
     max_factor: float = 16
-    steps: int = 240
+    steps: int = 160
     batch_size: int = 16
     lengths: tuple[str, ...] = ("1x", "2x", "4x", "8x", "16x")
-    windows: int = 48
+    windows: int = 32
     trials: int = 10
     text: int | None = None
     seed: int = 0
 
 
 QUICK = DemoSettings(max_factor=4, steps=6, batch_size=4, lengths=("1x", "2x", "4x"), windows=8, trials=4, text=100_000)
+LONGEST = 4  # real windows of the recipe, in original lengths
 
-# What both fine-tunings share, so that only the method differs. Eight chunks rather than one break leave
-# fewer distances unseen, real windows show how dense a long context is, and the original window stays in practice.
-TRAINING: dict[str, Any] = {
+# What CLEX was trained with before: all weights, real windows up to the largest length, and the original window, which
+# all weights would forget otherwise. Eight chunks rather than one break leave fewer distances unseen.
+CLEX: dict[str, Any] = {
+    "row_length": "1x",
     "lr": 2e-4,
     "field_lr": 3e-3,
     "chunks": 8,
@@ -47,24 +53,55 @@ TRAINING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: a method on the base model as it is, or on one fine-tuned with it."""
+    """A row of the table: a method on the base model as it is, or on one trained with it.
+
+    Arguments:
+        label: in the table.
+        method: as `longwave.extend` takes it.
+        name: of the folder of a trained row.
+        training: settings of `longwave.train` beside the method's own recipe; None without training.
+        short: whether its real windows end at `LONGEST`, and not at the largest length.
+        half: whether half of the steps are enough.
+    """
 
     label: str
     method: str
-    fine_tuned: bool = False
+    name: str | None = None
+    training: Mapping[str, Any] | None = None
+    short: bool = True
+    half: bool = False
 
     @property
     def key(self) -> str:
-        return f"{self.method}-tuned" if self.fine_tuned else self.method
+        return self.name or self.method
+
+    @property
+    def log_n(self) -> float:
+        """The exponent of log-n that it starts from."""
+        given = (self.training or {}).get("log_n")
+        return float(parse_spec(self.method).log_n if given is None else given)
+
+    def settings(self, demo: DemoSettings, original_length: int) -> dict[str, Any]:
+        """Of `longwave.train`. Every training reads as many tokens a step."""
+        given = {"method": self.method, **parse_spec(self.method).recipe, **(self.training or {})}
+        longest = min(LONGEST, demo.max_factor) if self.short else demo.max_factor
+        row = float(str(given["row_length"]).removesuffix("x"))
+        return given | {
+            "train_length": int(longest * original_length),
+            "max_factor": demo.max_factor,
+            "steps": max(1, demo.steps // 2) if self.half else demo.steps,
+            "batch_size": max(1, int(demo.batch_size / row)),
+            "seed": demo.seed,
+        }
 
 
 ROWS = (
     Row("unscaled", "none"),
-    Row("PI", "linear"),
-    Row("dynamic NTK", "ntk"),
     Row("dynamic YaRN", "yarn"),
-    Row("NTK, tuned", "ntk", fine_tuned=True),
-    Row("CLEX, tuned", "clex", fine_tuned=True),
+    Row("two-band", "two-band"),
+    Row("scalars", "two-band", "scalars", {"freeze_weights": True, "lora_rank": "none"}, half=True),
+    Row("scalars + LoRA", "two-band", "recipe", {}),
+    Row("CLEX, all weights", "clex", "clex-tuned", CLEX, short=False),
 )
 
 

@@ -23,16 +23,16 @@ from longwave.data.documents import read_documents
 from longwave.data.tokens import stream_and_starts
 from longwave.demo.corpus import write_corpus
 from longwave.demo.journal import Journal
-from longwave.demo.plan import ROWS, TRAINING, DemoSettings, Row, cpu_precision
+from longwave.demo.plan import ROWS, DemoSettings, Row, cpu_precision
 from longwave.evaluation.base import Inputs, Text
 from longwave.evaluation.lengths import parse_lengths
 from longwave.evaluation.passkey import PasskeySettings
 from longwave.evaluation.perplexity import PerplexitySettings
 from longwave.evaluation.registry import EVALUATIONS
 from longwave.evaluation.results import PASSKEY, PERPLEXITY, record, write
+from longwave.extensions.spec import parse_spec
 from longwave.files import read_object, sha256
-from longwave.layout import TRAINING as TRAINING_RECORD
-from longwave.methods import METHODS
+from longwave.layout import TRAINING
 from longwave.provenance import versions
 
 BASE = Path(__file__).parent / "model"
@@ -46,7 +46,7 @@ def run_demo(
     overwrite: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Extend the base model in six ways and measure each, in `output`.
+    """Extend the base model in several ways and measure each, in `output`.
 
     A restarted run goes on there, or with `overwrite` starts over.
 
@@ -59,8 +59,8 @@ def run_demo(
     demo = Demo(output, settings or DemoSettings(), base, console or Console(), overwrite)
     demo.collect_text()
     for row in ROWS:
-        if row.fine_tuned:
-            demo.fine_tune(row)
+        if row.training is not None:
+            demo.train(row)
         demo.measure(row)
     return demo.finish()
 
@@ -73,13 +73,14 @@ class Demo:
         known = {
             "base": sha256(base / "model.safetensors"),
             "versions": versions(),
-            "training": TRAINING | {"precision": cpu_precision()},
+            "training": {row.key: dict(row.training) for row in ROWS if row.training is not None},
+            "precision": cpu_precision(),
             **asdict(settings),
             "lengths": list(settings.lengths),  # as JSON will have it
         }
-        tuned = [row.key for row in ROWS if row.fine_tuned]
-        steps = 1 + len(ROWS) + len(tuned)
-        self.journal = Journal(output, known, steps=steps, console=console, made=tuned, overwrite=overwrite)
+        made = [row.key for row in ROWS if row.training is not None]
+        steps = 1 + len(ROWS) + len(made)
+        self.journal = Journal(output, known, steps=steps, console=console, made=made, overwrite=overwrite)
         self.text = output / "text"
         self.hashes: dict[str, str] = {}
         self.rows: dict[str, list[dict[str, Any]]] = {PERPLEXITY: [], PASSKEY: []}
@@ -92,28 +93,15 @@ class Demo:
 
         self.hashes = self.journal.step("text", "text: the sources of Python's standard library", collect)
 
-    def fine_tune(self, row: Row) -> None:
-        """Both fine-tunings get the same text, positions, factors, log-n and number of tokens."""
-        title = f"fine-tune with {row.method}, rows of the original length"
-        self.journal.step(f"train-{row.method}", title, lambda: str(self._train(row)))
+    def train(self, row: Row) -> None:
+        """The same text and seed for every training."""
+        settings = row.settings(self.settings, self.original_length)
+        title = f"train {row.label}, windows up to {settings['train_length']:,} tokens"
+        self.journal.step(f"train-{row.key}", title, lambda: str(self._train(row, settings)))
 
-    def _train(self, row: Row) -> Path:
-        folder = self.output / row.key
-        finished = longwave.train(
-            self.base,
-            [self.text / "train.jsonl"],
-            folder,
-            method=row.method,
-            resume=True,
-            train_length=int(self.settings.max_factor * self.original_length),
-            row_length=self.original_length,
-            max_factor=self.settings.max_factor,
-            steps=self.settings.steps,
-            batch_size=self.settings.batch_size,
-            seed=self.settings.seed,
-            precision=cpu_precision(),
-            **TRAINING,
-        )
+    def _train(self, row: Row, settings: dict[str, Any]) -> Path:
+        folder, text = self.output / row.key, [self.text / "train.jsonl"]
+        finished = longwave.train(self.base, text, folder, resume=True, precision=cpu_precision(), **settings)
         return finished.relative_to(self.output)
 
     def measure(self, row: Row) -> None:
@@ -122,25 +110,25 @@ class Demo:
         about = {
             "label": row.label,
             "method": row.method,
-            "schedule": METHODS[row.method].schedule,
+            "schedule": parse_spec(row.method).schedule.spec,
             "max_factor": self.settings.max_factor,
-            "log_n": TRAINING["log_n"] if row.fine_tuned else METHODS[row.method].log_n,
-            "own": row.fine_tuned,
+            "log_n": row.log_n,
+            "own": row.training is not None,
             "trained_length": self._trained_length(row),
         }
         for schema, lengths in measured.items():
             self.rows[schema].append({**about, "lengths": lengths})
 
     def _trained_length(self, row: Row) -> int | None:
-        """The longest real window that a row was trained on; L, of pre-training, without a fine-tuning."""
-        if not row.fine_tuned:
+        """The longest real window that a row was trained on; L, of pre-training, without another."""
+        if row.training is None:
             return self.original_length
-        result: dict[str, Any] = read_object(self.output / row.key / TRAINING_RECORD)["result"]
+        result: dict[str, Any] = read_object(self.output / row.key / TRAINING)["result"]
         return result.get("trained_length")
 
     def _measure(self, row: Row) -> dict[str, Any]:
-        if row.fine_tuned:
-            model = longwave.load(self.output / row.key)
+        if row.training is not None:
+            model = longwave.load(self.output / row.key, dtype=torch.float32)
             scaled: AbstractContextManager[Any] = nullcontext()
         else:
             model = self.model

@@ -13,20 +13,15 @@ from longwave.evaluation.statistics import Interval
 from longwave.report.plots import curve_figure, save
 from longwave.report.tables import curve_table
 
-LEARNED = "CLEX, tuned"
-OPPONENTS = ("NTK, tuned", "dynamic YaRN")
+PLAIN = "unscaled"
 PLOT = "perplexity.png"
 
 
 def comparisons(perplexity: dict[str, Any]) -> dict[str, list[Interval]]:
-    """Perplexity ratios of CLEX to its opponents and to itself within the trained length, paired by window."""
+    """Perplexity of each extended row by length, over that of the plain model within L, paired by window."""
     rows = {row["label"]: row["lengths"] for row in perplexity["rows"]}
-    found = {
-        f"CLEX / {other}": [compare([a], [b]) for a, b in zip(rows[LEARNED], rows[other], strict=True)]
-        for other in OPPONENTS
-    }
-    found["CLEX / its own 1x"] = [compare([entry], [rows[LEARNED][0]]) for entry in rows[LEARNED]]
-    return found
+    plain = rows.pop(PLAIN)[0]
+    return {label: [compare([entry], [plain]) for entry in lengths] for label, lengths in rows.items()}
 
 
 def numbers(result: dict[str, Any]) -> dict[str, Any]:
@@ -59,8 +54,9 @@ def show(result: dict[str, Any], output: Path, console: Console) -> None:
     save(figure, output / PLOT)
     table = curve_table(lines, quantity, original)
     table.add_section()
+    table.add_row(Text("against unscaled, 1x", style="italic"))
     for name, ratios in comparisons(perplexity).items():
-        table.add_row(Text(name, style="italic"), *(Text(percent(ratio), style="italic") for ratio in ratios))
+        table.add_row(name, *(percent(ratio) for ratio in ratios))
     table.add_section()
     table.add_row(Text(f"passkeys found, of {passkey['settings']['trials']}", style="italic"))
     for row in passkey["rows"]:
@@ -82,7 +78,7 @@ def _where(result: dict[str, Any], output: Path) -> str:
 Took {minutes} min {seconds} s. Written to [bold]{output}[/bold]:
   {PLOT}                     the plot
   perplexity.json passkey.json       every window and trial behind the tables
-  clex-tuned/  ntk-tuned/            the fine-tuned models: longwave.load("{output / "clex-tuned"}")
+  recipe/  scalars/  clex-tuned/     the trained models: longwave.load("{output / "recipe"}")
   text/                              what they were trained on, and the held-out part
 
 [bold]Next, with a model of yours[/bold] (a folder or a name on the Hugging Face hub):

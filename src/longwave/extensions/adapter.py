@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longwave.attention.layers import attention_layers
-from longwave.extensions.gate import Gate
+from longwave.extensions.gate import CAPPED, Gate
 from longwave.extensions.handle import scaled_inside
 from longwave.extensions.sites import find_sites
 from longwave.extensions.steering import text_model
@@ -43,7 +43,7 @@ class LoRA:
     rank: int | str
     trained_factor: float
     targets: tuple[str, ...] | None = None
-    gate: str = "capped"
+    gate: str = CAPPED
     config: LoraConfig | None = None
 
     def __post_init__(self) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from longwave.extensions.dial import Dial
 from longwave.names import unknown
 
-SHAPES = ("capped", "ramp", "hard")
+CAPPED = "capped"
+SHAPES = (CAPPED, "ramp", "hard")
 
 
 class Gate:
@@ -32,7 +33,7 @@ class Gate:
         ValueError: for T that is no number over 1, and for another shape.
     """
 
-    def __init__(self, dial: Dial, trained_factor: float, shape: str = "capped") -> None:
+    def __init__(self, dial: Dial, trained_factor: float, shape: str = CAPPED) -> None:
         if shape not in SHAPES:
             raise ValueError(unknown("gate", shape, SHAPES))
         if not (math.isfinite(trained_factor) and trained_factor > 1):

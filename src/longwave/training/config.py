@@ -16,6 +16,7 @@ FACTORS = ("log-uniform", "integer", "fixed")
 LOG_N_COUNTS = ("keys", "positions")
 GATES = ("capped", "ramp", "hard")
 NO_LORA, AUTO = "none", "auto"
+LORA_RANK = 16  # of `auto`, where the model has no LoRA
 ENGINE_METHOD = "ntk"  # the method of `engine_ready` where none is named
 LORA_RATE, LORA_SIZE = 5e-3, 2_000_000
 # Arguments of `longwave.extend` that are no options of a method: training sets them from settings of its own.
@@ -67,9 +68,12 @@ class TrainConfig(Settings):
     log_n: float | None = of_method(None, "Exponent of the per-query log-n attention scaling, 0 for off; the method's.")
     head_scalars: bool = of_method(False, "Learn a mass and a temperature for each head of the attention layers.")
     lora_rank: str | None = of_method(
-        None, "Let the weights follow t by a LoRA of this rank, off within L: a number, full, or none.", metavar="RANK"
+        None,
+        "Let the weights follow t by a LoRA of this rank, off within L: a number, full, none, or auto, which is 16 or "
+        "the rank that the model's LoRA has; the method's.",
+        metavar="RANK",
     )
-    gate: str = of_method("capped", "How much of the LoRA counts at t.", choices=GATES)
+    gate: str | None = of_method(None, "How much of the LoRA counts at t; capped, or the LoRA's own.", choices=GATES)
     options: Mapping[str, Any] = of_method((), "Further option of the method, KEY=VALUE (JSON); repeatable.")
 
     steps: int = of_optimisation(1000, "Optimizer steps.", least=1)
@@ -122,7 +126,7 @@ class TrainConfig(Settings):
             )
         rank = self.rank
         if rank is not None and rank != "full" and (isinstance(rank, str) or rank < 1):
-            raise ValueError(f"lora rank must be a whole number >= 1, full, or none, got {self.lora_rank!r}.")
+            raise ValueError(f"lora rank must be a whole number >= 1, full, auto, or none, got {self.lora_rank!r}.")
         if rank is not None and self.freeze_weights:
             raise ValueError("freeze weights leaves no LoRA to train. Leave one of the two out.")
         if self.short_share + self.long_share > 1:
@@ -161,21 +165,23 @@ class TrainConfig(Settings):
             recipe["least_factor"] = min(recipe["least_factor"], farthest) if isinstance(farthest, int | float) else 1.0
         return super().create(**(recipe | given))
 
-    def rate(self, parameters: int) -> float:
-        """The learning rate of the weights of a model with so many parameters.
+    def rate(self, parameters: int, *, lora: bool) -> float:
+        """The learning rate of the weights of a model with so many parameters, or of its LoRA.
 
         A LoRA of the demo model (1.9 M parameters) was best at 5e-3. Larger models want less; the root of their size is
         between what is known of 7 B models (1e-4) and this.
         """
         if self.lr is not None:
             return self.lr
-        return 2e-5 if self.rank is None else LORA_RATE * (LORA_SIZE / max(parameters, LORA_SIZE)) ** 0.5
+        return 2e-5 if not lora else LORA_RATE * (LORA_SIZE / max(parameters, LORA_SIZE)) ** 0.5
 
     @property
     def rank(self) -> int | str | None:
-        """Of the LoRA; None for none."""
+        """Of a new LoRA; None for none."""
         if self.lora_rank in (None, NO_LORA):
             return None
+        if self.lora_rank == AUTO:
+            return LORA_RANK
         return int(self.lora_rank) if str(self.lora_rank).isdigit() else self.lora_rank
 
     @property

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longwave.extensions.adapter import LoRA
+from longwave.extensions.adapter import FULL, Adapter, LoRA
+from longwave.extensions.gate import CAPPED
 from longwave.extensions.handle import Extension
-from longwave.training.config import TrainConfig
+from longwave.training.config import AUTO, TrainConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,26 +37,16 @@ class Parts:
             before: the extension that is trained further; None for a new one.
 
         Raises:
-            ValueError: for a LoRA of another rank or gate than the one that is trained further, and for a LoRA without
-                windows longer than L.
+            ValueError: for a LoRA of another rank or gate than the one that is trained further.
         """
         trained_factor = config.longest_window / original_length
         adapter = None if before is None else before.adapter
-        if config.rank is not None and trained_factor <= 1:
-            raise ValueError(
-                f"a LoRA that is off within {original_length} tokens learns nothing from windows of "
-                f"{config.longest_window}. Raise the train length, or set lora rank to none."
-            )
         heads = None if before is None or before.heads is None else dict(before.heads.state_dict())
         scalars = config.head_scalars or heads is not None
         if adapter is None:
-            lora = None if config.rank is None else LoRA(config.rank, trained_factor, gate=config.gate)
+            lora = None if config.rank is None else LoRA(config.rank, trained_factor, gate=config.gate or CAPPED)
             return cls(scalars, lora, heads)
-        if config.rank not in (None, adapter.config.r) and not adapter.config.rank_pattern:
-            raise ValueError(
-                f"the model has a LoRA of rank {adapter.config.r}, not {config.rank}. Leave lora rank out to train it "
-                "further, or start from the base model."
-            )
+        _require_same(adapter, config)
         longest = max(trained_factor, adapter.gate.trained_factor)
         lora = LoRA(adapter.config.r, longest, gate=adapter.gate.shape, config=adapter.config)
         return cls(scalars, lora, heads, tuple(parameter.detach().clone() for parameter in adapter.parameters()))
@@ -68,3 +59,25 @@ class Parts:
         if self.weights and handle.adapter is not None:
             for parameter, weight in zip(handle.adapter.parameters(), self.weights, strict=True):
                 parameter.copy_(weight)
+
+
+def require_long_enough(config: TrainConfig, original_length: int) -> None:
+    """A `ValueError` for a LoRA without windows longer than L."""
+    if config.rank is not None and config.longest_window <= original_length:
+        raise ValueError(
+            f"a LoRA is off within the original length, {original_length} tokens, and learns nothing from a train "
+            f"length of {config.longest_window}. Raise the train length, best to {4 * original_length}, or set lora "
+            "rank to none."
+        )
+
+
+def _require_same(adapter: Adapter, config: TrainConfig) -> None:
+    """A `ValueError` for settings that ask for another LoRA than the model has."""
+    rank = FULL if adapter.config.rank_pattern else adapter.config.r
+    asked_rank = None if config.lora_rank == AUTO else config.rank or config.lora_rank
+    for name, asked, own in (("lora rank", asked_rank, rank), ("gate", config.gate, adapter.gate.shape)):
+        if asked not in (None, own):
+            raise ValueError(
+                f"the model has a LoRA with {name} {own}, not {asked}. Leave {name} out to train it further, or start "
+                "from the base model."
+            )

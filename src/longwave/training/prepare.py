@@ -22,7 +22,7 @@ from longwave.schedule import Static
 from longwave.training.config import TrainConfig
 from longwave.training.draw import LengthSampler
 from longwave.training.learned import PARTS, learned_parameters
-from longwave.training.parts import Parts
+from longwave.training.parts import Parts, require_long_enough
 from longwave.trajectory import Trajectory
 
 
@@ -52,6 +52,7 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
         restore(model)
         handle = None
     original_length = _original_length(model, config)
+    require_long_enough(config, original_length)
     sampler = LengthSampler(
         original_length=original_length,
         max_factor=config.largest_draw,

@@ -98,7 +98,8 @@ def train(
     try:
         rows = pack(stream, config.row_tokens(sampler.original_length))
         require_long_windows(rows, sampler, config)
-        arguments = training_arguments(config, folder.checkpoints, config.rate(network.num_parameters()))
+        rate = config.rate(network.num_parameters(), lora=extension(network).adapter is not None)
+        arguments = training_arguments(config, folder.checkpoints, rate)
         refuse_data_parallel(arguments)
 
         # Up to here nothing in the folder has been touched.

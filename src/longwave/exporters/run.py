@@ -14,6 +14,7 @@ from longwave.exporters.opening import open_source
 from longwave.exporters.place import aside, check_place, check_room, keep_apart
 from longwave.exporters.settings import ExportSettings, renamed
 from longwave.exporters.verify import verify_export
+from longwave.extensions.policy import weights_that_follow
 from longwave.extensions.spec import with_options
 from longwave.files import write_text
 
@@ -71,6 +72,8 @@ def export(
             f"{exporter.name} cannot express {source.extension.spec}: no engine computes it. Run the model with "
             "longwave, or export it under a scaling method alone, such as yarn."
         )
+    if parts := weights_that_follow(source.extension):
+        raise Unsupported(f"export does not know {parts} yet. Run the model with longwave.")
     t = source.factor(asked.factor, asked.to)
     snapshot = source.snapshot(t, length=asked.to, log_n=asked.log_n == "constant")
     with other_targets(exporter):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from longwave.extensions.dial import lock_of
-from longwave.extensions.handle import extension, find_extension
+from longwave.extensions.handle import Extension, extension, find_extension
 from longwave.extensions.steering import steer_again, stop_steering
 from longwave.trajectory import Snapshot
 
@@ -74,6 +74,8 @@ def frozen(model: Model, factor: float | Tensor) -> Iterator[Model]:
     dial = handle.dial
     if handle.attention is not None:
         raise ValueError(f"no export can express {handle.attention.name}: nothing to freeze. Use set_policy.")
+    if parts := weights_that_follow(handle):
+        raise ValueError(f"frozen does not know {parts} yet. Use set_policy.")
     with lock_of(dial):
         before = dial.now
         if before.constant_scaling is not None:
@@ -94,14 +96,22 @@ def frozen(model: Model, factor: float | Tensor) -> Iterator[Model]:
                 steer_again(handle.host, steering)
 
 
+def weights_that_follow(handle: Extension) -> str:
+    """The parts of an extension that change weights with t, for messages; empty if it has none."""
+    parts = {"learned exponents of log-n": handle.heads, "an adapter": handle.adapter}
+    return " and ".join(name for name, part in parts.items() if part is not None)
+
+
 def snapshot(model: nn.Module, t: float) -> Snapshot:
     """The model's trajectory frozen at t.
 
     Raises:
-        ValueError: if the model is not extended, has an attention method, or its rotary modules follow different
-            trajectories.
+        ValueError: if the model is not extended, has an attention method, learned scalars or an adapter, or its rotary
+            modules follow different trajectories.
     """
     handle = extension(model)
     if handle.attention is not None:
         raise ValueError(f"no snapshot can express {handle.attention.name}: it gives each band an own rotation.")
+    if parts := weights_that_follow(handle):
+        raise ValueError(f"no snapshot can express {parts}: it holds frequencies. longwave.export writes the weights.")
     return handle.trajectory.at(t)

@@ -283,6 +283,86 @@ def test_parts_that_cannot_be_leave_the_model_plain(llama: PreTrainedModel, how:
     assert {name: parameter.requires_grad for name, parameter in llama.named_parameters()} == state
 
 
+def test_a_layer_that_runs_again_for_its_gradient_has_the_t_of_its_forward(llama: PreTrainedModel) -> None:
+    learned(llama, "ntk")
+    llama.train()
+    short, long = text(40), text(120, seed=2)
+    weights = longwave.extension(llama).learned["adapter"]
+
+    def gradients(again: bool) -> list[Tensor]:
+        if again:
+            llama.gradient_checkpointing_enable({"use_reentrant": False})
+        llama.zero_grad()
+        (llama(short, labels=short).loss + llama(long, labels=long).loss).backward()
+        return [weight.grad.clone() for weight in weights if weight.grad is not None]
+
+    for once, twice in zip(gradients(False), gradients(True), strict=True):
+        assert (once - twice).abs().max() < 1e-5 * once.abs().max() + 1e-8
+
+
+def test_a_step_within_l_has_a_gradient_of_zero_for_all_parts(llama: PreTrainedModel) -> None:
+    learned(llama).train()
+    short = text(20)
+    llama(short, labels=short).loss.backward()
+    for part in ("heads", "adapter"):
+        for parameter in longwave.extension(llama).learned[part]:
+            assert parameter.grad is not None and not parameter.grad.any()
+
+
+@torch.no_grad()
+def test_a_row_of_a_mixed_batch_in_bfloat16_is_the_row_alone(llama: PreTrainedModel) -> None:
+    learned(llama, "none", head_scalars=False).to(torch.bfloat16)
+    rows = text(100, rows=2)
+    longwave.set_policy(llama, "fixed", torch.tensor([2.0, 5.0]))
+    both = llama(rows).logits
+    for row, t in enumerate((2.0, 5.0)):
+        longwave.set_policy(llama, "fixed", t)
+        assert torch.equal(both[row], llama(rows).logits[row])
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_compiled_forward_takes_t_from_its_own_text(llama: PreTrainedModel) -> None:
+    learned(llama, "ntk")
+    expected = {tokens: llama(text(tokens)).logits for tokens in (40, 100)}
+    step = torch.compile(llama)
+    for tokens in (100, 40, 100):
+        llama(text(60))
+        assert (step(text(tokens)).logits - expected[tokens]).abs().max() < 2e-5
+
+
+def test_a_base_in_the_output_or_with_other_weights_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = FAMILIES["llama"]()
+    base.save_pretrained(tmp_path / "base")
+    model = learned(base)
+    longwave.save(model, tmp_path / "whole")
+    with pytest.raises(ValueError, match="lies in the output"):
+        longwave.save(model, tmp_path / "whole", base=tmp_path / "whole", overwrite=True)
+    longwave.load(tmp_path / "whole")
+    longwave.save(model, tmp_path / "whole", base=tmp_path / "base", overwrite=True)
+    assert not (tmp_path / "whole" / "model").exists()
+    with torch.no_grad():
+        base.model.norm.weight.add_(0.1)
+        base.model.embed_tokens.weight.add_(0.1)
+    with pytest.raises(ValueError, match="its own weights were changed"):
+        longwave.save(model, tmp_path / "other", base=tmp_path / "base")
+    longwave.restore(model)
+    longwave.extend(model, "ntk", max_factor=8)
+    longwave.save(model, tmp_path / "whole", overwrite=True)
+    assert not (tmp_path / "whole" / "adapter").exists()
+
+
+def test_a_name_that_no_layer_has_is_told(llama: PreTrainedModel) -> None:
+    with pytest.raises(ValueError, match="no linear layer of the model is named v_porj"):
+        longwave.extend(llama, max_factor=8, adapter=LoRA(4, 4.0, targets=("q_proj", "v_porj")))
+
+
+def test_a_prior_beside_another_in_the_name_is_refused(llama: PreTrainedModel) -> None:
+    with pytest.raises(ValueError, match="option prior is 'linear' in the name of the method, and 'yarn' beside it"):
+        longwave.extend(llama, "clex:prior=linear", prior="yarn", max_factor=8)
+
+
 @torch.no_grad()
 def test_experts_see_rows_of_one_t_and_refuse_what_hides_the_rows() -> None:
     torch.manual_seed(0)

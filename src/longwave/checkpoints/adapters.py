@@ -36,6 +36,12 @@ PLAIN_LORA: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 )
 
 
+UNKNOWN = (  # settings of PEFT that change what a layer computes in other ways than A, B and a scale
+    "use_dora", "lora_bias", "bias", "modules_to_save", "layer_replication", "trainable_token_indices",
+    "alora_invocation_tokens",
+)  # fmt: skip
+
+
 def save_adapter(adapter: Adapter, folder: Path, base: str | None) -> None:
     """Write the adapter so that PEFT reads it, too: PEFT's model is the extended one where g(t) = 1.
 
@@ -75,6 +81,9 @@ def read_adapter(folder: Path, settings: dict[str, Any]) -> LoRA:
         config: LoraConfig = LoraConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is damaged: {error}. Restore it, or save the model again.") from None
+    for name in UNKNOWN:
+        if getattr(config, name, None) not in (None, False, "none", [], {}):
+            raise ValueError(f"{path} has {name}, which an adapter that follows t cannot have. Train it without.")
     config.inference_mode = False
     return LoRA(max(1, config.r), float(factor), gate=gate, config=config)
 

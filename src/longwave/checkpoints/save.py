@@ -8,6 +8,7 @@ root, because transformers would then load the model without the extension and w
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longwave.checkpoints.adapters import save_adapter
-from longwave.checkpoints.base import Base
+from longwave.checkpoints.base import Base, require_same_weights
 from longwave.checkpoints.extended import FORMAT, HEADS, WITH_ATTENTION, WITH_PARTS
 from longwave.checkpoints.folder import Kind, ModelFolder, resolve
 from longwave.checkpoints.trained import trained_of
@@ -53,12 +54,16 @@ def save(
         raise ValueError("the model is frozen, and its log-n is off. Leave the block of longwave.frozen, then save.")
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise ValueError(f"tokenizer must be a tokenizer of transformers, got {type(tokenizer).__name__}.")
-    named = None if base is None else Base.of(_plain_of(base), Path(folder))
+    named = None if base is None else _base_of(base, model, Path(folder))
     folder = prepare_output(folder, overwrite=overwrite)
     for name in (SETTINGS, WEIGHTS):  # a folder that is only half overwritten must not load
         (folder / name).unlink(missing_ok=True)
     for name in (SINGLE, INDEX):  # of an earlier save in another number of files: both would be there
         (folder / MODEL / name).unlink(missing_ok=True)
+    if handle.adapter is None:  # what an earlier save has left is no part of this one
+        shutil.rmtree(folder / ADAPTERS, ignore_errors=True)
+    if named is not None:
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
     if named is None:
         with suspended(model):
             model.save_pretrained(folder / MODEL)
@@ -90,6 +95,15 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         for path in folder.glob(pattern):
             if path.resolve() not in written:
                 path.unlink()
+
+
+def _base_of(base: Path | str | ModelFolder, model: PreTrainedModel, folder: Path) -> Base:
+    """The base by its name; a `ValueError` if it lies in the output, or has other weights than the model."""
+    found = _plain_of(base)
+    if not found.where and found.model.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"the base {found.model} lies in the output {folder}, which is written anew. Save elsewhere.")
+    require_same_weights(found.model, model)
+    return Base.of(found, folder)
 
 
 def _plain_of(base: Path | str | ModelFolder) -> ModelFolder:

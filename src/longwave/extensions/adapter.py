@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 NAME = "longwave"  # of the adapter among PEFT's
 FULL = "full"
+DIAL = "_longwave_dial"  # on an attention layer
 GATED = "Gated"  # begins the name of a class with the gate
 SCALE = 2.0  # of BA: lora_alpha = 2·rank
 
@@ -62,6 +64,8 @@ class Adapter:
         gate: g(t).
         places: parent, name, and the layer with ΔW that takes the place of the parent's own.
         trainable: which of the model's own parameters had a gradient before.
+        watched: the attention layers. From each on t is that of its own position ids, also where it runs again for
+            its gradient.
     """
 
     host: PreTrainedModel
@@ -69,6 +73,13 @@ class Adapter:
     gate: Gate
     places: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
     trainable: list[nn.Parameter] = field(default_factory=list)
+    watched: list[nn.Module] = field(default_factory=list)
+
+    def watch(self) -> None:
+        """Let each attention layer tell the dial its positions."""
+        for layer in self.watched:
+            vars(layer)[DIAL] = self.gate.dial
+            layer.register_forward_pre_hook(follow_positions, with_kwargs=True)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """A and B of all layers."""
@@ -91,6 +102,11 @@ class Adapter:
         for parent, name, layer in self.places:
             setattr(parent, name, layer.get_base_layer())
         vars(self.host).pop("peft_config", None)
+        for layer in self.watched:
+            vars(layer).pop(DIAL, None)
+            for key in [key for key, hook in layer._forward_pre_hooks.items() if hook is follow_positions]:
+                del layer._forward_pre_hooks[key]
+                layer._forward_pre_hooks_with_kwargs.pop(key, None)
         for parameter in self.trainable:
             parameter.requires_grad_(True)
 
@@ -100,10 +116,12 @@ class Adapter:
         for parent, name, layer in self.places:
             setattr(parent, name, layer)
         vars(self.host)["peft_config"] = {NAME: self.config}
+        self.watch()
 
     def freeze(self) -> None:
         """The model's own weights have no gradient from here on; the parts of the extension keep theirs."""
         parts = {id(parameter) for _, _, rotary in scaled_inside(self.host) for parameter in rotary.parameters()}
+        parts |= {id(parameter) for parameter in self.parameters()}
         own = [parameter for parameter in self.host.parameters() if id(parameter) not in parts]
         self.trainable = [parameter for parameter in own if parameter.requires_grad]
         for parameter in self.trainable:
@@ -127,7 +145,7 @@ def put_adapter(host: PreTrainedModel, gate: Gate, lora: LoRA) -> Adapter:
     if any(isinstance(module, LoraLayer) for module in host.modules()):
         raise ValueError("the model has an adapter of PEFT already. Merge it (merge_and_unload), then extend.")
     layers = linear_layers(host)
-    config = lora.config or LoraConfig(**_settings_of(lora, layers))
+    config = lora.config or LoraConfig(**_settings_of(host, lora, layers))
     flags = [(parameter, parameter.requires_grad) for parameter in host.parameters()]
     inject_adapter_in_model(config, host, NAME)
     for parameter, flag in flags:  # PEFT froze all of them, the learned frequencies, too
@@ -140,6 +158,9 @@ def put_adapter(host: PreTrainedModel, gate: Gate, lora: LoRA) -> Adapter:
         layer.__class__ = gated(kind)
         layer.gate = gate
         adapter.places.append((host.get_submodule(parent), name, layer))
+    adapter.watched = attention_layers(text_model(host))
+    adapter.watch()
+    gate.dial.noted = True
     adapter.freeze()
     for parameter in (own := list(adapter.parameters())):
         parameter.requires_grad_(True)
@@ -167,12 +188,20 @@ def linear_layers(host: PreTrainedModel) -> dict[str, nn.Module]:
     }
 
 
-def _settings_of(lora: LoRA, layers: dict[str, nn.Module]) -> dict[str, Any]:
+def _settings_of(host: PreTrainedModel, lora: LoRA, layers: dict[str, nn.Module]) -> dict[str, Any]:
     if lora.targets is not None:
-        layers = {name: layer for name, layer in layers.items() if name.endswith(lora.targets)}
-        if not layers:
-            raise ValueError(f"no linear layer of the model is named {' or '.join(lora.targets)}.")
+        for target in lora.targets:
+            if not any(f".{name}".endswith(f".{target}") for name in layers):
+                raise ValueError(f"no linear layer of the model is named {target}.")
+        layers = {
+            name: layer
+            for name, layer in layers.items()
+            if any(f".{name}".endswith(f".{target}") for target in lora.targets)
+        }
     names = sorted({name.rpartition(".")[2] for name in layers})
+    elsewhere = {name.rpartition(".")[2] for name, _ in host.named_modules() if name not in layers}
+    if elsewhere & set(names):  # layers of a vision tower have the same names
+        names = sorted(layers)
     settings: dict[str, Any] = {"target_modules": names, "task_type": "CAUSAL_LM", "lora_dropout": 0.0, "bias": "none"}
     if lora.rank != FULL:
         return settings | {"r": int(lora.rank), "lora_alpha": SCALE * int(lora.rank)}
@@ -181,17 +210,25 @@ def _settings_of(lora: LoRA, layers: dict[str, nn.Module]) -> dict[str, Any]:
     return settings | {"r": 1, "lora_alpha": SCALE, "rank_pattern": ranks, "alpha_pattern": alphas}
 
 
+def follow_positions(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before an attention layer: tell the dial its positions."""
+    positions = kwargs.get("position_ids")
+    if positions is not None and not torch.compiler.is_compiling():
+        vars(layer)[DIAL].follow(positions)
+
+
 class Gated:
     """A layer of PEFT whose ΔW counts by a gate. Where all of the gate is 0, the layer is the model's own."""
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        gate = self.gate.of(x)
+        gate, down, up = self.gate.of(x), self.lora_A[NAME], self.lora_B[NAME]
         if gate is None:
+            if self.training and torch.is_grad_enabled():  # a step at t = 1 has a gradient, of 0: DDP asks for it
+                return result + (0.0 * (down.weight.sum() + up.weight.sum())).to(result.dtype)
             return result
-        down, up = self.lora_A[NAME], self.lora_B[NAME]
-        inner = down(self.lora_dropout[NAME](x.to(down.weight.dtype))) * gate
-        return result + (up(inner) * self.scaling[NAME]).to(result.dtype)
+        inner = down(self.lora_dropout[NAME](x.to(down.weight.dtype)))
+        return result + (up((inner * gate).to(inner.dtype)) * self.scaling[NAME]).to(result.dtype)
 
 
 @cache

@@ -98,7 +98,7 @@ def extend(
         trajectory=trajectory,
     )
     spec = parse_spec(method)
-    options = spec.joined(options)
+    options = spec.joined({**options, **({} if prior is None else {"prior": prior})})
     if trajectory is not None:
         spec = replace(parse_spec(trajectory.name), attention=spec.attention)
     chosen = spec.schedule
@@ -106,8 +106,6 @@ def extend(
         chosen = parse_schedule(schedule) if isinstance(schedule, str) else schedule
     if isinstance(chosen, Static) and chosen.factor > max_factor:
         raise ValueError(f"schedule {chosen.spec} is over max_factor {max_factor:g}. Raise max_factor.")
-    if prior is not None:
-        options["prior"] = prior
     if trajectory is None:
         refuse_unknown_options(spec, options)
     else:

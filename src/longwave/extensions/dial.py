@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -61,6 +61,13 @@ class Setting:
         return tuple(torch.as_tensor(self.factor, dtype=torch.float64).reshape(-1).tolist())
 
 
+class Decided(NamedTuple):
+    """The t of a forward, as `Dial.read` gives it, and the position ids that it was read from."""
+
+    factor: float | Tensor
+    positions: Tensor | None
+
+
 class Follower(Protocol):
     """A part of an extension that works with t."""
 
@@ -91,6 +98,7 @@ class Dial:
         self.original_length, self.max_factor = original_length, max_factor
         self.attention: Attention | None = None
         self.followers: Sequence[Follower] = ()
+        self.noted = False  # whether a part asks for `decided`
         self._setting = self._seen = Setting(schedule, beyond)
 
     @property
@@ -206,18 +214,24 @@ class Dial:
             )
 
     @property
-    def decided(self) -> float | Tensor:
-        """t of the forward that runs in this thread: for the parts that do not see its positions.
+    def decided(self) -> Decided:
+        """What the rotary module has read for the forward that runs in this thread.
 
         Raises:
-            RuntimeError: before the rotary module has read it.
+            RuntimeError: before it has.
         """
-        factor = self.now.factor
-        if factor is None:
-            factor = _THREAD.decided.get(self)
-        if factor is None:
+        found, factor = _THREAD.decided.get(self), self.now.factor
+        if factor is not None:
+            return Decided(factor, None if found is None else found.positions)
+        if found is None:
             raise RuntimeError("a layer asks for t before the model's rotary module has read it. Call the whole model.")
-        return factor
+        return found
+
+    def follow(self, position_ids: Tensor) -> None:
+        """Before a layer of a forward: its t is the one to go by, also where the layer runs again for its gradient."""
+        found = _THREAD.decided.get(self)
+        if found is None or found.positions is not position_ids:
+            self.read(position_ids)
 
     def read(self, position_ids: Tensor) -> float | Tensor:
         """t of a forward: one number, one for each row [batch], or one for each token [batch, n].
@@ -226,9 +240,13 @@ class Dial:
             position_ids: [batch, n], or [axes, batch, n].
         """
         factor = self._read(position_ids)
-        if not torch.compiler.is_compiling():
-            _THREAD.decided[self] = factor
+        if self.noted:
+            self._note(Decided(factor, position_ids))
         return factor
+
+    @torch.compiler.disable
+    def _note(self, decided: Decided) -> None:
+        _THREAD.decided[self] = decided
 
     def _read(self, position_ids: Tensor) -> float | Tensor:
         setting = self.now
@@ -286,7 +304,7 @@ class _Thread(threading.local):
 
     def __init__(self) -> None:
         self.settings: WeakKeyDictionary[Dial, Setting] = WeakKeyDictionary()
-        self.decided: WeakKeyDictionary[Dial, float | Tensor] = WeakKeyDictionary()
+        self.decided: WeakKeyDictionary[Dial, Decided] = WeakKeyDictionary()
 
 
 # Locks and thread-local settings are not attributes of the dial: a model that holds them cannot be copied.

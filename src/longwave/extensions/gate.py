@@ -61,22 +61,20 @@ class Gate:
             ValueError: where rows have several t and x does not show its rows.
         """
         if torch.compiler.is_compiling() and self._settled and self._steady is not None:
-            return _shaped(self._steady, x)
+            return _shaped(self._steady, x, None)
         return self._of_factor(x)
 
     @torch.compiler.disable
     def _of_factor(self, x: Tensor) -> float | Tensor | None:
-        factor, kind = self.dial.decided, (x.dtype, x.device)
+        factor, positions = self.dial.decided
         if not isinstance(factor, Tensor):
-            if factor <= 1:
-                return None
-            return self.at(factor)
+            return None if factor <= 1 else self.at(factor)
         known = self._known
-        if known is None or known[0] is not factor or known[1] != kind:
+        if known is None or known[0] is not factor or known[1] != x.device:
             values = self._values(factor)
-            gate = values.to(x) if bool(values.any()) else None
-            known = self._known = factor, kind, gate
-        return None if known[2] is None else _shaped(known[2], x)
+            gate = values.to(x.device, torch.float32) if bool(values.any()) else None
+            known = self._known = factor, x.device, gate
+        return None if known[2] is None else _shaped(known[2], x, None if positions is None else positions.shape[-1])
 
     def _values(self, factor: Tensor) -> Tensor:
         ramp = factor.to("cpu", torch.float64).clamp(min=1.0).log() / math.log(self.trained_factor)
@@ -98,17 +96,15 @@ class Gate:
         self._steady.copy_(values)
 
 
-def _shaped(gate: Tensor, x: Tensor) -> Tensor:
-    """g as [batch, 1 or n, 1] for x [batch, n, d], as [tokens, 1] for x [tokens, d]."""
+def _shaped(gate: Tensor, x: Tensor, columns: int | None = None) -> Tensor:
+    """g, float32, as [batch, 1 or n, 1] for x [batch, n, d], as [tokens, 1] for x [tokens, d] with all tokens."""
     if gate.ndim == 0:
-        return gate.to(x.dtype)
+        return gate
     rows = gate.shape[0]
     if x.ndim == 3 and x.shape[0] == rows and (gate.ndim == 1 or gate.shape[1] == x.shape[1]):
-        return gate.reshape(rows, -1, 1).to(x.dtype)
-    if x.ndim == 2 and gate.ndim == 2 and x.shape[0] == gate.numel():
-        return gate.reshape(-1, 1).to(x.dtype)
-    if x.ndim == 2 and gate.ndim == 1 and x.shape[0] % rows == 0:
-        return gate.repeat_interleave(x.shape[0] // rows).reshape(-1, 1).to(x.dtype)
+        return gate.reshape(rows, -1, 1)
+    if x.ndim == 2 and columns is not None and x.shape[0] == rows * columns:
+        return (gate if gate.ndim == 2 else gate[:, None].expand(rows, columns)).reshape(-1, 1)
     raise ValueError(
         f"the {rows} rows of the batch have several length factors, and a layer with an adapter gets an input of shape "
         f"{tuple(x.shape)}, which does not show the rows. Run rows of one length factor together."

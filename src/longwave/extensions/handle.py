@@ -177,7 +177,7 @@ class Extension:
 
     @property
     def log_n(self) -> float:
-        """Exponent of the per-query log-n attention scaling, 0 for off."""
+        """Exponent of the per-query log-n attention scaling, 0 for off; the one that learned exponents started from."""
         return log_n_of(self.host)
 
     @property

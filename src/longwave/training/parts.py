@@ -30,16 +30,16 @@ class Parts:
     weights: tuple[Tensor, ...] = ()
 
     @classmethod
-    def of(cls, before: Extension | None, config: TrainConfig, original_length: int) -> Parts:
+    def of(cls, before: Extension | None, config: TrainConfig, trained_factor: float) -> Parts:
         """The parts of a run.
 
         Arguments:
             before: the extension that is trained further; None for a new one.
+            trained_factor: the longest real window that a micro-batch can have, as a length factor.
 
         Raises:
             ValueError: for a LoRA of another rank or gate than the one that is trained further.
         """
-        trained_factor = config.longest_window / original_length
         adapter = None if before is None else before.adapter
         heads = None if before is None or before.heads is None else dict(before.heads.state_dict())
         scalars = config.head_scalars or heads is not None

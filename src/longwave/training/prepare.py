@@ -76,7 +76,10 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     if learned is not None and handle is not None:
         attention = handle.attention
         learned.max_factor = config.max_factor if attention is None else attention.factor(config.max_factor)
-    parts = Parts.of(handle if handle is not None and handle.spec == spec.name else None, config, original_length)
+    row = config.row_tokens(original_length)
+    longest = max([1, *sampler.multiples(config.batch_size, row)] if config.long_share else [1]) * row
+    same = handle if handle is not None and handle.spec == spec.name else None
+    parts = Parts.of(same, config, max(1.0, longest / original_length))
     (extend if handle is None else extend_again)(
         model,
         spec.name,
@@ -175,13 +178,19 @@ class Before:
 
 
 def clean_up(model: PreTrainedModel, config: TrainConfig, before: Before) -> None:
-    """Take off the model what training put on it. All weights count as trainable again; the extension stays."""
+    """Take off the model what training put on it; the extension stays.
+
+    All weights count as trainable again, apart from those under a LoRA: they are frozen as long as it is on.
+    """
     count_keys(host_of(model), False)
     model.config.use_cache = before.use_cache
     if config.gradient_checkpointing and not before.checkpointing:
         switch_checkpointing(model, on=False)
     if config.freeze_weights:
         model.requires_grad_(True)
+        handle = find_extension(model)
+        if handle is not None and handle.adapter is not None:
+            handle.adapter.freeze()
     model.train(before.training)
     vars(model).pop("forward", None)  # accelerate leaves one there, without the decorators of the class
     if before.forward is not None:

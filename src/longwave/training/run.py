@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
+from longwave.checkpoints.folder import resolve
 from longwave.checkpoints.save import save
 from longwave.checkpoints.trained import hold_trained, trained_of
 from longwave.data.documents import read_documents
@@ -75,7 +76,10 @@ def train(
     config, data = TrainConfig.create(**settings), list(data)
     named = isinstance(model, str | Path)
     folder = RunFolder(Path(output), config, str(model) if named else type(model).__name__, data_hashes(data))
-    folder.require_apart([*([model] if isinstance(model, str | Path) else []), *data, *folder.files])
+    below = resolve(model).base if isinstance(model, str | Path) else None  # what the model itself stands on
+    folder.require_apart(
+        [*([model] if isinstance(model, str | Path) else []), *data, *folder.files, *([below.path] if below else [])]
+    )
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun: the one that writes
     resume = resume and folder.exists
     if resume:

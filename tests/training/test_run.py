@@ -303,7 +303,7 @@ def test_command_line(base, book, tmp_path, capsys):
     arguments = [
         "train", str(base), "--data", str(book), "--train-length", "48", "--max-factor", "8", "--steps", "3",
         "--batch-size", "2", "--output", str(tmp_path / "out"), "--option", "steps=4", "--option", "activation=tanh",
-        "--log-n", "0", "--positions", "uniform", "--gradient-checkpointing", "--json",
+        "--method", "clex", "--log-n", "0", "--positions", "uniform", "--gradient-checkpointing", "--json",
     ]
     # fmt: on
     assert main(arguments) == 0

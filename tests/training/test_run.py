@@ -329,7 +329,20 @@ def test_the_library_is_silent_at_a_terminal(base, book, tmp_path, capsys, monke
     """Its bars for loading and writing weights would stand between those of the run."""
     enable_progress_bar()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    arguments = ["train", base, "--data", book, "--train-length", 48, "--max-factor", 8, "--steps", 1]
+    arguments = [
+        "train",
+        base,
+        "--data",
+        book,
+        "--train-length",
+        48,
+        "--max-factor",
+        8,
+        "--steps",
+        1,
+        "--method",
+        "clex",
+    ]
     assert main([str(each) for each in (*arguments, "--batch-size", 2, "--output", tmp_path / "out")]) == 0
     given = capsys.readouterr()
     assert "1 steps" in given.out

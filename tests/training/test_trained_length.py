@@ -138,7 +138,8 @@ def test_the_command_says_it_and_marks_what_lies_beyond(llama, tokenizer, book, 
     out = tmp_path / "out"
     command = [
         "train", str(tmp_path / "base"), "--data", str(book), "--train-length", "96", "--row-length", "48",
-        "--long-share", "1", "--batch-size", "2", "--max-factor", "8", "--steps", "1", "--output", str(out),
+        "--long-share", "1", "--batch-size", "2", "--max-factor", "8", "--steps", "1", "--method", "clex",
+        "--output", str(out),
     ]  # fmt: skip
     assert main(command) == 0
     assert "The longest window trained on has 96 tokens. Beyond, it extrapolates." in capsys.readouterr().out

@@ -49,7 +49,7 @@ def train(
 
     longwave train out --data more/ --train-length 4096 --max-factor 32 --output further
 
-    longwave train MODEL --data b/ --train-length 8192 --row-length 1x --long-share 0.6 --max-factor 8 --method clex -o c
+    longwave train MODEL --data b --train-length 8192 --row-length 1x --long-share 0.6 --max-factor 8 --method clex -o c
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out --resume
     """

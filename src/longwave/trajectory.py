@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -28,6 +28,8 @@ class Snapshot:
         attention_scaling: multiplies cos and sin; attention logits grow by its square.
         original_length: L in tokens; the snapshot serves sequences of up to t·L.
         length: or of up to so many tokens, where that is another number: what was asked for.
+        query_scaling: attention layer -> the factor on the queries of each head, which stands for a learned exponent of
+            log-n; empty where queries are as they were.
     """
 
     factor: float
@@ -37,6 +39,7 @@ class Snapshot:
     attention_scaling: float
     original_length: int
     length: int | None = None
+    query_scaling: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def rotary_dim(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,6 +36,13 @@ class HeadScalars(nn.Module):
     def mass_of(self, layer: int) -> Tensor | None:
         """β of a layer's heads, [H]; None where the attention has no mass."""
         return None if self.mass is None else self.mass[self.rows[layer]]
+
+    @torch.no_grad()
+    def constants(self, t: float, original_length: int) -> dict[int, tuple[float, ...]]:
+        """Layer -> (ln tL/ln L)^e_h of each head: per-query log-n as the constant that it is for the last query."""
+        ratio = math.log(max(1.0, t) * original_length) / math.log(original_length)
+        found = (self.log_n.double() * math.log(ratio)).exp().tolist()
+        return {layer: tuple(found[row]) for layer, row in self.rows.items()}
 
     def log_n_of(self, layer: int) -> Tensor:
         """e of a layer's heads, [H]."""

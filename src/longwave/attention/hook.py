@@ -15,7 +15,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from longwave.attention.columns import Columns, plain_mask
 from longwave.attention.kernels import decode, is_plain_decode
 from longwave.attention.layers import is_local, without_positions
-from longwave.attention.temperature import LogN
+from longwave.attention.temperature import Constant, LogN
 
 PREFIX = "longwave-"  # of the names under which transformers calls longwave: longwave-sdpa, longwave-eager, ...
 BANDS = "-bands"  # their ending where an attention method is on
@@ -32,11 +32,11 @@ class Steering:
 
     Arguments:
         base: the implementation that the model had before.
-        temperature: log-n; None for none.
+        temperature: log-n, or its constant; None for none.
         bands: an attention method; None for none.
     """
 
-    def __init__(self, base: str, temperature: LogN | None = None, bands: Any = None) -> None:
+    def __init__(self, base: str, temperature: LogN | Constant | None = None, bands: Any = None) -> None:
         self.base, self.temperature, self.bands = base, temperature, bands
         self.name = PREFIX + base + (BANDS if bands is not None else "")
         AttentionInterface.register(self.name, _Hook(base))

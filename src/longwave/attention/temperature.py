@@ -10,6 +10,7 @@ Source: github.com/DAMO-NLP-SG/CLEX (`log_scale`), which has one scalar over the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,6 +84,30 @@ class LogN:
         if kept:
             self._last = position_ids, position_ids._version, scale
         return scale
+
+
+class Constant:
+    """The same factor on every query of a head: log-n of each head as an export has it, in its weights.
+
+    Arguments:
+        factors: layer -> the factor of each head.
+    """
+
+    by_keys, exponent = False, 0.0
+
+    def __init__(self, factors: Mapping[int, Sequence[float]]) -> None:
+        self.factors = factors
+        self.heads: HeadScalars | None = None
+
+    def positions(self, query: Tensor, key: Tensor, position_ids: Tensor | None) -> Tensor:
+        """No position is read."""
+        return query.new_empty(0)
+
+    def scaled(self, query: Tensor, position_ids: Tensor, layer: int) -> Tensor:
+        """The scaled queries of a layer, [batch, heads, n, head_dim]."""
+        wide = torch.promote_types(query.dtype, torch.float32)
+        factor = torch.tensor(self.factors[layer], dtype=wide, device=query.device)
+        return (query.to(wide) * factor[:, None, None]).to(query.dtype)
 
 
 def log_n_scale(position_ids: Tensor, original_length: int, exponent: float) -> Tensor:

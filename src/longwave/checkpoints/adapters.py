@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -106,6 +106,29 @@ def fill_adapter(adapter: Adapter, folder: Path) -> None:
     for name, tensor in own.items():
         if not tensor.is_meta:
             tensor.copy_(found[name])
+
+
+@torch.no_grad()
+def read_delta(adapter: Adapter, place: int, t: float, file: Path, path: str) -> Tensor:
+    """g(t)·ΔW of one layer, float32, whose weights are read for the moment; the adapter itself has none (`meta`).
+
+    Arguments:
+        place: of the layer among the adapter's.
+        file: that `save_adapter` wrote.
+        path: name of the layer in the plain model.
+    """
+    layer = adapter.places[place][2]
+    parts = layer.lora_A[NAME], layer.lora_B[NAME]
+    before = [part.weight for part in parts]
+    try:
+        with safe_open(file, framework="pt") as held:
+            for part, name in zip(parts, ("lora_A", "lora_B"), strict=True):
+                weight = held.get_tensor(f"base_model.model.{path}.{name}.weight").float()
+                part.weight = torch.nn.Parameter(weight, requires_grad=False)
+        return adapter.delta(place, t)
+    finally:
+        for part, weight in zip(parts, before, strict=True):
+            part.weight = weight
 
 
 def _state(adapter: Adapter) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from longwave.files import read_json, write_json
 from longwave.layout import INDEX, SINGLE
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 BLOCK = 1 << 24  # bytes copied at a time
@@ -184,12 +185,22 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(f"{path} is damaged ({error}). Restore it or download it again.") from None
 
 
-def copy_weights(folder: Path, output: Path, dropped: tuple[str, ...] = ()) -> None:
-    """Copy the shards and their index, byte for byte, without the tensors whose names end in one of `dropped`."""
+def copy_weights(
+    folder: Path,
+    output: Path,
+    dropped: tuple[str, ...] = (),
+    change: Callable[[str], Callable[[Tensor], Tensor] | None] = lambda _: None,
+) -> None:
+    """Copy the shards and their index, byte for byte, without the tensors whose names end in one of `dropped`.
+
+    Arguments:
+        change: name of a tensor -> what it becomes, of the same shape; None for a tensor that is copied as it is.
+    """
     files = weight_files(folder)
     for path in files:
-        if dropped and any(name.endswith(dropped) for name in tensor_shapes(path)):
-            _copy_without(path, output / path.name, dropped)
+        names = list(tensor_shapes(path))
+        if (dropped and any(name.endswith(dropped) for name in names)) or any(map(change, names)):
+            _rewrite(path, output / path.name, dropped, change)
         else:
             shutil.copyfile(path, output / path.name)
     if files != [folder / SINGLE]:
@@ -197,28 +208,45 @@ def copy_weights(folder: Path, output: Path, dropped: tuple[str, ...] = ()) -> N
         write_json(output / INDEX, {**read_json(folder / INDEX), "weight_map": kept})
 
 
-def _copy_without(path: Path, output: Path, dropped: tuple[str, ...]) -> None:
+def _rewrite(
+    path: Path, output: Path, dropped: tuple[str, ...], change: Callable[[str], Callable[[Tensor], Tensor] | None]
+) -> None:
     """Rewrite one safetensors file with a new header; the data of the tensors that stay are copied."""
     with open(path, "rb") as source, open(output, "wb") as target:
         (size,) = struct.unpack("<Q", source.read(8))
         header: dict[str, Any] = json.loads(source.read(size))
         start, end, ranges = 8 + size, 0, []
-        kept = {name: entry for name, entry in header.items() if not name.endswith(dropped)}
+        kept = {name: entry for name, entry in header.items() if not (dropped and name.endswith(dropped))}
         tensors = sorted((name for name in kept if name != "__metadata__"), key=lambda n: kept[n]["data_offsets"])
         for name in tensors:
             first, last = kept[name]["data_offsets"]
-            ranges.append((start + first, last - first))
+            ranges.append((name, start + first, last - first))
             kept[name] = {**kept[name], "data_offsets": [end, end + last - first]}
             end += last - first
         text = json.dumps(kept, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # data begins at a multiple of 8 bytes
         target.write(struct.pack("<Q", len(text)) + text)
-        for offset, length in ranges:
+        for name, offset, length in ranges:
+            if (become := change(name)) is not None:
+                target.write(_changed(path, name, become))
+                continue
             source.seek(offset)
             for block in _blocks(source, length):
                 target.write(block)
         target.flush()
         os.fsync(target.fileno())
+
+
+def _changed(path: Path, name: str, become: Callable[[Tensor], Tensor]) -> bytes:
+    """The data of one tensor, changed, in the type that it has."""
+    import torch
+
+    with safe_open(path, framework="pt") as file:
+        before = file.get_tensor(name)
+    after = become(before).to(before.dtype).contiguous()
+    if not bool(after.isfinite().all()):
+        raise ValueError(f"{path}: {name} is not finite after the change. Are the weights damaged?")
+    return after.view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _blocks(source: Any, length: int) -> Iterator[bytes]:

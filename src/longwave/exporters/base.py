@@ -72,6 +72,8 @@ class Exporter(ABC):
             another target cannot express.
         exact: whether the engine runs the weights in their stored type. `--verify` then compares in that type, and in
             float32 otherwise.
+        merges: whether its plan writes what `Source.changes` makes of the weights. A model whose weights follow t is
+            refused otherwise.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Exporter(ABC):
     quantizations: tuple[str, ...] = ()
     general: bool = False
     exact: bool = False
+    merges: bool = False
 
     @abstractmethod
     def plan(self, source: Source, snapshot: Snapshot, quantize: str | None = None) -> Plan:

@@ -59,7 +59,9 @@ def _base(source: Source) -> str:
 
 def _facts(source: Source, snapshot: Snapshot, log_n: str) -> str:
     scaling = f"{snapshot.attention_scaling:.6g}"
-    if source.log_n and log_n == "constant":
+    if snapshot.query_scaling:
+        scaling += "; per-query log-n is a constant of each head, for the last query, in the weights that make queries"
+    elif source.log_n and log_n == "constant":
         constant = snapshot.constant_log_n(source.log_n)
         scaling += f", of which {constant:.6g} stands for per-query log-n (its value for the last query)"
     elif source.log_n:

@@ -10,6 +10,7 @@ from longwave.checkpoints.folder import Kind, require_parts, resolve, tokenizer_
 from longwave.checkpoints.outline import Outline, read_outline
 from longwave.checkpoints.scaled import follow_config, recognise
 from longwave.checkpoints.tokenizer import damaged_tokenizer
+from longwave.exporters.changes import Merge
 from longwave.exporters.source import Source
 from longwave.extensions.attach import extend, restore, rope_of
 from longwave.extensions.handle import extension, find_extension
@@ -47,8 +48,28 @@ def open_source(
         model = _extended(outline.plain, method, factor, length)
     if not extension(model).is_trained:
         raise ValueError(f"{path} has not been trained: its frequencies are those of the prior. Export that method.")
-    training = training_of(found.path) or {}
-    return Source(str(path), found.model, tokenizer, outline.config, model.eval(), training, outline.dropped, contents)
+    return Source(
+        str(path),
+        found.model,
+        tokenizer,
+        outline.config,
+        model.eval(),
+        training=training_of(found.path) or {},
+        dropped=outline.dropped,
+        contents=contents,
+        merge=_taken_off(model, found.path),
+    )
+
+
+def _taken_off(model: PreTrainedModel, folder: Path) -> Merge | None:
+    """The adapter of the model, which then has the names of the plain model; None if it has none."""
+    handle = extension(model)
+    adapter = handle.adapter
+    if adapter is None:
+        return None
+    adapter.take_off()
+    handle.adapter = None
+    return Merge.of(adapter, folder)
 
 
 def _tokenizer(*folders: Path) -> Path:

@@ -14,7 +14,6 @@ from longwave.exporters.opening import open_source
 from longwave.exporters.place import aside, check_place, check_room, keep_apart
 from longwave.exporters.settings import ExportSettings, renamed
 from longwave.exporters.verify import verify_export
-from longwave.extensions.policy import weights_that_follow
 from longwave.extensions.spec import with_options
 from longwave.files import write_text
 
@@ -66,14 +65,15 @@ def export(
     tell("reading")
     method = None if asked.method is None else with_options([asked.method], asked.options)[0]
     source = open_source(model, method=method, factor=asked.factor, length=asked.to)
-    keep_apart(output, (source.model, source.tokenizer))
+    keep_apart(output, source.folders)
     if source.extension.attention is not None:
         raise Unsupported(
             f"{exporter.name} cannot express {source.extension.spec}: no engine computes it. Run the model with "
-            "longwave, or export it under a scaling method alone, such as yarn."
+            "longwave, or export it under a scaling method alone, such as yarn. `longwave train --engine-ready` trains "
+            "what engines can run."
         )
-    if parts := weights_that_follow(source.extension):
-        raise Unsupported(f"export does not know {parts} yet. Run the model with longwave.")
+    if source.changes_weights and not exporter.merges:
+        raise ValueError(f"{exporter.name} export does not know weights that follow t. Choose --target hf.")
     t = source.factor(asked.factor, asked.to)
     snapshot = source.snapshot(t, length=asked.to, log_n=asked.log_n == "constant")
     with other_targets(exporter):

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from longwave.checkpoints.weights import Contents, weight_files
+from longwave.checkpoints.weights import Contents, tensor_shapes, weight_files
+from longwave.exporters.base import Unsupported
+from longwave.exporters.changes import Changes, Merge
 from longwave.extensions.handle import Extension, extension
-from longwave.extensions.policy import snapshot
 from longwave.extensions.standin import frequency_name
 from longwave.methods.scaling import RECORD
 from longwave.rope import Rope
@@ -32,6 +33,7 @@ class Source:
         training: training.json of a folder that `longwave train` wrote, or nothing.
         dropped: endings of tensor names that are no part of the plain model (the layer of an official checkpoint).
         contents: what transformers makes of the tensors.
+        merge: the adapter, which the skeleton does not have; None where there is none.
     """
 
     path: str
@@ -42,6 +44,7 @@ class Source:
     training: dict[str, Any] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     contents: Contents = field(default_factory=Contents)
+    merge: Merge | None = None
 
     @property
     def model_type(self) -> str:
@@ -102,6 +105,33 @@ class Source:
         return self.rope.rotary_dim == self.head_dim
 
     @property
+    def folders(self) -> list[Path]:
+        """What an export reads: the base may lie elsewhere than the extension."""
+        own = Path(self.path)
+        return [self.model, self.tokenizer, *([own] if own.is_dir() else [])]
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether weights follow t, so that an export has others than the files."""
+        return self.merge is not None or self.extension.log_n_by_head
+
+    def changes(self, snapshot: Snapshot) -> Changes:
+        """The weights that are others at the t of a snapshot.
+
+        Raises:
+            Unsupported: if no tensor of the model can hold them.
+        """
+        found = Changes.at(self.skeleton, snapshot, self.merge)
+        if found.names and self.config.get("quantization_config"):
+            raise Unsupported(
+                f"config.json of {self.model} asks for quantization, and weights that follow t cannot be merged into "
+                "quantized ones. Export from the base that was not quantized."
+            )
+        if found.names:
+            found.check(self.model, (name for path in self.shards for name in tensor_shapes(path)))
+        return found
+
+    @property
     def shards(self) -> list[Path]:
         """The safetensors files of the weights."""
         return weight_files(self.model)
@@ -149,15 +179,17 @@ class Source:
         Raises:
             ValueError: if log-n cannot be left out any more.
         """
-        frozen = snapshot(self.skeleton, factor)
-        if log_n:
+        own = self.extension
+        frozen = own.trajectory.at(factor)
+        if log_n and own.log_n_by_head and own.heads is not None:
+            frozen = replace(frozen, query_scaling=own.heads.constants(factor, own.original_length))
+        elif log_n:
             frozen = frozen.with_log_n(self.log_n)
-        elif self.record.get("log_n_constant", 1.0) != 1.0:
+        elif self.record.get("log_n_constant", 1.0) != 1.0 or self.record.get("log_n_in_weights"):
             raise ValueError(
-                f"{self.path} is an export with log-n as a constant in its attention scaling. "
+                f"{self.path} is an export with log-n as a constant. "
                 "To leave it out, export the model that it was made from."
             )
-        own = self.extension
         if length is None and own.unscaled and own.schedule == Static(factor):
             length = int(self.record.get("length", own.max_length))
         scaling = frozen.attention_scaling * self.own_scaling

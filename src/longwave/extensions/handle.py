@@ -186,6 +186,12 @@ class Extension:
         return self.in_use[0].heads
 
     @property
+    def log_n_by_head(self) -> bool:
+        """Whether log-n is on, with an exponent for each head."""
+        steering = steering_of(self.host)
+        return steering is not None and steering.temperature is not None and steering.temperature.heads is not None
+
+    @property
     def learned(self) -> dict[str, list[nn.Parameter]]:
         """The parameters of the parts: `field` (frequencies), `heads` (mass and temperature), `adapter` (weights)."""
         return {

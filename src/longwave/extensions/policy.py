@@ -11,6 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from longwave.attention.hook import Steering
+from longwave.attention.temperature import Constant
 from longwave.extensions.dial import lock_of
 from longwave.extensions.handle import Extension, extension, find_extension
 from longwave.extensions.steering import steer_again, stop_steering
@@ -62,7 +64,8 @@ def frozen(model: Model, factor: float | Tensor) -> Iterator[Model]:
     """For the length of a `with` block, the model runs as its export at t = `factor` does.
 
     t is fixed. A constant takes the place of per-query log-n: its value for the query at t·L, as in
-    `Snapshot.with_log_n`. All threads see the frozen model. A `generate` that runs in another thread ends first.
+    `Snapshot.with_log_n`; with learned exponents every head has a constant of its own. An adapter is on by g(t). All
+    threads see the frozen model. A `generate` that runs in another thread ends first.
 
     Arguments:
         factor: t, a number or a tensor without dimensions.
@@ -74,16 +77,18 @@ def frozen(model: Model, factor: float | Tensor) -> Iterator[Model]:
     dial = handle.dial
     if handle.attention is not None:
         raise ValueError(f"no export can express {handle.attention.name}: nothing to freeze. Use set_policy.")
-    if parts := weights_that_follow(handle):
-        raise ValueError(f"frozen does not know {parts} yet. Use set_policy.")
     with lock_of(dial):
         before = dial.now
         if before.constant_scaling is not None:
             raise ValueError("the model is frozen already. Leave that block first.")
         t = _one_number(factor)
         dial.turn("fixed", t)
-        constant = handle.trajectories[0].at(t).constant_log_n(handle.log_n)
+        heads = handle.heads if handle.log_n_by_head else None
+        constant = 1.0 if heads else handle.trajectories[0].at(t).constant_log_n(handle.log_n)
         steering = stop_steering(handle.host)
+        if heads is not None and steering is not None:
+            factors = heads.constants(t, handle.original_length)
+            steer_again(handle.host, Steering(steering.base, Constant(factors)))
         dial.set(constant_scaling=constant)
         dial.settle()
     try:
@@ -93,6 +98,7 @@ def frozen(model: Model, factor: float | Tensor) -> Iterator[Model]:
             dial.set(factor=before.factor, grows=before.grows, constant_scaling=None)
             dial.settle()
             if find_extension(handle.host) is handle:  # it may have been restored
+                stop_steering(handle.host)
                 steer_again(handle.host, steering)
 
 

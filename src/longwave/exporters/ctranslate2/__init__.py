@@ -26,6 +26,7 @@ class CTranslate2(Exporter):
     quantizations: tuple[str, ...] = (
         "keep", "float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16",
     )  # fmt: skip
+    merges = True
 
     def plan(self, source: Source, snapshot: Snapshot, quantize: str | None = None) -> Plan:
         from longwave.exporters.ctranslate2.plan import plan_conversion

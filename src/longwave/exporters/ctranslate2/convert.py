@@ -8,18 +8,22 @@ from typing import Any
 from longwave.checkpoints.load import load
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.exporters.base import Unsupported
+from longwave.exporters.changes import Changes
 from longwave.exporters.ctranslate2.rope import FACTORS, Su
 from longwave.exporters.source import Source
 from longwave.extensions.attach import restore
 
 
-def converted(source: Source, rope: Su, quantize: str | None) -> Any:
+def converted(source: Source, rope: Su, quantize: str | None, changes: Changes) -> Any:
     """The model as a `ctranslate2.specs.LanguageModelSpec`, with the factors in every layer.
 
     Raises:
         Unsupported: if the library's loader does not take the model, or leaves out weights.
     """
     model = restore(load(source.path, dtype="auto")).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if (change := changes.of(name)) is not None:
+            parameter.copy_(change(parameter))
     weights = sum(tensor.numel() for tensor in model.state_dict().values())
     _as_the_loader_expects(model, rope)
     spec = _loaded(model, load_tokenizer(source.tokenizer), source.path)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longwave.exporters.base import Plan, Unsupported
+from longwave.exporters.changes import Changes
 from longwave.exporters.companions import code_notes, copy_beside
 from longwave.exporters.ctranslate2.convert import converted
 from longwave.exporters.ctranslate2.families import check_family
@@ -38,6 +39,7 @@ class ConversionPlan(Plan):
     snapshot: Snapshot
     rope: Su
     quantize: str | None
+    changes: Changes
 
     def write(self, folder: Path) -> None:
         """Convert the weights, put the factors in, copy the tokenizer.
@@ -45,7 +47,7 @@ class ConversionPlan(Plan):
         Raises:
             Unsupported: if the library's loader does not take the model.
         """
-        spec = converted(self.source, self.rope, self.quantize)
+        spec = converted(self.source, self.rope, self.quantize, self.changes)
         copy_beside(self.source, self.snapshot, folder)
         spec.save(str(folder))
 
@@ -69,14 +71,21 @@ def plan_conversion(source: Source, snapshot: Snapshot, quantize: str) -> Conver
         snapshot.factors.float().numpy(), base, head_dim(source.text_config), lengths_for(snapshot.attention_scaling)
     )
     keep = quantize == KEEP
+    changes = source.changes(snapshot)
     return ConversionPlan(
-        notes=[*weight_notes(source, kept=False), *code_notes(source), *partial_heads(source, snapshot)],
+        notes=[
+            *weight_notes(source, kept=False),
+            *code_notes(source),
+            *partial_heads(source, snapshot),
+            *changes.notes(),
+        ],
         size=sum(path.stat().st_size for path in source.shards) if keep else _size(source, quantize),
         tolerance=ROUNDING.get(stored_type(source) if keep else quantize),
         source=source,
         snapshot=snapshot,
         rope=rope,
         quantize=None if keep else quantize,
+        changes=changes,
     )
 
 

@@ -22,6 +22,7 @@ class GGUF(Exporter):
     summary = "one file for llama.cpp, Ollama and LM Studio"
     library = "gguf"
     quantizations: tuple[str, ...] = ("f16", "f32", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+    merges = True
 
     def plan(self, source: Source, snapshot: Snapshot, quantize: str | None = None) -> Plan:
         from longwave.exporters.gguf.plan import plan_file

@@ -87,11 +87,12 @@ def plan_file(source: Source, snapshot: Snapshot, quantize: str) -> FilePlan:
     layout = layout_of(source)
     check_window(source, snapshot)
     values = frequencies(source, snapshot, layout)
-    tensors = find_tensors(source, layout)
+    changes = source.changes(snapshot)
+    tensors = find_tensors(source, layout, changes)
     vocabulary = _vocabulary(source)
     own = Path(source.path).resolve().name
     name = vocabulary.file_name(own)
-    notes = [*weight_notes(source, kept=False), *vocabulary.notes, *partial_heads(source, snapshot)]
+    notes = [*weight_notes(source, kept=False), *vocabulary.notes, *partial_heads(source, snapshot), *changes.notes()]
     if name != own:
         notes.append(
             f"general.name is {name!r}, not {own!r}: llama.cpp decides by phi-3, phi3 or modern-bert in the name how "

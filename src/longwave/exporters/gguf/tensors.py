@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from longwave.exporters.base import Unsupported
+from longwave.exporters.changes import Changes
 from longwave.exporters.gguf.layout import Layout
+from longwave.exporters.queries import Change
 from longwave.exporters.source import Source
 
 BLOCK = 1 << 18  # numbers in memory at a time
@@ -28,6 +31,7 @@ class Tensor:
         origin: its name in `path`, with `offset` as the first byte of its data.
         dtype: there, `F32`, `F16` or `BF16`.
         heads: rows are these heads' halves, to be interleaved; 0 to leave them in place.
+        change: what becomes of the values before that; None where they stay.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
     heads: int = 0
+    change: Change | None = None
 
     @property
     def plain(self) -> bool:
@@ -48,16 +53,28 @@ class Tensor:
         rows, columns = self.shape[0], int(np.prod(self.shape[1:], dtype=np.int64))
         unit = rows // self.heads if self.heads else 1
         count = unit * max(1, BLOCK // max(1, columns * unit))
+        changed = None if self.change is None else self._changed(self.change)
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             for start in range(0, rows, count):
                 size = min(count, rows - start)
-                raw = np.fromfile(file, DTYPES[self.dtype], size * columns)
-                values = _float32(raw, self.dtype).reshape(size, *self.shape[1:])
+                if changed is not None:
+                    values = changed[start : start + size]
+                else:
+                    raw = np.fromfile(file, DTYPES[self.dtype], size * columns)
+                    values = _float32(raw, self.dtype).reshape(size, *self.shape[1:])
                 if self.heads:
                     halves = values.reshape(size // unit, 2, unit // 2, *self.shape[1:])
                     values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
                 yield values
+
+    def _changed(self, change: Change) -> np.ndarray:
+        """All of the tensor, float32."""
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            raw = np.fromfile(file, DTYPES[self.dtype], int(np.prod(self.shape, dtype=np.int64)))
+        found: np.ndarray = change(torch.from_numpy(_float32(raw, self.dtype).reshape(self.shape))).numpy()
+        return found
 
 
 def _float32(raw: np.ndarray, dtype: str) -> np.ndarray:
@@ -66,7 +83,7 @@ def _float32(raw: np.ndarray, dtype: str) -> np.ndarray:
     return raw.astype(np.float32, copy=False)
 
 
-def find_tensors(source: Source, layout: Layout) -> list[Tensor]:
+def find_tensors(source: Source, layout: Layout, changes: Changes) -> list[Tensor]:
     """All tensors of the plain model with their GGUF names, in the order of the files.
 
     Raises:
@@ -98,7 +115,7 @@ def find_tensors(source: Source, layout: Layout) -> list[Tensor]:
             if dtype not in DTYPES:
                 raise Unsupported(f"{path}: {origin} is {dtype}, and GGUF export reads {', '.join(DTYPES)} only.")
             turned = heads.get(origin.split(".")[-2], 0) if layout.interleaved else 0
-            found[origin] = Tensor(name, origin, path, offset, dtype, shape, turned)
+            found[origin] = Tensor(name, origin, path, offset, dtype, shape, turned, changes.of(origin))
     return list(found.values())
 
 

@@ -22,6 +22,7 @@ class HF(Exporter):
     library = "transformers"
     general = True
     exact = True
+    merges = True
 
     def plan(self, source: Source, snapshot: Snapshot, quantize: str | None = None) -> Plan:
         from longwave.exporters.hf.plan import plan_folder

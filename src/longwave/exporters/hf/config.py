@@ -92,6 +92,8 @@ def _record(source: Source, snapshot: Snapshot) -> dict[str, Any]:
         "attention_scaling": source.own_scaling,
         "log_n_constant": source.log_n_constant(snapshot),
     }
+    if snapshot.query_scaling or source.record.get("log_n_in_weights"):
+        record["log_n_in_weights"] = True
     pretrained = source.rope.factors
     if not bool((pretrained == 1).all()):
         record["short_factor"] = pretrained.tolist()

@@ -15,6 +15,7 @@ import torch
 from longwave.checkpoints.plain import skeleton
 from longwave.checkpoints.weights import copy_weights
 from longwave.exporters.base import Plan, Unsupported
+from longwave.exporters.changes import Changes
 from longwave.exporters.companions import code_notes, copy_beside
 from longwave.exporters.hf.config import hf_config, unknown_key
 from longwave.exporters.notes import ROUNDING, partial_heads, stored_type, weight_notes
@@ -33,9 +34,10 @@ class FolderPlan(Plan):
     source: Source
     snapshot: Snapshot
     config: dict[str, Any]
+    changes: Changes
 
     def write(self, folder: Path) -> None:
-        copy_weights(self.source.model, folder, self.source.dropped)
+        copy_weights(self.source.model, folder, self.source.dropped, self.changes.of)
         copy_beside(self.source, self.snapshot, folder)
         write_json(folder / CONFIG, self.config)
 
@@ -51,14 +53,17 @@ def plan_folder(source: Source, snapshot: Snapshot) -> FolderPlan:
     reason = reason or _misread(config, source, snapshot)
     if reason:
         raise Unsupported(f"{source.model_type} cannot express these frequencies in a transformers config: {reason}")
+    changes = source.changes(snapshot)
+    # for another build or other numbers of threads, that is: here the difference of weights that are copied is 0
+    rounding = ROUNDING.get(stored_type(source), 1.0)
     return FolderPlan(
-        notes=_notes(source, snapshot),
+        notes=[*_notes(source, snapshot), *changes.notes()],
         size=sum(path.stat().st_size for path in source.shards),
-        # for another build or other numbers of threads, that is: here the difference is 0
-        tolerance=ROUNDING.get(stored_type(source), 1.0) / 100,
+        tolerance=rounding if changes.names else rounding / 100,
         source=source,
         snapshot=snapshot,
         config=config,
+        changes=changes,
     )
 
 

@@ -49,8 +49,7 @@ def train(
 
     longwave train out --data more/ --train-length 4096 --max-factor 32 --output further
 
-    longwave train MODEL --data books/ --train-length 16384 --row-length 1x --method clex --max-factor 16 -o clex
-        --long-share 0.6 --batch-size 16
+    longwave train MODEL --data b --train-length 8192 --row-length 1x --long-share 0.6 --max-factor 8 --method clex -o c
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out --resume
     """

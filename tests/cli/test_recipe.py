@@ -104,7 +104,7 @@ def test_an_adapter_folder_is_taken_further(place: Path) -> None:
         ("base", "--engine-ready --method yarn+dca", "dca is an attention method, which none of them has. Leave"),
         ("base", "--train-length 64", "a LoRA is off within the original length, 64 tokens, .* Raise the train length"),
         ("base", "--train-length 50 --engine-ready", "a LoRA is off within the original length, .* best to 256"),
-        ("base", "--freeze-weights --train-length 64", "row length must be at most the train length, 64, .* got 2x"),
+        ("base", "--freeze-weights --train-length 64 --row-length 2x", "row length must be at most .*, 64, .* got 2x"),
         ("base", "--freeze-weights --lora-rank 8", "freeze weights leaves no LoRA to train. Leave one of the two out"),
         ("base", "--head-scalars --method infllm", "infllm has no gradient, and so no learned scalars. Leave"),
         ("ours", "--lora-rank 8", "the model has a LoRA with lora rank 4, not 8. Leave lora rank out"),

@@ -17,9 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longwave.checkpoints.adapters import save_adapter
-from longwave.checkpoints.base import Base, require_same_weights
+from longwave.checkpoints.base import Base
 from longwave.checkpoints.extended import FORMAT, HEADS, WITH_ATTENTION, WITH_PARTS
 from longwave.checkpoints.folder import Kind, ModelFolder, resolve
+from longwave.checkpoints.same_weights import require_same_weights
 from longwave.checkpoints.trained import trained_of
 from longwave.extensions.attach import suspended
 from longwave.extensions.handle import Extension, extension

@@ -47,8 +47,8 @@ def tasks(
     """
     asked = TaskSettings.create(**settings)
     asked.check()
-    method = generating.chosen(method, option)
     check_inputs(model)
+    method = generating.chosen(method, option)
 
     from rich.console import Console
 

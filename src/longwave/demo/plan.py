@@ -83,9 +83,10 @@ class Row:
 
     def settings(self, demo: DemoSettings, original_length: int) -> dict[str, Any]:
         """Of `longwave.train`. Every training reads as many tokens a step."""
-        given = {"method": self.method, **parse_spec(self.method).recipe, **(self.training or {})}
+        given = {"method": self.method, **(self.training or {})}
         longest = min(LONGEST, demo.max_factor) if self.short else demo.max_factor
-        row = float(str(given["row_length"]).removesuffix("x"))
+        rows = str({**parse_spec(self.method).recipe, **given}["row_length"])
+        row = 2.0 if rows == "auto" else float(rows.removesuffix("x"))
         return given | {
             "train_length": int(longest * original_length),
             "max_factor": demo.max_factor,

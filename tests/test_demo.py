@@ -111,7 +111,7 @@ def test_the_whole_demo_and_its_second_start(base: Path, tmp_path: Path) -> None
         assert (output / name / "longwave.json").exists()
         assert (output / name / "model").exists() == (name == "clex-tuned"), "weights that did not change are named"
     settings = read_json(output / "recipe/training.json")["config"]
-    assert (settings["train_length"], settings["row_length"], settings["batch_size"]) == (256, "2x", 1)
+    assert (settings["train_length"], settings["row_length"], settings["batch_size"]) == (256, "auto", 1)
 
     show(result, output, console)
     text = console.export_text()

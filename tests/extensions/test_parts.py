@@ -283,6 +283,38 @@ def test_parts_that_cannot_be_leave_the_model_plain(llama: PreTrainedModel, how:
     assert {name: parameter.requires_grad for name, parameter in llama.named_parameters()} == state
 
 
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [("capped", (0, 0.5, 1, 1)), ("ramp", (0, 0.5, 1, 1.5)), ("hard", (0, 1, 1, 1))],
+)
+@torch.no_grad()
+def test_the_gate_at_1_2_4_and_8_for_windows_of_4_l(
+    llama: PreTrainedModel, shape: str, expected: tuple[float, ...]
+) -> None:
+    """As a number, as rows of a batch, and as what a layer adds."""
+    learned(llama, "none", head_scalars=False, adapter=LoRA(4, 4.0, gate=shape))
+    adapter, factors = longwave.extension(llama).adapter, (1.0, 2.0, 4.0, 8.0)
+    assert adapter is not None
+    assert [adapter.gate.at(t) for t in factors] == pytest.approx(expected)
+    layer, x = llama.model.layers[0].mlp.up_proj, torch.randn(4, 1, 64)
+    longwave.set_policy(llama, "fixed", torch.tensor(factors))
+    whole = x @ layer.get_delta_weight("longwave").mT
+    added = layer(x) - layer.get_base_layer()(x)
+    assert (added - torch.tensor(expected)[:, None, None] * whole).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_each_head_has_its_own_mass_and_temperature_in_the_layers(llama: PreTrainedModel) -> None:
+    learned(llama, adapter=None)
+    heads, long = longwave.extension(llama).heads, text(100)
+    assert heads is not None and heads.mass is not None
+    for part in (heads.mass, heads.log_n):
+        for row in range(2):
+            before = llama(long).logits
+            part[row, 1] += 0.5
+            assert (llama(long).logits - before).abs().max() > 1e-5, "a scalar of a head changes nothing"
+
+
 def test_a_layer_that_runs_again_for_its_gradient_has_the_t_of_its_forward(llama: PreTrainedModel) -> None:
     learned(llama, "ntk")
     llama.train()

@@ -34,6 +34,14 @@ SHORT: dict[str, Any] = {"train_length": 4 * L, "max_factor": 64, "train_factor"
 LONG = SHORT | {"train_length": 16 * L, "batch_size": 16, "row_length": "1x"}
 FROZEN = {"freeze_weights": True, "steps": 80}
 READY = {"engine_ready": True}
+# Full fine-tuning as it was done before the recipe, on as many tokens: rows of L, a part of them short, real windows.
+FULL: dict[str, Any] = {
+    "steps": 160, "batch_size": 16, "row_length": "1x", "chunks": 8, "lr": 2e-4, "field_lr": 3e-3, "log_n": 1.0,
+    "short_share": 0.3, "long_share": 0.6,
+}  # fmt: skip
+PAPER = {"train_length": L, "positions": "random", "factors": "integer", "field_lr": 2e-4, "short_share": 0.0,
+         "long_share": 0.0}  # fmt: skip
+COLD = {"options": {"temperature": 0.0}}  # log-n does the work of YaRN's temperature
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,13 @@ MAIN = {
     "engine-ready, field": Row("clex", SHORT | READY),
     "scalars and LoRA, windows to 16 L": Row("two-band", LONG),
     "engine-ready, windows to 16 L": Row("ntk", LONG | READY),
+    "full, no scaling": Row("none", SHORT | FULL),
+    "full, NTK": Row("ntk", SHORT | FULL),
+    "full, YaRN": Row("yarn", SHORT | FULL | COLD),
+    "full, no scaling, windows to 16 L": Row("none", LONG | FULL),
+    "full, NTK, windows to 16 L": Row("ntk", LONG | FULL),
+    "full, YaRN, windows to 16 L": Row("yarn", LONG | FULL | COLD),
+    "clex-paper": Row("clex-paper", SHORT | FULL | PAPER),
 }
 ABLATIONS = {  # on a quarter of the windows, with fewer passkeys
     "the recipe": Row("two-band", SHORT),
@@ -89,7 +104,9 @@ ABLATIONS = {  # on a quarter of the windows, with fewer passkeys
     "steps 80": Row("two-band", SHORT | {"steps": 80}),
     "steps 320": Row("two-band", SHORT | {"steps": 320}),
     "field alone": Row("clex+two-band", SHORT | FROZEN | {"head_scalars": False}),
-    "engine-ready YaRN": Row("yarn", SHORT | READY | {"options": {"temperature": 0.0}}),
+    "engine-ready YaRN": Row("yarn", SHORT | READY | COLD),
+    "engine-ready, rows of 4 L": Row("ntk", SHORT | READY | {"row_length": "4x", "batch_size": 4}),
+    "engine-ready, rows of 4 L, lr 2e-3": Row("ntk", SHORT | READY | {"row_length": "4x", "batch_size": 4, "lr": 2e-3}),
 }
 ROWS = MAIN | ABLATIONS
 

@@ -1,6 +1,8 @@
 """Pre-train the small Llama base model that `longwave demo` extends (about an hour on one core).
 
     python runs/pretrain_demo.py --output build/demo-base --steps 3000 --threads 1
+    python runs/pretrain_demo.py --output build/neox-base --family neox           # partial rotary, the same corpus
+    python runs/pretrain_demo.py --output build/slow-base --rope-base 10000
 
 Trained on the Python standard library's own sources (held-out files set aside by a hash of their
 path, the same split as the demo's) with short passkey and copy tasks mixed in, so that in-window
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from longwave.demo.corpus import stdlib_files
 from longwave.evaluation.templates import SHORT
@@ -94,12 +96,27 @@ class Mixture:
         return self.copy(LENGTH)
 
 
+def config_of(family: str, rope_base: float, eos: int) -> PreTrainedConfig:
+    """Four layers with three heads of 64: as Llama, or as GPT-NeoX with a quarter of each head rotated."""
+    shared = {
+        "vocab_size": 512, "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 3,
+        "max_position_embeddings": LENGTH, "bos_token_id": eos, "eos_token_id": eos,
+    }  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": rope_base}
+    if family == "neox":
+        return GPTNeoXConfig(**shared, intermediate_size=768, rope_parameters={**rope, "partial_rotary_factor": 0.25})
+    return LlamaConfig(**shared, intermediate_size=512, num_key_value_heads=3, head_dim=64, tie_word_embeddings=True,
+                       rope_parameters=rope)  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=32, help="rows of 256 tokens per step")
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--family", choices=("llama", "neox"), default="llama")
+    parser.add_argument("--rope-base", type=float, default=200.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -112,13 +129,7 @@ def main() -> None:
     mixture = Mixture(tokenizer, texts, args.seed)
     print(f"{len(texts)} files, {len(mixture.stream):,} tokens", flush=True)
 
-    config = LlamaConfig(
-        vocab_size=512, hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3,
-        num_key_value_heads=3, head_dim=64, max_position_embeddings=LENGTH, tie_word_embeddings=True,
-        bos_token_id=mixture.eos, eos_token_id=mixture.eos,
-        rope_parameters={"rope_type": "default", "rope_theta": 200.0},
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(config_of(args.family, args.rope_base, mixture.eos))
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(

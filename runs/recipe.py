@@ -6,6 +6,10 @@
     python runs/recipe.py --text FOLDER --device cuda --jobs 8
     python runs/recipe.py --report                            # only the tables, from what is there
 
+    python runs/recipe.py --write-text FOLDER --stories TRAIN.txt HELDOUT.txt
+    python runs/recipe.py --name babyllama --model MODEL --length 256 --text FOLDER --no-passkeys --rows main
+
+
 A cell is a row with one seed: trained through `longwave.train`, measured through `longwave.perplexity` and
 `longwave.passkey`. Cells lie in runs/results/recipe/ and are kept. Windows begin `SHIFT` tokens later than those on
 which the recipe was chosen: no target is shared. "Short" rows never saw a real window of more than 4 L.
@@ -27,11 +31,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "src" / "longwave" / "demo" / "model"
-CELLS = ROOT / "runs" / "results" / "recipe"
-L, SHIFT, TARGETS = 256, 2000, 64
+RESULTS = ROOT / "runs" / "results"
+SHIFT, TARGETS = 2000, 64
 FACTORS, FAR, PASSKEYS = (1, 2, 4, 8, 16), (1, 32, 64), (2, 4, 8, 16, 32)
-SHORT: dict[str, Any] = {"train_length": 4 * L, "max_factor": 64, "train_factor": 32, "precision": "fp32"}
-LONG = SHORT | {"train_length": 16 * L, "batch_size": 16, "row_length": "1x"}
+# train_length in multiples of L, see `settings_of`.
+SHORT: dict[str, Any] = {"train_length": 4, "max_factor": 64, "train_factor": 32, "precision": "fp32"}
+LONG = SHORT | {"train_length": 16, "batch_size": 16, "row_length": "1x"}
 FROZEN = {"freeze_weights": True, "steps": 80}
 READY = {"engine_ready": True}
 # Full fine-tuning as it was done before the recipe, on as many tokens: rows of L, a part of them short, real windows.
@@ -39,7 +44,7 @@ FULL: dict[str, Any] = {
     "steps": 160, "batch_size": 16, "row_length": "1x", "chunks": 8, "lr": 2e-4, "field_lr": 3e-3, "log_n": 1.0,
     "short_share": 0.3, "long_share": 0.6,
 }  # fmt: skip
-PAPER = {"train_length": L, "positions": "random", "factors": "integer", "field_lr": 2e-4, "short_share": 0.0,
+PAPER = {"train_length": 1, "positions": "random", "factors": "integer", "field_lr": 2e-4, "short_share": 0.0,
          "long_share": 0.0}  # fmt: skip
 COLD = {"options": {"temperature": 0.0}}  # log-n does the work of YaRN's temperature
 
@@ -111,8 +116,18 @@ ABLATIONS = {  # on a quarter of the windows, with fewer passkeys
 ROWS = MAIN | ABLATIONS
 
 
-def path_of(row: str, seed: int) -> Path:
-    return CELLS / f"{row.replace(', ', '_').replace(' ', '-').replace('/', '-')}-{seed}.json"
+def cells_of(name: str) -> Path:
+    return RESULTS / ("recipe" if name == "demo" else f"recipe-{name}")
+
+
+def settings_of(row: Row, length: int) -> dict[str, Any]:
+    """The settings of its training for a model with this original length."""
+    assert row.training is not None
+    return row.training | {"train_length": row.training["train_length"] * length, "method": row.method}
+
+
+def path_of(folder: Path, row: str, seed: int) -> Path:
+    return folder / f"{row.replace(', ', '_').replace(' ', '-').replace('/', '-')}-{seed}.json"
 
 
 def measure(args: argparse.Namespace, name: str, seed: int) -> str:
@@ -127,16 +142,16 @@ def measure(args: argparse.Namespace, name: str, seed: int) -> str:
     from longwave.models import open_model
     from longwave.provenance import versions
 
-    row, times = ROWS[name], {}
+    row, times, length = ROWS[name], {}, args.length
     fewer = 4 if name in ABLATIONS else 1
     windows, trials = args.windows // fewer, args.trials * 2 // (5 if fewer > 1 else 2)
     batch = {"tokens_per_batch": args.tokens_per_batch}
     with tempfile.TemporaryDirectory() as scratch:
-        folder, started = str(BASE), time.time()
+        folder, started = str(args.model), time.time()
         if row.training is not None:
             folder = f"{scratch}/trained"
-            settings = row.training | {"seed": seed, "method": row.method}
-            longwave.train(str(BASE), texts(args, "train"), folder, progress=False, **settings)
+            settings = settings_of(row, length) | {"seed": seed}
+            longwave.train(str(args.model), texts(args, "train"), folder, progress=False, **settings)
         times["train"] = round(time.time() - started, 1)
         opened = open_model(folder, dtype="float32", device=args.device)
         model, tokenizer = opened.model, opened.tokenizer
@@ -149,17 +164,24 @@ def measure(args: argparse.Namespace, name: str, seed: int) -> str:
             measured = [("perplexity", FACTORS, windows), ("far", FAR, windows // 4)]
             for what, factors, count in measured[: 1 if name in ABLATIONS else 2]:
                 started = time.time()
-                result = longwave.perplexity(model, tokens, [f * L for f in factors], windows=count, **batch)
+                result = longwave.perplexity(model, tokens, [f * length for f in factors], windows=count, **batch)
                 found[what] = [
                     {"factor": f, "ppl": e.to_json()["ppl"], "nll": [round(x, 4) for x in e.to_json()["nll"]]}
                     for f, e in zip(factors, result.lengths, strict=True)
                 ]
                 times[what] = round(time.time() - started, 1)
-            for what, keys in (("passkey", 1), ("multikey", 3))[: 1 if name in ABLATIONS else 2]:
+            asked = (("passkey", 1), ("multikey", 3))[: 1 if name in ABLATIONS else 2]
+            for what, keys in () if args.no_passkeys else asked:
                 started = time.time()
                 template = TEMPLATE if keys == 1 else TEMPLATE.naming()
                 result = longwave.passkey(
-                    model, tokenizer, [f * L for f in PASSKEYS], trials=trials, keys=keys, template=template, **batch
+                    model,
+                    tokenizer,
+                    [f * length for f in PASSKEYS],
+                    trials=trials,
+                    keys=keys,
+                    template=template,
+                    **batch,
                 )
                 found[what] = [
                     {"factor": f, "rate": e.to_json()["rate"]} for f, e in zip(PASSKEYS, result.lengths, strict=True)
@@ -171,8 +193,8 @@ def measure(args: argparse.Namespace, name: str, seed: int) -> str:
     record = {"row": name, "method": row.method, "training": row.training, "options": row.options, "seed": seed,
               "device": card, "windows": windows, "trials": trials, "seconds": times, "heads": learned,
               **found, "versions": versions()}  # fmt: skip
-    CELLS.mkdir(parents=True, exist_ok=True)
-    write_text(path_of(name, seed), json.dumps(record, allow_nan=False) + "\n")
+    cells_of(args.name).mkdir(parents=True, exist_ok=True)
+    write_text(path_of(cells_of(args.name), name, seed), json.dumps(record, allow_nan=False) + "\n")
     return f"{name}, seed {seed}: {[round(e['ppl'], 3) for e in found['perplexity']]} {times}"
 
 
@@ -183,13 +205,19 @@ def texts(args: argparse.Namespace, split: str) -> list[Path]:
     return stdlib_files(split) if args.text is None else [args.text / f"{split}.jsonl"]
 
 
-def write_texts(folder: Path) -> None:
+def write_texts(folder: Path, stories: list[Path]) -> None:
+    """The two texts as jsonl: the demo's; or stories, one a line, each after the beginning-of-text token."""
     from longwave.data.documents import read_documents
     from longwave.demo.corpus import stdlib_files
 
     folder.mkdir(parents=True, exist_ok=True)
-    for split in ("train", "heldout"):
-        lines = (json.dumps({"text": document["text"]}) for document in read_documents(stdlib_files(split)))
+    for index, split in enumerate(("train", "heldout")):
+        if stories:
+            parts = stories[index].read_text("utf-8").split("<|endoftext|>")
+            found = ["<s>".join(" ".join(part.split()) for part in parts if part.strip())]
+        else:
+            found = [document["text"] for document in read_documents(stdlib_files(split))]
+        lines = (json.dumps({"text": text}) for text in found)
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
 
 
@@ -203,18 +231,22 @@ def work(args: argparse.Namespace, name: str, seed: int) -> str:
         return f"{name}, seed {seed} failed:\n{traceback.format_exc()}"
 
 
-def report() -> str:
+def report(folder: Path) -> str:
     """Markdown: perplexity by length against the base's own 1x, and passkeys; means over seeds."""
     return "\n".join(
-        [*table("Main rows", MAIN, FAR[1:]), "", *table("What each part is worth, on fewer windows", ABLATIONS, ())]
+        [
+            *table(folder, "Main rows", MAIN, FAR[1:]),
+            "",
+            *table(folder, "What each part is worth, on fewer windows", ABLATIONS, ()),
+        ]
     )
 
 
-def table(title: str, rows: dict[str, Row], far: tuple[int, ...]) -> list[str]:
+def table(folder: Path, title: str, rows: dict[str, Row], far: tuple[int, ...]) -> list[str]:
     head = [f"{factor}x" for factor in (*FACTORS, *far)] + [f"keys {factor}x" for factor in PASSKEYS]
-    lines = [f"### {title}", "", "| row | seeds | " + " | ".join(head) + " |", "| --- |" * 2 + " --- |" * len(head)]
+    lines = [f"### {title}", "", "| row | seeds | " + " | ".join(head) + " |", "| --- | --- |" + " --- |" * len(head)]
     for name in rows:
-        cells = [json.loads(path_of(name, s).read_text()) for s in range(9) if path_of(name, s).exists()]
+        cells = [json.loads(path.read_text()) for s in range(9) if (path := path_of(folder, name, s)).exists()]
         if cells:
             shown = [perplexity(cells, "perplexity", index) for index in range(len(FACTORS))]
             shown += [perplexity(cells, "far", index + 1) for index in range(len(far))]
@@ -252,18 +284,26 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--tokens-per-batch", type=int, default=16384)
+    parser.add_argument("--name", default="demo", help="of the folder of cells")
+    parser.add_argument("--model", type=Path, default=BASE)
+    parser.add_argument("--length", type=int, default=256, help="L")
+    parser.add_argument("--no-passkeys", action="store_true", help="for models that cannot do them")
+    parser.add_argument("--stories", type=Path, nargs=2, default=[], metavar="FILE", help="with --write-text")
     parser.add_argument("--text", type=Path, help="folder with train.jsonl and heldout.jsonl")
     parser.add_argument("--write-text", type=Path, metavar="FOLDER")
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     if args.write_text is not None:
-        write_texts(args.write_text)
+        write_texts(args.write_text, args.stories)
         return
+    folder = cells_of(args.name)
     if not args.report:
         named = {"main": [*MAIN], "ablations": [*ABLATIONS]}
         chosen = [name for part in (args.rows or "main;ablations").split(";") for name in named.get(part, [part])]
         seeds = {name: args.seeds if name in MAIN and ROWS[name].training is not None else 1 for name in chosen}
-        cells = [(name, seed) for name in chosen for seed in range(seeds[name]) if not path_of(name, seed).exists()]
+        cells = [
+            (name, seed) for name in chosen for seed in range(seeds[name]) if not path_of(folder, name, seed).exists()
+        ]
         cells.sort(key=lambda cell: (cell[0] in ABLATIONS, cell[1]))
         if args.jobs == 1:
             for cell in cells:
@@ -273,7 +313,7 @@ def main() -> None:
             with ProcessPoolExecutor(args.jobs, context) as pool:
                 for done in as_completed([pool.submit(work, args, *cell) for cell in cells]):
                     print(done.result(), flush=True)
-    print(report())
+    print(report(folder))
 
 
 if __name__ == "__main__":

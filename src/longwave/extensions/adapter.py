@@ -222,11 +222,12 @@ class Gated:
 
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result: Tensor = self.base_layer(x, *args, **kwargs)
-        gate, down, up = self.gate.of(x), self.lora_A[NAME], self.lora_B[NAME]
-        if gate is None:
-            if self.training and torch.is_grad_enabled():  # a step at t = 1 has a gradient, of 0: DDP asks for it
-                return result + (0.0 * (down.weight.sum() + up.weight.sum())).to(result.dtype)
+        gate = self.gate.of(x)
+        if gate is None and not (self.training and torch.is_grad_enabled()):
             return result
+        down, up = self.lora_A[NAME], self.lora_B[NAME]
+        if gate is None:  # a step at t = 1 has a gradient, of 0: DDP asks for it
+            return result + (0.0 * (down.weight.sum() + up.weight.sum())).to(result.dtype)
         inner = down(self.lora_dropout[NAME](x.to(down.weight.dtype)))
         return result + (up((inner * gate).to(inner.dtype)) * self.scaling[NAME]).to(result.dtype)
 

@@ -44,6 +44,7 @@ class Gate:
         self.dial, self.trained_factor, self.shape = dial, float(trained_factor), shape
         self.beside: Tensor | None = None  # a weight of the adapter: where compiled steps want g
         self._known: tuple[Any, Any, Any] | None = None
+        self._number = 1.0, 0.0  # t and g(t), of the last t that was a number: each layer asks for it
         self._steady: Tensor | None = None  # for compiled steps: another t compiles none of them again
         self._settled = False
 
@@ -52,7 +53,11 @@ class Gate:
 
     def at(self, t: float) -> float:
         """g(t)."""
-        return float(self._values(torch.tensor(t, dtype=torch.float64)))
+        known, value = self._number
+        if known != t:
+            value = float(self._values(torch.tensor(t, dtype=torch.float64)))
+            self._number = t, value
+        return value
 
     def of(self, x: Tensor) -> float | Tensor | None:
         """g for the input of a layer: a number, a tensor that fits x [batch, n, d], or None where all of it is 0.
@@ -60,11 +65,16 @@ class Gate:
         Raises:
             ValueError: where rows have several t and x does not show its rows.
         """
-        if torch.compiler.is_compiling() and self._settled and self._steady is not None:
+        if not torch.compiler.is_compiling():
+            return self._of_factor(x)
+        if self._settled and self._steady is not None:
             return _shaped(self._steady, x, None)
-        return self._of_factor(x)
+        return self._outside(x)
 
     @torch.compiler.disable
+    def _outside(self, x: Tensor) -> float | Tensor | None:
+        return self._of_factor(x)
+
     def _of_factor(self, x: Tensor) -> float | Tensor | None:
         factor, positions = self.dial.decided
         if not isinstance(factor, Tensor):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from longwave.training.checkpoints import checkpoints, publish
+from longwave.training.manifest import MANIFEST
 from longwave.training.metrics import MetricsLog, read_metrics
 
 STEPS = {"steps": 12, "save_every": 4, "accumulation": 2, "batch_size": 2}
@@ -95,6 +96,7 @@ def test_a_checkpoint_without_all_weights_is_not_filled_up(llama, train, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         train(llama, callbacks=[Stop(5)], **STEPS)
     path = tmp_path / "out" / "checkpoints" / "checkpoint-4" / "model.safetensors"
+    (path.parent / MANIFEST).unlink()  # as of an older version: with a manifest the change is found before
     tensors = load_file(path)
     lost = tensors.pop("model.norm.weight")
     save_file(tensors, path)

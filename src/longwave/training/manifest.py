@@ -43,7 +43,7 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, None if nothing is.
 
     Without a manifest only what the files say about themselves can be checked: that those that are needed are there,
-    and whole. A changed number in the weights is not found then.
+    and whole. Not every changed byte is found then.
     """
     try:
         return _differs(folder) if has_manifest(folder) else _unlisted(folder)

@@ -103,11 +103,8 @@ def train(
     shown = progress and sys.stderr.isatty()
     stream = token_stream(read_documents(data, folder.files), vocabulary, progress=shown)
     check_ids(stream, network, vocabulary)
-    before, bar, stop = (
-        Before.of(network),
-        ProgressCallback(),
-        StopOnSignal(),
-    )  # the Trainer switches the cache off for good
+    before = Before.of(network)  # the Trainer switches the cache off for good
+    bar, stop = ProgressCallback(), StopOnSignal()
     earlier = trained_before(network, config)
     sampler = attach_method(network, config)
     try:

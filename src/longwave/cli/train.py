@@ -15,7 +15,7 @@ from longwave.settings import parse_pairs
 from longwave.training.config import TrainConfig
 
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder; start if there is none.")
+    bool, typer.Option("--resume", help="Go on from the last checkpoint that is not damaged; start if there is none.")
 ]
 
 
@@ -52,6 +52,9 @@ def train(
     longwave train MODEL --data b --train-length 8192 --row-length 1x --long-share 0.6 --max-factor 8 --method clex -o c
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out --resume
+
+    Ctrl-C (SIGINT) and SIGTERM end the step, make a checkpoint and stop: exit code 130 or 143. --resume then goes on as
+    if nothing had been. A second Ctrl-C stops at once.
     """
     check_inputs(model, data=data)
 
@@ -60,21 +63,32 @@ def train(
     import longwave
     from longwave.files import read_json
     from longwave.layout import CHECKPOINTS, TRAINING
+    from longwave.training.stopping import Stopped
 
+    first = int(os.environ.get("RANK", 0)) == 0  # under torchrun one process speaks for all
+    goes_on = "the same command with --resume goes on from the last checkpoint"
     disable_progress_bar()  # of transformers: the run has its own
     settings["options"] = parse_pairs(settings.get("options") or ()) or None
     try:
         folder = longwave.train(
             model, data, output, resume=resume, overwrite=overwrite, progress=not as_json, **settings
         )
+    except Stopped as stopped:
+        if first:
+            typer.echo(f"{stopped}: {goes_on}", err=True)
+        raise typer.Exit(stopped.code) from None
     except KeyboardInterrupt:
         kept = any((output / CHECKPOINTS).glob("checkpoint-*"))
-        what = "goes on from the last checkpoint" if kept else "starts again: there is no checkpoint yet"
-        typer.echo(f"interrupted: the same command with --resume {what}", err=True)
+        what = goes_on if kept else "the same command with --resume starts again: there is no checkpoint yet"
+        typer.echo(f"interrupted: {what}", err=True)
         raise
-    if int(os.environ.get("RANK", 0)) > 0:  # under torchrun one process speaks for all
+    if not first:
         return
-    summary = {"output": str(folder), **read_json(folder / TRAINING)["result"]}
+    record = read_json(folder / TRAINING)
+    if "result" not in record:
+        typer.echo(f"stopped after step {record['step']}: {goes_on}", err=True)
+        raise typer.Exit(1)
+    summary = {"output": str(folder), **record["result"]}
     if as_json:
         print_json(summary)
         return

@@ -27,7 +27,16 @@ RESERVED = (
 PRECISIONS = ("auto", "bf16", "fp32")
 
 # Settings that may change when a run is resumed: they alter nothing that was drawn or computed before.
-RESUMABLE = {"lr", "field_lr", "head_lr", "max_grad_norm", "save_every", "keep_checkpoints", "workers"}
+RESUMABLE = {
+    "lr",
+    "field_lr",
+    "head_lr",
+    "max_grad_norm",
+    "save_every",
+    "save_total_limit",
+    "keep_checkpoints",
+    "workers",
+}
 
 of_length, of_method, of_optimisation, of_sampling, of_running = (
     partial(setting, group=group) for group in ("Length", "Method", "Optimisation", "Sampling", "Running")
@@ -111,7 +120,10 @@ class TrainConfig(Settings):
     gradient_checkpointing: bool = of_running(False, "Recompute activations: less memory, slower.")
     workers: int = of_running(0, "Data loading processes.", least=0)
     save_every: int = of_running(0, "Steps between checkpoints; a tenth of the run if 0.", least=0)
-    keep_checkpoints: bool = of_running(False, "Keep the last two checkpoints when the run is done.")
+    save_total_limit: int = of_running(
+        2, "Checkpoints to keep while training. With 1 there is none to fall back on if it is damaged.", least=1
+    )
+    keep_checkpoints: bool = of_running(False, "Keep these checkpoints when the run is done, too.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,14 @@ from longwave.files import check_output, make_folder, read_object, write_json
 from longwave.layout import ADAPTERS, CHECKPOINTS, METRICS, MODEL, SETTINGS, WEIGHTS
 from longwave.layout import TRAINING as RECORD
 from longwave.provenance import command, versions
-from longwave.training.checkpoints import checkpoint_step, checkpoints, discard
+from longwave.training.checkpoints import checkpoint_step, discard, discard_rest, newest_whole, set_aside
 from longwave.training.config import TrainConfig
 from longwave.training.metrics import MetricsLog, summary
 
 # Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
 RESULTS = (SETTINGS, WEIGHTS, METRICS, CHECKPOINTS, ADAPTERS, MODEL, RECORD)
+
+logger = logging.getLogger("longwave")
 
 EARLIER = {"status": str, "config": dict, "model": str, "data": dict}  # what a run needs of the run before
 
@@ -115,18 +119,44 @@ class RunFolder:
                 f"{self.path / found[0]} was not written by longwave: {RECORD} is missing. Write to another folder."
             )
 
-    def states(self) -> list[Path]:
-        """Checkpoints to go on from, oldest first."""
-        return checkpoints(self.checkpoints)
+    def state(self) -> Path | None:
+        """The checkpoint to go on from, None if there is none. Each newer one is damaged, and is set aside by name."""
+        found, faults = newest_whole(self.checkpoints)
+        for path, fault in faults.items():
+            aside = set_aside(path)
+            goes_on = "" if found is None else f" The run goes on from {found.name}."
+            logger.warning("%s is damaged: %s. It is now called %s.%s", path, fault, aside.name, goes_on)
+        return found
 
-    def start(self, *, resume: bool) -> MetricsLog:
-        """Write the record. A new run first deletes an earlier one's results, for which it could pass otherwise."""
-        states = self.states() if resume else []
+    def start(self, *, resume: bool, state: Path | None = None) -> MetricsLog:
+        """Write the record. A new run first deletes an earlier one's results, for which it could pass otherwise.
+
+        Arguments:
+            state: the checkpoint that the run goes on from.
+        """
         make_folder(self.path)
-        if not resume:
+        if resume:
+            discard_rest(self.checkpoints)
+        else:
             self._remove_results()
         write_json(self.path / RECORD, {"status": "running", **self.record})
-        return MetricsLog(self.path / METRICS, checkpoint_step(states[-1]) if states else 0)
+        return MetricsLog(self.path / METRICS, 0 if state is None else checkpoint_step(state))
+
+    def stop(self, step: int, reason: str) -> None:
+        """Write the record of a run that was stopped before its last step. Its checkpoints stay."""
+        write_json(self.path / RECORD, {"status": "stopped", **self.record, "step": step, "stopped_by": reason})
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Within, the trained model is saved; an error deletes what was written of it. The checkpoints have it all."""
+        try:
+            yield
+        except Exception:
+            for name in (SETTINGS, WEIGHTS, f".{WEIGHTS}"):
+                (self.path / name).unlink(missing_ok=True)
+            for name in (ADAPTERS, MODEL):
+                discard(self.path / name)
+            raise
 
     def finish(self, trained_length: int | None) -> None:
         """Write the record of a run whose model is saved.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from longwave.extensions.handle import extension
 from longwave.training.arguments import refuse_data_parallel, training_arguments
 from longwave.training.batches import PackedRows, pack
 from longwave.training.config import TrainConfig
+from longwave.training.disk import told_when_full
 from longwave.training.folder import RunFolder
 from longwave.training.prepare import (
     Before,
@@ -31,7 +33,9 @@ from longwave.training.prepare import (
     switch_checkpointing,
     trained_before,
 )
+from longwave.training.processes import on_first
 from longwave.training.progress import ProgressCallback
+from longwave.training.stopping import StopOnSignal, Stopped
 from longwave.training.trainer import LengthTrainer
 
 
@@ -55,10 +59,10 @@ def train(
         data: text, jsonl, json, csv, parquet or arrow files, or folders of them; see docs/data.md.
         output: longwave.json and longwave.safetensors (the method), model/ (the weights), the tokenizer's
             files, training.json (settings, data hashes, versions, command) and metrics.jsonl (a row per
-            step). While training, checkpoints/ holds the last two states.
+            step). While training, checkpoints/ holds the last states.
         tokenizer: needed with a model that is not a path.
-        resume: go on from the last checkpoint in `output`, or start if there is none. The resumed run is
-            bitwise equal to an uninterrupted run.
+        resume: go on from the last checkpoint in `output` that is not damaged, or start if there is none. The
+            resumed run is bitwise equal to an uninterrupted run.
         overwrite: write into a folder that is not empty; an earlier run's result there is deleted. Nothing
             that this run reads may be part of the folder.
         progress: show a progress bar on stderr.
@@ -67,11 +71,13 @@ def train(
             defaults.
 
     Returns:
-        The output folder.
+        The output folder. If a callback has stopped the run before its last step, the folder holds a checkpoint and
+        no model yet, and the status in training.json is `stopped`.
 
     Raises:
         ValueError: for settings, data or a folder that do not fit, and if the loss stops being finite
-            (the last good checkpoint is kept).
+            (the last good checkpoint is kept). Also if the disk is full, or if every checkpoint is damaged.
+        Stopped: after SIGINT or SIGTERM, when the checkpoint is written. It is a KeyboardInterrupt.
     """
     config, data = TrainConfig.create(**settings), list(data)
     named = isinstance(model, str | Path)
@@ -91,12 +97,14 @@ def train(
     if first:
         folder.require_room(resume=resume, overwrite=overwrite)
 
+    full = partial(told_when_full, folder.path, folder.checkpoints)
     set_seed(config.seed)
     network, vocabulary = load_with_tokenizer(model, tokenizer)
     shown = progress and sys.stderr.isatty()
     stream = token_stream(read_documents(data, folder.files), vocabulary, progress=shown)
     check_ids(stream, network, vocabulary)
-    before, bar = Before.of(network), ProgressCallback()  # the Trainer switches the cache off for good
+    before = Before.of(network)  # the Trainer switches the cache off for good
+    bar, stop = ProgressCallback(), StopOnSignal()
     earlier = trained_before(network, config)
     sampler = attach_method(network, config)
     try:
@@ -107,8 +115,8 @@ def train(
         refuse_data_parallel(arguments)
 
         # Up to here nothing in the folder has been touched.
-        states = folder.states() if resume else []
-        metrics = folder.start(resume=resume) if first else None
+        state = on_first(folder.state) if resume else None
+        metrics = folder.start(resume=resume, state=state) if first else None
         consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
         trainer = LengthTrainer(
             network,
@@ -118,12 +126,14 @@ def train(
             head_lr=config.head_lr,
             metrics=metrics,
             train_dataset=PackedRows(rows, consumed, config.seed),
-            callbacks=[*callbacks, *([bar] if progress else [])],
+            keep=config.save_total_limit,
+            callbacks=[*callbacks, *([bar] if progress else []), stop],
         )
         if config.gradient_checkpointing:
             switch_checkpointing(network, on=True)
         try:
-            trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
+            with stop.caught(), full():
+                trainer.train(resume_from_checkpoint=None if state is None else str(state))
         finally:
             # accelerate put a forward in autocast on the network itself. This call takes it off.
             trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -131,11 +141,21 @@ def train(
         bar.close()
         clean_up(network, config, before)
     network.eval()
+    if (step := trainer.state.global_step) < config.steps:
+        if first:
+            with full():
+                folder.stop(step, stop.reason)
+        trainer.accelerator.wait_for_everyone()
+        if stop.number:
+            raise Stopped(stop.number, step, config.steps)
+        return folder.path
     untouched = config.freeze_weights or extension(network).adapter is not None
     hold_trained(network, earlier.further(trainer.longest_window(), weights=not untouched))
     if first:
         base = model if untouched and isinstance(model, str | Path) else None
-        save(network, folder.path, tokenizer=vocabulary, base=base, overwrite=True)
-        folder.finish(trained_of(network).length)
+        with full():
+            with folder.all_or_nothing():
+                save(network, folder.path, tokenizer=vocabulary, base=base, overwrite=True)
+            folder.finish(trained_of(network).length)
     trainer.accelerator.wait_for_everyone()  # no process returns before the folder is complete
     return folder.path

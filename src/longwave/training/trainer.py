@@ -16,11 +16,13 @@ from longwave.extensions.handle import extension
 from longwave.files import make_folder
 from longwave.training.arguments import refuse_data_parallel, refuse_reentrant
 from longwave.training.batches import MicroBatches, PackedRows
-from longwave.training.checkpoints import STAGING, checkpoints, publish, require_complete
+from longwave.training.checkpoints import STAGING, checkpoints, discard_rest, require_complete
 from longwave.training.draw import Draw, LengthSampler
 from longwave.training.learned import PARTS, clip_separately, parameter_groups, require_gradient, trained
 from longwave.training.metrics import MetricsLog
+from longwave.training.publishing import Publisher
 from longwave.training.row import Step
+from longwave.training.stopping import Shielded
 
 
 class LengthTrainer(Trainer):
@@ -67,6 +69,7 @@ class LengthTrainer(Trainer):
         self._step = Step()
         self._root = Path(str(args.output_dir))
         self._staging: Path | None = None
+        self._publisher = Publisher(self._root)
         self._reaches_field = False
         self._warned = False
         self._network = model  # as given: `self.model` may be a wrapper
@@ -78,7 +81,7 @@ class LengthTrainer(Trainer):
                 accumulation=args.gradient_accumulation_steps,
                 processes=args.world_size,
             )
-            others |= {"train_dataset": batches, "data_collator": batches.collate}
+            others |= {"train_dataset": batches, "data_collator": Shielded(batches.collate)}
         super().__init__(model=model, args=args, **others)
         self.remove_callback(PrinterCallback)  # prints a dict per step where there is no tqdm
 
@@ -91,6 +94,7 @@ class LengthTrainer(Trainer):
         try:
             return super().train(*args, **kwargs)
         finally:
+            self._publisher.wait()
             dial.set(factor=before.factor, beyond=before.beyond)
 
     def longest_window(self) -> int:
@@ -173,6 +177,7 @@ class LengthTrainer(Trainer):
     def _require_finite(self, what: str, value: Tensor | float) -> None:
         if math.isfinite(float(value)):
             return
+        self._publisher.wait()
         last = checkpoints(self._root)
         kept = f"Last good checkpoint: {last[-1]}; go on from it" if last else "No checkpoint yet; start again"
         raise ValueError(
@@ -198,14 +203,20 @@ class LengthTrainer(Trainer):
         return str(self._staging or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._publisher.wait()
+        self.accelerator.wait_for_everyone()  # nobody writes while the checkpoint before is published
         self._staging = self._root / STAGING
         try:
             super()._save_checkpoint(model, trial)
+        except BaseException:
+            if self.args.should_save:
+                discard_rest(self._root)
+            raise
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            publish(self._root, f"checkpoint-{self.state.global_step}", keep=self.keep)
+            self._publisher.start(f"checkpoint-{self.state.global_step}", keep=self.keep)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save weights and field as one safetensors file; an extended model's `save_pretrained` refuses this."""

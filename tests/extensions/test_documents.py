@@ -10,7 +10,6 @@ from tiny import tiny_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, modeling_flash_attention_utils
-from transformers.integrations.flash_attention import flash_attention_forward
 
 import longwave
 from longwave.extensions.adapter import LoRA
@@ -141,7 +140,7 @@ def test_flash_kernels_get_the_edges_of_all_documents(llama, monkeypatch: pytest
 
 
 def test_documents_are_in_force_for_their_model_alone(llama, neox) -> None:
-    ids, positions, documents = rows(skips=False)
+    ids, _positions, documents = rows(skips=False)
     for model in (llama, neox):
         prepare_documents(model)
     other = neox(ids).logits

@@ -66,7 +66,7 @@ def test_a_template_that_writes_beginnings_otherwise_is_refused(speaker, tmp_pat
 
 def test_a_tokenizer_without_a_template(tokenizer, train, llama, tmp_path) -> None:
     path = chat_file(tmp_path / "chats.jsonl", [TALK] * 20)
-    with pytest.raises(ValueError, match="the tokenizer has no chat template. Pass --chat-template"):
+    with pytest.raises(ValueError, match=r"the tokenizer has no chat template. Pass --chat-template"):
         train(llama, data=[path])
 
 

@@ -35,8 +35,8 @@ def prepare_documents(model: PreTrainedModel) -> None:
     layers, of_attention = text.config.num_hidden_layers, len(attention_layers(text))
     if 0 < of_attention < layers:
         raise ValueError(
-            f"{type(model).__name__} cannot have {APART[0]}: {layers - of_attention} of its {layers} layers carry text on "
-            f"without attention. {JOINED}"
+            f"{type(model).__name__} cannot have {APART[0]}: {layers - of_attention} of its {layers} layers carry text "
+            f"on without attention. {JOINED}"
         )
     if steering_of(model) is None:
         base = attention_of(model)

@@ -70,8 +70,8 @@ def pack_chats(text: ChatStream, length: int) -> tuple[Tensor, Marks]:
     fits = np.flatnonzero(sizes <= length)
     if len(fits) < len(sizes):
         logger.warning(
-            "left out %d of %d chats: they are longer than a row of %d tokens (the longest has %d). A larger row length "
-            "takes them.", len(sizes) - len(fits), len(sizes), length, sizes.max(),
+            "left out %d of %d chats: they are longer than a row of %d tokens (the longest has %d). A larger row "
+            "length takes them.", len(sizes) - len(fits), len(sizes), length, sizes.max(),
         )  # fmt: skip
     if not len(fits):
         raise ValueError(f"every chat is longer than a row of {length} tokens. Raise row length, or train length.")

@@ -8,7 +8,8 @@ formats.py     `texts`: the documents of a source, one reader per kind
 json_texts.py, json_array.py, csv_texts.py, columns.py    the readers
 bars.py        the progress bars of `datasets`
 documents.py   `read_documents`: all documents as a `datasets.Dataset`
-tokens.py      `token_stream`: all documents as one sequence of token ids
+chats.py       `hold_chats`, `read_chats`: rows of messages; chat_tokens.py writes them by a template
+tokens.py      `TokenStream`, `token_stream`: all documents as one sequence of token ids
 prompts.py     the token ids of a prompt, and the check that the model has embedding rows for them
 hashes.py      `data_hashes`, `data_identity`: what a record says about its data
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENS = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
+
+
+@dataclass(frozen=True, eq=False)
+class TokenStream:
+    """All documents as one sequence of token ids, each document followed by the end-of-text token.
+
+    Arguments:
+        ids: whole numbers [tokens].
+        starts: int64 [documents], ascending: the place in `ids` where each document starts.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+
+    def tensor(self) -> Tensor:
+        """The ids as a tensor [tokens] over the same memory."""
+        return torch.from_numpy(self.ids)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Tokens of each document: int64 [documents]."""
+        return np.diff(self.starts, append=len(self.ids))
 
 
 def token_stream(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, *, progress: bool = False) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longwave.training.documents import Marks, within_documents
 from longwave.training.draw import Draw, LengthSampler, counter_generator
 
 
@@ -37,10 +38,12 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
         rows: token ids [rows, length].
         items: rows that the run consumes in all.
         seed: of the permutations.
+        marks: where documents start in the stream of all rows, and which tokens the loss counts; None for one document
+            whose tokens all count.
     """
 
-    def __init__(self, rows: Tensor, items: int, seed: int) -> None:
-        self.rows, self.items, self.seed = rows, items, seed
+    def __init__(self, rows: Tensor, items: int, seed: int, marks: Marks | None = None) -> None:
+        self.rows, self.items, self.seed, self.marks = rows, items, seed, marks
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     def __len__(self) -> int:
@@ -51,13 +54,22 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
         if epoch != self._epoch:
             self._order = torch.randperm(len(self.rows), generator=counter_generator(self.seed, epoch))
             self._epoch = epoch
-        return {"input_ids": self.rows[self._order[place]]}
+        length = self.rows.shape[1]
+        return self._text(int(self._order[place]) * length, length)
 
     def spans(self, count: int, length: int, generator: torch.Generator) -> dict[str, Tensor]:
         """A batch of `count` longer rows, from anywhere in the stream: what `collate` returns, [count, length]."""
-        stream = self.rows.flatten()
-        starts = torch.randint(0, stream.numel() - length + 1, (count,), generator=generator)
-        return collate([{"input_ids": stream[start : start + length]} for start in starts])
+        step = self.rows.shape[1] if self.marks is not None and self.marks.by_rows else 1
+        starts = torch.randint(0, (self.rows.numel() - length) // step + 1, (count,), generator=generator)
+        return collate([self._text(int(start) * step, length) for start in starts])
+
+    def longest_document(self) -> int:
+        """Tokens of the longest document."""
+        return self.rows.numel() if self.marks is None else self.marks.longest(self.rows.numel())
+
+    def _text(self, first: int, length: int) -> dict[str, Tensor]:
+        ids = self.rows.view(-1)[first : first + length].long()
+        return {"input_ids": ids} if self.marks is None else {"input_ids": ids, **self.marks.of(first, ids)}
 
 
 class MicroBatches(torch.utils.data.Dataset[int]):
@@ -87,10 +99,11 @@ class MicroBatches(torch.utils.data.Dataset[int]):
         return item
 
     def longest_window(self) -> int:
-        """Real tokens of the longest row in all micro-batches."""
+        """Real tokens of the longest row in all micro-batches, or of the longest document if that is shorter."""
         length = self.rows.rows.shape[1]
         draws = (self._counters(first) for first in range(0, len(self), self.size))
-        return max((self.sampler.window(self.size, length, **counters) for counters in draws), default=length)
+        windows = (self.sampler.window(self.size, length, **counters) for counters in draws)
+        return min(max(windows, default=length), self.rows.longest_document())
 
     def _counters(self, item: int) -> dict[str, int]:
         """What the draw of the micro-batch that begins with `item` depends on."""
@@ -107,14 +120,20 @@ class MicroBatches(torch.utils.data.Dataset[int]):
         else:
             text = counter_generator(self.sampler.seed, "span", *counters.values())
             batch = self.rows.spans(positions.shape[0], positions.shape[1], text)
+        own = counter_generator(self.sampler.seed, "documents", *counters.values())
+        positions = within_documents(self.sampler, t, positions, batch.get("document_ids"), own)
         return {**batch, "position_ids": positions, "draw": Draw(t, positions)}
 
 
 def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack rows to input ids, labels and an attention mask, each [batch, length].
+    """Stack rows to input ids, labels and an attention mask, each [batch, length], and ids of several documents.
 
     The mask of ones is not redundant. Without one, transformers takes a jump in the position ids for
     the start of another packed sequence, and hides the tokens before the jump.
     """
     input_ids = torch.stack([item["input_ids"] for item in items])
-    return {"input_ids": input_ids, "labels": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    labels = torch.stack([item.get("labels", item["input_ids"]) for item in items])
+    batch = {"input_ids": input_ids, "labels": labels, "attention_mask": torch.ones_like(input_ids)}
+    if any(bool(item["document_ids"][-1] > 0) for item in items if "document_ids" in item):
+        batch["document_ids"] = torch.stack([item["document_ids"] for item in items])
+    return batch

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from longwave.recipes import SHORT
@@ -25,9 +26,12 @@ RESERVED = (
     "head_scalars", "adapter",
 )  # fmt: skip
 PRECISIONS = ("auto", "bf16", "fp32")
+APART, JOINED = DOCUMENTS = ("apart", "joined")
+LOSS_BLOCKS = ("auto", "on", "off")
 
 # Settings that may change when a run is resumed: they alter nothing that was drawn or computed before.
 RESUMABLE = {
+    "loss_blocks",
     "lr",
     "field_lr",
     "head_lr",
@@ -37,6 +41,9 @@ RESUMABLE = {
     "keep_checkpoints",
     "workers",
 }
+
+# What runs did before they had these settings. A run that is resumed keeps them as they were recorded.
+EARLIER_RUNS = {"documents": JOINED, "loss_blocks": "off"}
 
 of_length, of_method, of_optimisation, of_sampling, of_running = (
     partial(setting, group=group) for group in ("Length", "Method", "Optimisation", "Sampling", "Running")
@@ -83,6 +90,9 @@ class TrainConfig(Settings):
         metavar="RANK",
     )
     gate: str | None = of_method(None, "How much of the LoRA counts at t; capped, or the LoRA's own.", choices=GATES)
+    chat_template: str | None = of_method(
+        None, "File with the chat template for data that are chats; the tokenizer's.", metavar="FILE"
+    )
     options: Mapping[str, Any] = of_method((), "Further option of the method, KEY=VALUE (JSON); repeatable.")
 
     steps: int = of_optimisation(1000, "Optimizer steps.", least=1)
@@ -106,6 +116,9 @@ class TrainConfig(Settings):
     log_n_count: str = of_sampling(
         "keys", "What log-n counts in training: the keys a query sees, or its position.", choices=LOG_N_COUNTS
     )
+    documents: str = of_sampling(
+        APART, "Whether tokens of a row see their own document alone, or earlier ones, too.", choices=DOCUMENTS
+    )
     short_share: float = of_sampling(
         0.0, "Share of micro-batches of rows without gaps, at the smallest t for the row.", least=0, most=1
     )
@@ -118,6 +131,10 @@ class TrainConfig(Settings):
 
     precision: str = of_running("auto", "bf16 is autocast over fp32 weights; auto: bf16 on GPUs.", choices=PRECISIONS)
     gradient_checkpointing: bool = of_running(False, "Recompute activations: less memory, slower.")
+    loss_blocks: str = of_running(
+        "auto", "Compute the loss in blocks of tokens: much less memory, the same loss; auto: where logits are many.",
+        choices=LOSS_BLOCKS,
+    )  # fmt: skip
     workers: int = of_running(0, "Data loading processes.", least=0)
     save_every: int = of_running(0, "Steps between checkpoints; a tenth of the run if 0.", least=0)
     save_total_limit: int = of_running(
@@ -141,6 +158,8 @@ class TrainConfig(Settings):
             raise ValueError(f"lora rank must be a whole number >= 1, full, auto, or none, got {self.lora_rank!r}.")
         if rank is not None and self.freeze_weights:
             raise ValueError("freeze weights leaves no LoRA to train. Leave one of the two out.")
+        if self.chat_template is not None and not Path(self.chat_template).is_file():
+            raise ValueError(f"chat template {self.chat_template} is no file. Pass a file with a Jinja template.")
         if self.short_share + self.long_share > 1:
             raise ValueError(f"long share must be at most 1 together with short share, got {self.long_share!r}.")
         if self.row_length != AUTO and not (self.row_length or "").endswith("x"):
@@ -252,6 +271,7 @@ class TrainConfig(Settings):
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Settings that differ from a recorded run in a way that would make it another run."""
         mine = json.loads(json.dumps(self.as_dict()))  # as a record holds them: a tuple is a list there
+        recorded = {**EARLIER_RUNS, **recorded}
         return [
             f"{name} {recorded.get(name)!r} -> {value!r}"
             for name, value in mine.items()

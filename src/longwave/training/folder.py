@@ -15,7 +15,7 @@ from longwave.layout import ADAPTERS, CHECKPOINTS, METRICS, MODEL, SETTINGS, WEI
 from longwave.layout import TRAINING as RECORD
 from longwave.provenance import command, versions
 from longwave.training.checkpoints import checkpoint_step, discard, discard_rest, newest_whole, set_aside
-from longwave.training.config import TrainConfig
+from longwave.training.config import EARLIER_RUNS, TrainConfig
 from longwave.training.metrics import MetricsLog, summary
 
 # Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
@@ -189,6 +189,13 @@ class RunFolder:
                 discard(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def kept_settings(folder: Path | str) -> dict[str, Any]:
+    """Settings that a run keeps when it is resumed and they are not given, as recorded; nothing where no run was."""
+    record = Path(folder) / RECORD
+    config = read_object(record).get("config") if record.exists() else None
+    return {name: config.get(name, before) for name, before in EARLIER_RUNS.items()} if isinstance(config, dict) else {}
 
 
 def _has(record: Path, key: str) -> bool:

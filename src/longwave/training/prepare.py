@@ -14,6 +14,7 @@ from longwave.checkpoints.load import load
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.checkpoints.trained import Trained, trained_of
 from longwave.extensions.attach import extend, extend_again, restore, rope_of
+from longwave.extensions.documents import forget_documents
 from longwave.extensions.handle import extension, find_extension
 from longwave.extensions.sites import host_of
 from longwave.extensions.spec import parse_spec
@@ -183,6 +184,7 @@ def clean_up(model: PreTrainedModel, config: TrainConfig, before: Before) -> Non
     All weights count as trainable again, apart from those under a LoRA: they are frozen as long as it is on.
     """
     count_keys(host_of(model), False)
+    forget_documents(host_of(model))
     model.config.use_cache = before.use_cache
     if config.gradient_checkpointing and not before.checkpointing:
         switch_checkpointing(model, on=False)

@@ -14,16 +14,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from longwave.checkpoints.folder import resolve
 from longwave.checkpoints.save import save
 from longwave.checkpoints.trained import hold_trained, trained_of
-from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes
 from longwave.data.prompts import check_ids
-from longwave.data.tokens import token_stream
+from longwave.extensions.documents import prepare_documents
 from longwave.extensions.handle import extension
+from longwave.extensions.sites import host_of
 from longwave.training.arguments import refuse_data_parallel, training_arguments
-from longwave.training.batches import PackedRows, pack
+from longwave.training.batches import PackedRows
 from longwave.training.config import TrainConfig
 from longwave.training.disk import told_when_full
-from longwave.training.folder import RunFolder
+from longwave.training.folder import RunFolder, kept_settings
+from longwave.training.packing import pack_text, read_text
 from longwave.training.prepare import (
     Before,
     attach_method,
@@ -79,7 +80,8 @@ def train(
             (the last good checkpoint is kept). Also if the disk is full, or if every checkpoint is damaged.
         Stopped: after SIGINT or SIGTERM, when the checkpoint is written. It is a KeyboardInterrupt.
     """
-    config, data = TrainConfig.create(**settings), list(data)
+    given = {name: value for name, value in settings.items() if value is not None}
+    config, data = TrainConfig.create(**(kept_settings(output) if resume else {}) | given), list(data)
     named = isinstance(model, str | Path)
     folder = RunFolder(Path(output), config, str(model) if named else type(model).__name__, data_hashes(data))
     below = resolve(model).base if isinstance(model, str | Path) else None  # what the model itself stands on
@@ -101,14 +103,16 @@ def train(
     set_seed(config.seed)
     network, vocabulary = load_with_tokenizer(model, tokenizer)
     shown = progress and sys.stderr.isatty()
-    stream = token_stream(read_documents(data, folder.files), vocabulary, progress=shown)
-    check_ids(stream, network, vocabulary)
+    text = read_text(data, folder.files, vocabulary, config, progress=shown)
+    check_ids(text.tensor(), network, vocabulary)
     before = Before.of(network)  # the Trainer switches the cache off for good
     bar, stop = ProgressCallback(), StopOnSignal()
     earlier = trained_before(network, config)
     sampler = attach_method(network, config)
     try:
-        rows = pack(stream, config.row_tokens(sampler.original_length))
+        rows, marks = pack_text(text, config.row_tokens(sampler.original_length), config.documents)
+        if marks is not None and marks.several:
+            prepare_documents(host_of(network))
         require_long_windows(rows, sampler, config)
         rate = config.rate(network.num_parameters(), lora=extension(network).adapter is not None)
         arguments = training_arguments(config, folder.checkpoints, rate)
@@ -125,7 +129,8 @@ def train(
             field_lr=config.field_lr,
             head_lr=config.head_lr,
             metrics=metrics,
-            train_dataset=PackedRows(rows, consumed, config.seed),
+            loss_blocks=config.loss_blocks,
+            train_dataset=PackedRows(rows, consumed, config.seed, marks),
             keep=config.save_total_limit,
             callbacks=[*callbacks, *([bar] if progress else []), stop],
         )

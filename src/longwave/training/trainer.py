@@ -12,13 +12,16 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
+from longwave.extensions.documents import documents_apart
 from longwave.extensions.handle import extension
+from longwave.extensions.sites import host_of
 from longwave.files import make_folder
 from longwave.training.arguments import refuse_data_parallel, refuse_reentrant
 from longwave.training.batches import MicroBatches, PackedRows
 from longwave.training.checkpoints import STAGING, checkpoints, discard_rest, require_complete
 from longwave.training.draw import Draw, LengthSampler
 from longwave.training.learned import PARTS, clip_separately, parameter_groups, require_gradient, trained
+from longwave.training.loss import AUTO, loss_in_blocks
 from longwave.training.metrics import MetricsLog
 from longwave.training.publishing import Publisher
 from longwave.training.row import Step
@@ -41,6 +44,7 @@ class LengthTrainer(Trainer):
             weight decay.
         metrics: the log of one row per optimizer step; None writes no rows.
         keep: number of checkpoints to keep while training.
+        loss_blocks: whether the loss is computed in blocks of tokens, see `loss_in_blocks`.
         **others: as for the Trainer.
 
     Raises:
@@ -60,12 +64,14 @@ class LengthTrainer(Trainer):
         train_dataset: PackedRows | None = None,
         metrics: MetricsLog | None = None,
         keep: int = 2,
+        loss_blocks: str = AUTO,
         **others: Any,
     ) -> None:
         refuse_reentrant(model, args)
         refuse_data_parallel(args)
         self.sampler, self.metrics, self.keep = sampler, metrics, keep
         self.rates = {"field": field_lr, "heads": head_lr}
+        self.loss_blocks = loss_blocks
         self._step = Step()
         self._root = Path(str(args.output_dir))
         self._staging: Path | None = None
@@ -92,7 +98,8 @@ class LengthTrainer(Trainer):
         if self.sampler.max_factor > dial.max_factor:
             dial.set(beyond="clamp")  # the sampler has a range of its own
         try:
-            return super().train(*args, **kwargs)
+            with loss_in_blocks(host_of(self._network), self.loss_blocks):
+                return super().train(*args, **kwargs)
         finally:
             self._publisher.wait()
             dial.set(factor=before.factor, beyond=before.beyond)
@@ -112,9 +119,11 @@ class LengthTrainer(Trainer):
     ) -> Tensor:
         batch: dict[str, Any] = dict(inputs)
         draw: Draw = batch.pop("draw")
+        documents: Tensor | None = batch.pop("document_ids", None)
         self._step.add(self.state.global_step, draw)
         extension(self._network).dial.set(factor=draw.t)  # not through a policy: t may be beyond the largest in use
-        loss = super().training_step(model, batch, num_items_in_batch)
+        with documents_apart(host_of(self._network), None if documents is None else documents.to(self.args.device)):
+            loss = super().training_step(model, batch, num_items_in_batch)
         self._require_finite("loss", loss)
         if not (self._reaches_field or self.is_deepspeed_enabled):  # DeepSpeed keeps gradients elsewhere
             require_gradient(trained(self._network, "field"))

@@ -8,7 +8,10 @@ formats.py     `texts`: the documents of a source, one reader per kind
 json_texts.py, json_array.py, csv_texts.py, columns.py    the readers
 bars.py        the progress bars of `datasets`
 documents.py   `read_documents`: all documents as a `datasets.Dataset`
-tokens.py      `token_stream`: all documents as one sequence of token ids
+tokens.py      `TokenStream`: all documents as one sequence of token ids; `tokenise` makes it
+encoding.py    texts to token ids
+flat.py        the file that such a sequence is mapped from
+once.py        `once_per_node`: one process of a launch works, the others get its result
 prompts.py     the token ids of a prompt, and the check that the model has embedding rows for them
 hashes.py      `data_hashes`, `data_identity`: what a record says about its data
 """

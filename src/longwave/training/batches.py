@@ -34,7 +34,7 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
     resumed run finds its place by counting.
 
     Arguments:
-        rows: token ids [rows, length].
+        rows: token ids [rows, length], of any integer type; memory-mapped, as a rule.
         items: rows that the run consumes in all.
         seed: of the permutations.
     """
@@ -51,13 +51,13 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
         if epoch != self._epoch:
             self._order = torch.randperm(len(self.rows), generator=counter_generator(self.seed, epoch))
             self._epoch = epoch
-        return {"input_ids": self.rows[self._order[place]]}
+        return {"input_ids": self.rows[self._order[place]].long()}
 
     def spans(self, count: int, length: int, generator: torch.Generator) -> dict[str, Tensor]:
         """A batch of `count` longer rows, from anywhere in the stream: what `collate` returns, [count, length]."""
-        stream = self.rows.flatten()
+        stream = self.rows.view(-1)
         starts = torch.randint(0, stream.numel() - length + 1, (count,), generator=generator)
-        return collate([{"input_ids": stream[start : start + length]} for start in starts])
+        return collate([{"input_ids": stream[start : start + length].long()} for start in starts])
 
 
 class MicroBatches(torch.utils.data.Dataset[int]):

@@ -13,10 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from longwave.checkpoints.folder import resolve
 from longwave.checkpoints.save import save
 from longwave.checkpoints.trained import hold_trained, trained_of
-from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes
+from longwave.data.once import once_per_node
 from longwave.data.prompts import check_ids
-from longwave.data.tokens import token_stream
 from longwave.extensions.handle import extension
 from longwave.training.arguments import refuse_data_parallel, training_arguments
 from longwave.training.batches import PackedRows, pack
@@ -32,6 +31,7 @@ from longwave.training.prepare import (
     trained_before,
 )
 from longwave.training.progress import ProgressCallback
+from longwave.training.texts import text_of_run
 from longwave.training.trainer import LengthTrainer
 
 
@@ -74,8 +74,8 @@ def train(
             (the last good checkpoint is kept).
     """
     config, data = TrainConfig.create(**settings), list(data)
-    named = isinstance(model, str | Path)
-    folder = RunFolder(Path(output), config, str(model) if named else type(model).__name__, data_hashes(data))
+    named, files = isinstance(model, str | Path), once_per_node(lambda: data_hashes(data))
+    folder = RunFolder(Path(output), config, str(model) if named else type(model).__name__, files)
     below = resolve(model).base if isinstance(model, str | Path) else None  # what the model itself stands on
     folder.require_apart(
         [*([model] if isinstance(model, str | Path) else []), *data, *folder.files, *([below.path] if below else [])]
@@ -94,7 +94,7 @@ def train(
     set_seed(config.seed)
     network, vocabulary = load_with_tokenizer(model, tokenizer)
     shown = progress and sys.stderr.isatty()
-    stream = token_stream(read_documents(data, folder.files), vocabulary, progress=shown)
+    stream = text_of_run(data, folder.files, vocabulary, progress=shown).tensor()
     check_ids(stream, network, vocabulary)
     before, bar = Before.of(network), ProgressCallback()  # the Trainer switches the cache off for good
     earlier = trained_before(network, config)

@@ -100,7 +100,7 @@ def rank(args: argparse.Namespace) -> None:
     from transformers import TrainerCallback
 
     import longwave
-    from longwave.training import run, texts
+    from longwave.training.texts import Asked
 
     class Phases(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -110,7 +110,7 @@ def rank(args: argparse.Namespace) -> None:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             memory.sample()
 
-    real = texts.text_of_run
+    real = Asked.text
 
     def timed(*arguments: Any, **options: Any) -> Any:
         memory.sample()
@@ -120,7 +120,7 @@ def rank(args: argparse.Namespace) -> None:
         memory.phase = "after"
         return found
 
-    run.text_of_run = timed
+    Asked.text = timed  # type: ignore[method-assign]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     longwave.train(
         args.work / "model", [args.work / "text"], args.out, method="clex", train_length=ROW, max_factor=8,
@@ -170,14 +170,15 @@ def loader(args: argparse.Namespace) -> dict[str, float]:
     os.environ["HF_DATASETS_CACHE"] = str(args.work / "cache")
     from transformers import AutoTokenizer
 
-    from longwave.data.hashes import data_hashes
+    from longwave.data.kinds import Parsing
+    from longwave.data.mixture import parts_of
     from longwave.training.batches import MicroBatches, PackedRows, pack
     from longwave.training.draw import LengthSampler
-    from longwave.training.texts import text_of_run
+    from longwave.training.texts import Asked
 
-    data = [args.work / "text"]
+    asked = Asked(parts_of([args.work / "text"]), None, Parsing(strict=False))
     tokenizer = AutoTokenizer.from_pretrained(args.work / "model")
-    stream = text_of_run(data, data_hashes(data), tokenizer, progress=False).tensor()
+    stream = asked.text(tokenizer, progress=False).streams[0].tensor()
     rows = PackedRows(pack(stream, ROW), 4000 * ROWS, 0)
     sampler = LengthSampler(original_length=128, max_factor=8.0, chunks=4)
     batches = MicroBatches(rows, sampler, size=ROWS)

@@ -10,6 +10,7 @@ import typer
 
 from longwave.cli.options import Data, Json, Model, Output, Overwrite, check_inputs, print_json
 from longwave.cli.settings import with_settings
+from longwave.data.paths import split_share
 from longwave.evaluation.lengths import doublings
 from longwave.settings import parse_pairs
 from longwave.training.config import TrainConfig
@@ -53,7 +54,7 @@ def train(
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out --resume
     """
-    check_inputs(model, data=data)
+    check_inputs(model, data=[split_share(path)[0] for path in data])
 
     from transformers.utils.logging import disable_progress_bar
 

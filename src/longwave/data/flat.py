@@ -65,7 +65,7 @@ def _write(file: Path, rows: datasets.Dataset) -> None:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (total,)}
         np.lib.format.write_array_header_1_0(handle, header)
         for chunk in _chunks(rows):
-            handle.write(memoryview(np.ascontiguousarray(chunk)).cast("B"))
+            handle.write(chunk.tobytes())
     for each in rows.cache_files:  # the same ids once more
         with suppress(OSError):
             Path(each["filename"]).unlink()

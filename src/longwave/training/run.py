@@ -13,12 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from longwave.checkpoints.folder import resolve
 from longwave.checkpoints.save import save
 from longwave.checkpoints.trained import hold_trained, trained_of
-from longwave.data.hashes import data_hashes
-from longwave.data.once import once_per_node
-from longwave.data.prompts import check_ids
 from longwave.extensions.handle import extension
 from longwave.training.arguments import refuse_data_parallel, training_arguments
-from longwave.training.batches import PackedRows, pack
 from longwave.training.config import TrainConfig
 from longwave.training.folder import RunFolder
 from longwave.training.prepare import (
@@ -26,12 +22,11 @@ from longwave.training.prepare import (
     attach_method,
     clean_up,
     load_with_tokenizer,
-    require_long_windows,
     switch_checkpointing,
     trained_before,
 )
 from longwave.training.progress import ProgressCallback
-from longwave.training.texts import text_of_run
+from longwave.training.texts import Asked
 from longwave.training.trainer import LengthTrainer
 
 
@@ -52,7 +47,8 @@ def train(
     Arguments:
         model: a Hugging Face folder or hub id; a folder that an earlier run wrote (with the same method its
             frequencies are trained further); or a model, which is then extended in place.
-        data: text, jsonl, json, csv, parquet or arrow files, or folders of them; see docs/data.md.
+        data: text, jsonl, json, csv, parquet or arrow files, folders of them, or `hub:NAME`, each with a share such
+            as `books@0.3` if they are to be mixed; see docs/data.md.
         output: longwave.json and longwave.safetensors (the method), model/ (the weights), the tokenizer's
             files, training.json (settings, data hashes, versions, command) and metrics.jsonl (a row per
             step). While training, checkpoints/ holds the last two states.
@@ -73,12 +69,19 @@ def train(
         ValueError: for settings, data or a folder that do not fit, and if the loss stops being finite
             (the last good checkpoint is kept).
     """
-    config, data = TrainConfig.create(**settings), list(data)
-    named, files = isinstance(model, str | Path), once_per_node(lambda: data_hashes(data))
-    folder = RunFolder(Path(output), config, str(model) if named else type(model).__name__, files)
+    config = TrainConfig.create(**settings)
+    named, asked = isinstance(model, str | Path), Asked.of(data, config)
+    folder = RunFolder(
+        Path(output), config, str(model) if named else type(model).__name__, asked.files, shares=asked.shares
+    )
     below = resolve(model).base if isinstance(model, str | Path) else None  # what the model itself stands on
     folder.require_apart(
-        [*([model] if isinstance(model, str | Path) else []), *data, *folder.files, *([below.path] if below else [])]
+        [
+            *([model] if isinstance(model, str | Path) else []),
+            *asked.paths,
+            *folder.files,
+            *([below.path] if below else []),
+        ]
     )
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun: the one that writes
     resume = resume and folder.exists
@@ -94,22 +97,21 @@ def train(
     set_seed(config.seed)
     network, vocabulary = load_with_tokenizer(model, tokenizer)
     shown = progress and sys.stderr.isatty()
-    stream = text_of_run(data, folder.files, vocabulary, progress=shown).tensor()
-    check_ids(stream, network, vocabulary)
+    text = asked.text(vocabulary, progress=shown)
+    text.check(network, vocabulary)
     before, bar = Before.of(network), ProgressCallback()  # the Trainer switches the cache off for good
     earlier = trained_before(network, config)
     sampler = attach_method(network, config)
     try:
-        rows = pack(stream, config.row_tokens(sampler.original_length))
-        require_long_windows(rows, sampler, config)
         rate = config.rate(network.num_parameters(), lora=extension(network).adapter is not None)
         arguments = training_arguments(config, folder.checkpoints, rate)
         refuse_data_parallel(arguments)
+        consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
+        rows = text.rows(config, sampler, consumed)
 
         # Up to here nothing in the folder has been touched.
         states = folder.states() if resume else []
         metrics = folder.start(resume=resume) if first else None
-        consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
         trainer = LengthTrainer(
             network,
             arguments,
@@ -117,7 +119,7 @@ def train(
             field_lr=config.field_lr,
             head_lr=config.head_lr,
             metrics=metrics,
-            train_dataset=PackedRows(rows, consumed, config.seed),
+            train_dataset=rows,
             callbacks=[*callbacks, *([bar] if progress else [])],
         )
         if config.gradient_checkpointing:
@@ -136,6 +138,6 @@ def train(
     if first:
         base = model if untouched and isinstance(model, str | Path) else None
         save(network, folder.path, tokenizer=vocabulary, base=base, overwrite=True)
-        folder.finish(trained_of(network).length)
+        folder.finish(trained_of(network).length, text.used(trainer.used()))
     trainer.accelerator.wait_for_everyone()  # no process returns before the folder is complete
     return folder.path

@@ -52,6 +52,8 @@ def train(
 
     longwave train MODEL --data b --train-length 8192 --row-length 1x --long-share 0.6 --max-factor 8 --method clex -o c
 
+    longwave train MODEL --data books/@0.7 --data code/@0.3 --train-length 4096 --max-factor 16 --output out
+
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out --resume
     """
     check_inputs(model, data=[split_share(path)[0] for path in data])

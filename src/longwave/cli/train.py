@@ -56,7 +56,7 @@ def train(
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out --resume
     """
-    check_inputs(model, data=[split_share(path)[0] for path in data])
+    check_inputs(model, data=[Path(split_share(path)[0]) for path in data])
 
     from transformers.utils.logging import disable_progress_bar
 

@@ -19,6 +19,7 @@ from longwave.files import sha256
 logger = logging.getLogger("longwave")
 
 FEATURES = datasets.Features({"text": datasets.Value("string"), "broken": datasets.Value("string")})
+BATCH = 100  # documents held in memory while they are read: `datasets` holds 1,000, and a document may be a book
 NAMED = 3  # number of broken lines that a warning names
 READING = 2  # part of the cache key: raise it when files are read in another way than before
 
@@ -106,7 +107,9 @@ def _read(sources: Sequence[Source], hashes: Sequence[str]) -> datasets.Dataset 
     arguments = {"sources": sources, "hashes": hashes, "reading": READING}
     with progress_bars(False):
         try:
-            return datasets.Dataset.from_generator(_rows, features=FEATURES, gen_kwargs=arguments)
+            return datasets.Dataset.from_generator(
+                _rows, features=FEATURES, gen_kwargs=arguments, writer_batch_size=BATCH
+            )
         except datasets.exceptions.DatasetGenerationError as error:
             if isinstance(error.__cause__, ValueError | OSError):  # longwave's, from deep inside the builder
                 raise error.__cause__ from None

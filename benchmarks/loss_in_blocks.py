@@ -123,8 +123,8 @@ def main() -> None:
         print(f"{way:4} {row['peak_bytes'] / 2**30:6.2f} GB  loss {row['loss']:.6f}  {row['seconds']:.1f} s")
     speed = compare(args.tokens, args.pairs)
     print(
-        f"ratio {speed['median_ratio']:.3f} (median of {args.pairs} pairs), loss apart by {speed['loss_difference']:.1e}, "
-        f"gradients by {speed['gradient_difference']:.1e}"
+        f"ratio {speed['median_ratio']:.3f} (median of {args.pairs} pairs), loss apart by "
+        f"{speed['loss_difference']:.1e}, gradients by {speed['gradient_difference']:.1e}"
     )
     if args.json:
         shape = {"tokens": TOKENS, "vocabulary": VOCABULARY}

@@ -75,7 +75,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(where, name, counted)
 
-    for name in ("data_hashes", "read_documents", "stream_and_starts"):
+    for name in ("data_hashes", "read_documents", "tokenise"):
         count(module, name)
     count(plain_models.AutoModelForCausalLM, "from_pretrained")
     return found
@@ -85,10 +85,10 @@ def test_twelve_cells_of_two_models(plain: Path, other: Path, book: Path, tmp_pa
     asked = compared(tmp_path / "out", plain, other, data=[book])
     assert len(asked.cells) == 12
     assert asked.cost() > 0
-    assert counts == {"data_hashes": 1, "read_documents": 1, "stream_and_starts": 1}  # and no weights
+    assert counts == {"data_hashes": 1, "read_documents": 1, "tokenise": 1}  # and no weights
     asked.run(ignore)
     assert not asked.missing() and set(asked.records()) == {"perplexity", "passkey", "needle"}
-    assert counts == {"data_hashes": 1, "read_documents": 1, "stream_and_starts": 1, "from_pretrained": 2}
+    assert counts == {"data_hashes": 1, "read_documents": 1, "tokenise": 1, "from_pretrained": 2}
     assert compared(tmp_path / "out", plain, other, data=[book]).missing() == []
 
 
@@ -101,7 +101,7 @@ def test_a_text_for_each_tokenizer(
     book.write_text(book.read_text().replace("book", "page"))
     asked = compared(tmp_path / "out", plain, other, data=[book])
     asked.cost()
-    assert counts["stream_and_starts"] == 2
+    assert counts["tokenise"] == 2
 
 
 def test_cells_of_a_model_stand_together(plain: Path, other: Path, tmp_path: Path, counts: Counter[str]) -> None:

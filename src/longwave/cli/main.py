@@ -32,7 +32,7 @@ def commands() -> tuple[str, ...]:
 
     Each of the others is a function NAME in a module longwave.cli.NAME.
     """
-    return ("train", *EVALUATIONS, "tasks", "demo", *PANELS)
+    return ("train", "data", *EVALUATIONS, "tasks", "demo", *PANELS)
 
 
 COMMANDS = commands()

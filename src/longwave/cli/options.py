@@ -16,7 +16,7 @@ Model = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A folder that `longwave train` wrote, or a Hugging Face model."),
 ]
-DATA_HELP = "Text, jsonl, json, csv, parquet, arrow: a file or a folder; repeatable."
+DATA_HELP = "A file, a folder or hub:NAME, see docs/data.md; repeatable."
 Data = Annotated[
     list[Path],
     typer.Option("--data", metavar="PATH", help=DATA_HELP),

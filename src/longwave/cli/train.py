@@ -10,6 +10,7 @@ import typer
 
 from longwave.cli.options import Data, Json, Model, Output, Overwrite, check_inputs, print_json
 from longwave.cli.settings import with_settings
+from longwave.data.paths import split_share
 from longwave.evaluation.lengths import doublings
 from longwave.settings import parse_pairs
 from longwave.training.config import TrainConfig
@@ -51,12 +52,14 @@ def train(
 
     longwave train MODEL --data b --train-length 8192 --row-length 1x --long-share 0.6 --max-factor 8 --method clex -o c
 
+    longwave train MODEL --data books/@0.7 --data code/@0.3 --train-length 4096 --max-factor 16 --output out
+
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out --resume
 
     Ctrl-C (SIGINT) and SIGTERM end the step, make a checkpoint and stop: exit code 130 or 143. --resume then goes on as
     if nothing had been. A second Ctrl-C stops at once.
     """
-    check_inputs(model, data=data)
+    check_inputs(model, data=[Path(split_share(path)[0]) for path in data])
 
     from transformers.utils.logging import disable_progress_bar
 

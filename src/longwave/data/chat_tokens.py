@@ -63,7 +63,7 @@ class ChatEncoder:
             ValueError: where that is not exact.
         """
         if self.marked:
-            found = self.tokenizer.apply_chat_template(
+            found: Any = self.tokenizer.apply_chat_template(
                 messages, tools=tools, return_dict=True, return_assistant_tokens_mask=True
             )
             ids, learned = list(found["input_ids"]), [bool(each) for each in found["assistant_masks"]]

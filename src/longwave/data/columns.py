@@ -8,17 +8,18 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
-from longwave.data.kinds import Source
+from longwave.data.kinds import DataError, Source
 from longwave.errors import first_line
 from longwave.names import shortened
 
 ROWS = 256  # number of rows decoded at a time: a row may be a book
 FAILURES = (pyarrow.ArrowException, OSError)  # errors of a damaged file
+OTHER_COLUMN = "Pass the column that holds the texts: --text-column NAME."
 AGAIN = "Get the file again."
 
 
-def parquet_texts(source: Source) -> Iterator[str]:
-    """The column `text` of a parquet file."""
+def parquet_texts(source: Source) -> Iterator[str | DataError]:
+    """The column of texts of a parquet file."""
     _require_unpacked(source)
     try:
         table = pyarrow.parquet.ParquetFile(source.file)
@@ -26,11 +27,11 @@ def parquet_texts(source: Source) -> Iterator[str]:
         raise source.error(f"is not a parquet file ({first_line(error)})", AGAIN) from None
     with table:
         _require_text(source, table.schema_arrow)
-        yield from _values(source, table.iter_batches(batch_size=ROWS, columns=["text"]))
+        yield from _values(source, table.iter_batches(batch_size=ROWS, columns=[source.parsing.column]))
 
 
-def arrow_texts(source: Source) -> Iterator[str]:
-    """The column `text` of an arrow file, in the format of files or of streams (`datasets.save_to_disk`)."""
+def arrow_texts(source: Source) -> Iterator[str | DataError]:
+    """The column of texts of an arrow file, in the format of files or of streams (`datasets.save_to_disk`)."""
     _require_unpacked(source)
     is_file = source.head().startswith(b"ARROW1")
     try:
@@ -40,7 +41,7 @@ def arrow_texts(source: Source) -> Iterator[str]:
         raise source.error(f"is not an arrow file ({first_line(error)})", AGAIN) from None
     _require_text(source, table.schema)
     batches = (table.get_batch(i) for i in range(table.num_record_batches)) if is_file else iter(table)
-    yield from _values(source, (batch.select(["text"]) for batch in batches))
+    yield from _values(source, (batch.select([source.parsing.column]) for batch in batches))
 
 
 def _require_unpacked(source: Source) -> None:
@@ -49,18 +50,18 @@ def _require_unpacked(source: Source) -> None:
 
 
 def _require_text(source: Source, schema: pyarrow.Schema) -> None:
-    if "text" not in schema.names:
-        reason = f"has no column `text`; it has {shortened(schema.names)}"
-        raise source.error(reason, "Name the column of the texts so.")
-    given = schema.field("text").type
+    column = source.parsing.column
+    if column not in schema.names:
+        raise source.error(f"has no column `{column}`; it has {shortened(schema.names)}", OTHER_COLUMN)
+    given = schema.field(column).type
     plain = given.value_type if pyarrow.types.is_dictionary(given) else given
     if str(plain) not in {"string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null"}:
-        reason = f"has a column `text` of type {shortened([given])}, which is not text"
+        reason = f"has a column `{column}` of type {shortened([given])}, which is not text"
         raise source.error(reason, "Write it as a column of strings.")
 
 
-def _values(source: Source, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[str]:
-    """Every value of the first column; a missing value is an empty text.
+def _values(source: Source, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[str | DataError]:
+    """Every value of the first column; a missing value is an empty text. An error stands for a value that is broken.
 
     Bytes are decoded here for two reasons. Writers without a type for strings (Spark, Impala) mark UTF-8 text as
     binary. And pyarrow does not say which string is not UTF-8.
@@ -77,7 +78,6 @@ def _values(source: Source, batches: Iterator[pyarrow.RecordBatch]) -> Iterator[
         for value in values:
             row += 1
             try:
-                text = (value.as_py() or b"").decode("utf-8")
+                yield (value.as_py() or b"").decode("utf-8")
             except UnicodeDecodeError as error:
-                raise source.error(f"not UTF-8 text ({error.reason})", "Convert or remove it.", f"row {row}") from None
-            yield text
+                yield source.error(f"not UTF-8 text ({error.reason})", "Convert or remove it.", f"row {row}")

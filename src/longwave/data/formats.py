@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from longwave.data.columns import arrow_texts, parquet_texts
 from longwave.data.csv_texts import csv_texts, tsv_texts
 from longwave.data.json_texts import json_file, json_lines
-from longwave.data.kinds import ARROW, PARQUET, POINTER, TEXT, Source
+from longwave.data.kinds import ARROW, JSON_LINES, PARQUET, POINTER, TEXT, DataError, Source
 
 
 def text_file(source: Source) -> Iterator[str]:
@@ -20,9 +20,11 @@ def text_file(source: Source) -> Iterator[str]:
     yield text
 
 
-READERS: dict[str, Callable[[Source], Iterator[str]]] = {
+# A reader yields documents, and an error in the place of a line, an item or a row that is broken. It raises an error
+# after which it cannot go on.
+READERS: dict[str, Callable[[Source], Iterator[str | DataError]]] = {
     TEXT: text_file,
-    ".jsonl": json_lines,
+    JSON_LINES: json_lines,
     ".ndjson": json_lines,
     ".jsonlines": json_lines,
     ".json": json_file,
@@ -35,16 +37,40 @@ READERS: dict[str, Callable[[Source], Iterator[str]]] = {
 OFTEN_OTHER = {TEXT, ".json", ".csv", ".tsv"}
 
 
+MANY = 100  # broken lines after which a file need not be read to its end to be refused
+
+
 def texts(source: Source) -> Iterator[str]:
     """The documents of a file, empty documents included. They are read one by one as they are asked for.
 
     Raises:
         DataError: at the place where the file cannot be read.
     """
+    return (each for each in read(source) if isinstance(each, str))
+
+
+def read(source: Source) -> Iterator[str | DataError]:
+    """The documents of a file, and an error in the place of each broken line. Strict parsing raises this error.
+
+    Raises:
+        DataError: where the file cannot be read further, and for a file with more broken lines than good ones.
+    """
     if source.head().startswith(POINTER):
         refused = source.no_documents if source.kind == TEXT else source.error  # a picture may stay a pointer
         raise refused("is a pointer of Git LFS, not the data", "Run `git lfs pull` in its folder.")
-    yield from READERS[source.kind](source)
+    good, broken, first = 0, 0, None
+    for each in READERS[source.kind](source):
+        if isinstance(each, str):
+            good += 1
+        elif source.parsing.strict:
+            raise each
+        else:
+            broken, first = broken + 1, first or each
+            if broken > max(good, MANY):
+                raise first
+        yield each
+    if first is not None and broken > good:
+        raise first
 
 
 def check(source: Source) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from longwave.data.kinds import Parsing
 from longwave.data.paths import data_suffix
 from longwave.data.sources import data_files
 from longwave.files import sha256
 
 
-def data_hashes(paths: Iterable[Path | str]) -> dict[str, str]:
+def data_hashes(paths: Iterable[Path | str], parsing: Parsing | None = None) -> dict[str, str]:
     """SHA-256 of every data file, by its path, in the order in which the files are read."""
-    return {str(file): sha256(file) for file in data_files(paths)}
+    return {str(file): sha256(file) for file in data_files(paths, parsing)}
 
 
 def data_identity(hashes: dict[str, str]) -> list[list[str]]:

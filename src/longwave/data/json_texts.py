@@ -12,12 +12,17 @@ from longwave.data.kinds import DataError, Source
 from longwave.names import shortened
 
 CORRECT = "Correct or remove it."
+OTHER_FIELD = "Correct or remove it, or pass the field that holds the texts: --text-column NAME."
 # The start of a .json file that holds documents, however damaged the rest is: strings, or objects with a `text`.
-LIKE_DOCUMENTS = re.compile(r"""\s*(\[\s*"|\[?\s*\{.*"text"\s*(:|$))""", re.DOTALL)
+LIKE_DOCUMENTS = r"""\s*(\[\s*"|\[?\s*\{.*"%s"\s*(:|$))"""
 
 
 class NoText(ValueError):
     """A value of JSON that is no document, and why."""
+
+
+class OtherFields(NoText):
+    """An object without a text, and the fields that it has."""
 
 
 class BadText(ValueError):
@@ -27,18 +32,18 @@ class BadText(ValueError):
 REFUSALS = (NotJson, NoText, BadText)
 
 
-def json_lines(source: Source) -> Iterator[str]:
-    """One document per line: the field `text` of the line's object. Blank lines are no documents."""
-    with source.opened_text() as lines:
+def json_lines(source: Source) -> Iterator[str | DataError]:
+    """One document per line: the text of the line's object. Blank lines are no documents."""
+    with source.opened_text("surrogateescape") as lines:
         yield from _lines(source, enumerate(lines, start=1))
 
 
-def json_file(source: Source) -> Iterator[str]:
+def json_file(source: Source) -> Iterator[str | DataError]:
     """Documents of a file named .json: an array of objects or strings, an object per line, or a single object."""
     if _start(source).lstrip().startswith("["):
         yield from _array(source)
         return
-    with source.opened_text() as handle:
+    with source.opened_text("surrogateescape") as handle:
         lines = enumerate(handle, start=1)
         number, first = next(((number, line) for number, line in lines if line.strip()), (0, "null"))
         try:
@@ -47,35 +52,55 @@ def json_file(source: Source) -> Iterator[str]:
             yield _single(source)
             return
         if number:
-            yield _document(source, value, f"line {number}")
+            yield _document(source, value, first, number)
             yield from _lines(source, lines)
 
 
-def _lines(source: Source, lines: Iterable[tuple[int, str]]) -> Iterator[str]:
+def _lines(source: Source, lines: Iterable[tuple[int, str]]) -> Iterator[str | DataError]:
     for number, line in lines:
         if line.strip():
             try:
-                value = parsed(line)
+                yield _document(source, parsed(line), line, number)
             except NotJson as error:
-                raise _refused(source, error, f"line {number}") from None
-            yield _document(source, value, f"line {number}")
+                yield _bad_bytes(source, line, number) or _refused(source, error, f"line {number}")
 
 
-def _document(source: Source, value: Any, at: str) -> str:
+def _document(source: Source, value: Any, line: str, number: int) -> str | DataError:
+    """The text of a line, whose value is known, or why it has none."""
+    if broken := _bad_bytes(source, line, number):
+        return broken
     try:
-        return text_of(value)
+        return text_of(value, source.parsing.column)
     except REFUSALS as error:
-        raise _refused(source, error, at) from None
+        return _refused(source, error, f"line {number}")
 
 
-def _array(source: Source) -> Iterator[str]:
+def _bad_bytes(source: Source, line: str, number: int) -> DataError | None:
+    reason = _not_utf8(line)
+    return source.error(f"is not UTF-8 text (line {number}: {reason})", "Convert or remove it.") if reason else None
+
+
+def _not_utf8(line: str) -> str:
+    """Why a line is not UTF-8, as it was decoded with `surrogateescape`; empty if it is."""
+    if not line.isascii():
+        try:
+            line.encode("utf-8", "surrogateescape").decode("utf-8")
+        except UnicodeDecodeError as error:
+            return error.reason
+    return ""
+
+
+def _array(source: Source) -> Iterator[str | DataError]:
     read = 0
     with source.opened_text() as handle:
         try:
             for item in JsonArray(handle):
-                yield checked(item) if isinstance(item, str) else text_of(item)
                 read += 1
-        except REFUSALS as error:
+                try:
+                    yield checked(item) if isinstance(item, str) else text_of(item, source.parsing.column)
+                except (NoText, BadText) as error:
+                    yield _refused(source, error, f"item {read}")
+        except NotJson as error:
             raise _refused(source, error, f"item {read + 1}") from None
 
 
@@ -83,15 +108,17 @@ def _single(source: Source) -> str:
     with source.opened_text() as handle:
         whole = handle.read()
     try:
-        return text_of(parsed(whole))
+        return text_of(parsed(whole), source.parsing.column)
     except REFUSALS as error:
         raise _refused(source, error, "as a whole") from None
 
 
 def _refused(source: Source, error: ValueError, at: str) -> DataError:
     """The error to raise: documents that are damaged, or a file that holds none."""
-    damaged = isinstance(error, NotJson) and LIKE_DOCUMENTS.match(_start(source))
-    return (source.error if damaged or isinstance(error, BadText) else source.no_documents)(str(error), CORRECT, at)
+    like_documents = LIKE_DOCUMENTS % re.escape(source.parsing.column)
+    damaged = isinstance(error, NotJson) and re.match(like_documents, _start(source), re.DOTALL)
+    remedy = OTHER_FIELD if isinstance(error, OtherFields) else CORRECT
+    return (source.error if damaged or isinstance(error, BadText) else source.no_documents)(str(error), remedy, at)
 
 
 def _start(source: Source) -> str:
@@ -111,16 +138,16 @@ def parsed(text: str) -> Any:
         raise NotJson(error) from None
 
 
-def text_of(value: Any) -> str:
-    """The field `text` of an object."""
-    wanted = "expected an object with a string `text`"
+def text_of(value: Any, column: str = "text") -> str:
+    """The field of an object that holds the text."""
+    wanted = f"expected an object with a string `{column}`"
     if not isinstance(value, dict):
         raise NoText(f"{wanted}, got {type(value).__name__}")
-    if "text" not in value:
-        raise NoText(f"{wanted}, got {shortened(value)}")
-    if not isinstance(value["text"], str):
-        raise BadText(f"{wanted}, got the `text` {shortened([json.dumps(value['text'])])}")
-    return checked(value["text"])
+    if column not in value:
+        raise OtherFields(f"{wanted}, got {shortened(value)}")
+    if not isinstance(value[column], str):
+        raise BadText(f"{wanted}, got the `{column}` {shortened([json.dumps(value[column])])}")
+    return checked(value[column])
 
 
 def checked(text: str) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import json
 import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -19,8 +20,10 @@ import pyarrow
 from longwave.data.paths import data_suffix
 
 TEXT, PARQUET, ARROW = "text", ".parquet", ".arrow"
+JSON_LINES = ".jsonl"
 HEAD = 8192  # bytes at the start of a file that tell its kind
 COMPRESSIONS = {"gzip": rb"\x1f\x8b", "bz2": rb"BZh[1-9]1AY&SY", "xz": rb"\xfd7zXZ\x00", "zstd": rb"\x28\xb5\x2f\xfd"}
+OBJECT = re.compile(rb"(\xef\xbb\xbf)?\s*\{\s*\"")  # how an object of JSON starts
 POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -37,6 +40,19 @@ class NotDocuments(DataError):
 
 
 @dataclass(frozen=True)
+class Parsing:
+    """How files are read.
+
+    Arguments:
+        column: the column or the field that holds the texts.
+        strict: whether a broken line is refused. Otherwise it is skipped and counted.
+    """
+
+    column: str = "text"
+    strict: bool = True
+
+
+@dataclass(frozen=True)
 class Source:
     """A file of documents.
 
@@ -45,23 +61,27 @@ class Source:
         kind: `text`, or the suffix that stands for its format: .jsonl, .ndjson, .jsonlines, .json, .csv, .tsv,
             .parquet, .arrow.
         compression: gzip, bz2, xz, zstd, or empty.
+        parsing: how it is read.
     """
 
     file: Path
     kind: str
     compression: str = ""
+    parsing: Parsing = field(default_factory=Parsing)
 
     @classmethod
-    def of(cls, file: Path) -> Source:
+    def of(cls, file: Path, parsing: Parsing | None = None) -> Source:
         """The file with its kind. The content tells the kind where it is certain, otherwise the suffix."""
         with file.open("rb") as handle:
             head = handle.read(HEAD)
+        how = parsing or Parsing()
         packed = next((name for name, magic in COMPRESSIONS.items() if re.match(magic, head)), "")
         if head.startswith(b"ARROW1\0\0"):
-            return cls(file, ARROW)
+            return cls(file, ARROW, parsing=how)
         if head.startswith(b"PAR1") and _tail(file) == b"PAR1":
-            return cls(file, PARQUET)
-        return cls(file, data_suffix(file) or TEXT, packed)
+            return cls(file, PARQUET, parsing=how)
+        found = cls(file, data_suffix(file) or TEXT, packed, how)
+        return replace(found, kind=JSON_LINES) if found.kind == TEXT and found._holds_json_lines() else found
 
     def error(self, reason: str, remedy: str, at: str = "") -> DataError:
         """The error to raise: why this file cannot be read."""
@@ -88,14 +108,30 @@ class Source:
             raise self.error(f"is a damaged {self.compression} file ({error})", "Get the file again.") from None
 
     @contextmanager
-    def opened_text(self) -> Iterator[TextIO]:
-        """The content as UTF-8 text without a byte order mark; CRLF and CR are read as LF."""
+    def opened_text(self, errors: str = "strict") -> Iterator[TextIO]:
+        """The content as UTF-8 text without a byte order mark; CRLF and CR are read as LF.
+
+        Arguments:
+            errors: what becomes of bytes that are not UTF-8, see `codecs`.
+        """
         try:
-            with self.opened() as handle, io.TextIOWrapper(handle, encoding="utf-8-sig") as text:
+            with self.opened() as handle, io.TextIOWrapper(handle, encoding="utf-8-sig", errors=errors) as text:
                 yield text
         except UnicodeDecodeError as error:
             reason = f"is not UTF-8 text (line {self._bad_line()}: {error.reason})"
             raise self.error(reason, "Convert or remove it.") from None
+
+    def _holds_json_lines(self) -> bool:
+        """Whether the first line is an object with a text, whatever the file is called."""
+        if not OBJECT.match(self.head()):
+            return False
+        with self.opened() as handle:
+            first = next((line for line in handle if line.strip()), b"")
+        try:
+            value = json.loads(first)
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(value, dict) and isinstance(value.get(self.parsing.column), str)
 
     def _bad_line(self) -> int:
         """The line that is not UTF-8. Text is decoded in blocks, so the decoder does not know the line."""

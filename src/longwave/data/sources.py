@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from longwave.data.formats import OFTEN_OTHER, check
-from longwave.data.kinds import TEXT, DataError, NotDocuments, Source
-from longwave.data.paths import check_data, data_suffix
+from longwave.data.hub import hub_files
+from longwave.data.kinds import TEXT, DataError, NotDocuments, Parsing, Source
+from longwave.data.paths import check_data, data_suffix, is_hub
 from longwave.data.saved import RECORDS, saved_files
 
 # Beside data files, files with these names are about the data: cards, licences, scripts, settings.
@@ -37,18 +38,25 @@ class Found:
         return ", ".join(named) + (f" and {more} more" if more > 0 else "")
 
 
-def find(paths: Iterable[Path | str]) -> Found:
+def find(paths: Iterable[Path | str], parsing: Parsing | None = None) -> Found:
     """The sources that `paths` stand for; a folder stands for all files in it, sorted, folders in it included.
+    A data set of the hub stands for its files in the cache.
 
     A file given by its own path is never passed over. In a folder these are passed over: hidden files; files without
     documents; cards, licences, scripts and settings beside data files. Damaged data are never passed over.
+
+    Arguments:
+        parsing: how the files are read; strictly and by the column `text` if None.
 
     Raises:
         ValueError: for a path that does not exist, for a damaged data file, or if nothing is left.
     """
     named, found = check_data(paths), Found()
     for path in named:
-        inside = Found([Source.of(path)]) if path.is_file() else _search(path)
+        if is_hub(path):
+            inside = Found([Source.of(file, parsing) for file in hub_files(str(path))])
+        else:
+            inside = Found([Source.of(path, parsing)]) if path.is_file() else _search(path, parsing)
         found.sources += inside.sources
         found.passed |= inside.passed
     if not found.sources:
@@ -62,12 +70,12 @@ def find(paths: Iterable[Path | str]) -> Found:
     return found
 
 
-def data_files(paths: Iterable[Path | str]) -> list[Path]:
+def data_files(paths: Iterable[Path | str], parsing: Parsing | None = None) -> list[Path]:
     """The files that `find` finds."""
-    return [source.file for source in find(paths).sources]
+    return [source.file for source in find(paths, parsing).sources]
 
 
-def _search(folder: Path) -> Found:
+def _search(folder: Path, parsing: Parsing | None) -> Found:
     found = Found()
     for path in sorted(_walk(folder, found)):
         if not path.is_file():
@@ -75,7 +83,7 @@ def _search(folder: Path) -> Found:
                 raise DataError(path, "is a link to a file that does not exist", "Correct or remove the link.")
             found.passed[path] = "not a file"
             continue
-        source = Source.of(path)
+        source = Source.of(path, parsing)
         if source.kind in OFTEN_OTHER:
             try:
                 check(source)

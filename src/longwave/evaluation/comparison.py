@@ -15,7 +15,7 @@ from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes, data_identity
 from longwave.data.prompts import tokenizer_identity
-from longwave.data.tokens import stream_and_starts
+from longwave.data.tokens import tokenise
 from longwave.evaluation.alike import Table, check_trained_lengths
 from longwave.evaluation.base import Inputs, Text
 from longwave.evaluation.candidates import Candidate, label, refuse_copies
@@ -229,7 +229,8 @@ class Comparison:
         if path not in self._texts:
             key = tokenizer_identity(tokenizer) or path
             if key not in self._texts:
-                self._texts[key] = Text(self.documents, *stream_and_starts(self.documents, tokenizer))
+                stream = tokenise(self.documents, tokenizer)
+                self._texts[key] = Text(self.documents, stream.tensor(), stream.starts.tolist())
             self._texts[path] = self._texts[key]
         return self._texts[path]
 

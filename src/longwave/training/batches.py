@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,39 +36,76 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
     resumed run finds its place by counting.
 
     Arguments:
-        rows: token ids [rows, length].
+        rows: token ids [rows, length], of any integer type; memory-mapped, as a rule.
         items: rows that the run consumes in all.
         seed: of the permutations.
         marks: where documents start in the stream of all rows, and which tokens the loss counts; None for one document
             whose tokens all count.
+        often: the number of each row, once for each time that an epoch reads it; None for once each.
+
+    Attributes:
+        replay: the rows of micro-batches without gaps, if these are others.
     """
 
-    def __init__(self, rows: Tensor, items: int, seed: int, marks: Marks | None = None) -> None:
-        self.rows, self.items, self.seed, self.marks = rows, items, seed, marks
+    replay: PackedRows | None = None
+
+    def __init__(
+        self, rows: Tensor, items: int, seed: int, marks: Marks | None = None, often: Tensor | None = None
+    ) -> None:
+        self.rows, self.items, self.seed, self.marks, self.often = rows, items, seed, marks, often
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        return self.rows.shape[1]
+
+    def parts(self, items: Sequence[int]) -> list[int]:
+        """Which part of a mixture each of these rows is of."""
+        return [0] * len(items)
+
+    def parts_of_spans(self, count: int, generator: torch.Generator) -> list[int]:
+        """Which part of a mixture each of the longer rows is of that `spans` reads with the same generator."""
+        return [0] * count
 
     def __len__(self) -> int:
         return self.items
 
     def __getitem__(self, item: int) -> dict[str, Tensor]:
-        epoch, place = divmod(item, len(self.rows))
+        count = len(self.rows) if self.often is None else len(self.often)
+        epoch, place = divmod(item, count)
         if epoch != self._epoch:
-            self._order = torch.randperm(len(self.rows), generator=counter_generator(self.seed, epoch))
-            self._epoch = epoch
-        length = self.rows.shape[1]
-        return self._text(int(self._order[place]) * length, length)
+            order = torch.randperm(count, generator=counter_generator(self.seed, epoch))
+            self._order, self._epoch = order if self.often is None else self.often[order], epoch
+        return self.text(int(self._order[place]) * self.length, self.length)
 
     def spans(self, count: int, length: int, generator: torch.Generator) -> dict[str, Tensor]:
         """A batch of `count` longer rows, from anywhere in the stream: what `collate` returns, [count, length]."""
-        step = self.rows.shape[1] if self.marks is not None and self.marks.by_rows else 1
-        starts = torch.randint(0, (self.rows.numel() - length) // step + 1, (count,), generator=generator)
-        return collate([self._text(int(start) * step, length) for start in starts])
+        return collate([self.text(start, length) for start in self.starts(count, length, generator)])
+
+    def starts(self, count: int, length: int, generator: torch.Generator) -> list[int]:
+        """The places in the stream where longer rows begin."""
+        step = self.length if self.marks is not None and self.marks.by_rows else 1
+        last = (self.rows.numel() - length) // step
+        if self.often is None:
+            starts = torch.randint(0, last + 1, (count,), generator=generator)
+        else:
+            chosen = self.often[torch.randint(0, len(self.often), (count,), generator=generator)]
+            starts = chosen * self.length + torch.randint(0, self.length, (count,), generator=generator)
+            starts = (starts // step).clamp(max=last)
+        return [int(start) * step for start in starts]
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several documents to keep apart."""
+        own = self.marks is not None and self.marks.several
+        return own or (self.replay is not None and self.replay.several)
 
     def longest_document(self) -> int:
         """Tokens of the longest document."""
         return self.rows.numel() if self.marks is None else self.marks.longest(self.rows.numel())
 
-    def _text(self, first: int, length: int) -> dict[str, Tensor]:
+    def text(self, first: int, length: int) -> dict[str, Tensor]:
         ids = self.rows.view(-1)[first : first + length].long()
         return {"input_ids": ids} if self.marks is None else {"input_ids": ids, **self.marks.of(first, ids)}
 
@@ -100,7 +138,7 @@ class MicroBatches(torch.utils.data.Dataset[int]):
 
     def longest_window(self) -> int:
         """Real tokens of the longest row in all micro-batches, or of the longest document if that is shorter."""
-        length = self.rows.rows.shape[1]
+        length = self.rows.length
         draws = (self._counters(first) for first in range(0, len(self), self.size))
         windows = (self.sampler.window(self.size, length, **counters) for counters in draws)
         return min(max(windows, default=length), self.rows.longest_document())
@@ -111,15 +149,38 @@ class MicroBatches(torch.utils.data.Dataset[int]):
         step, micro_batch = divmod(own, self.accumulation)
         return {"step": step, "micro_batch": micro_batch, "rank": rank}
 
+    def _text(self, item: int) -> torch.Generator:
+        """What chooses the text of the longer windows of the micro-batch that begins with `item`."""
+        return counter_generator(self.sampler.seed, "span", *self._counters(item).values())
+
+    def _rows(self, item: int) -> PackedRows:
+        """The rows of the micro-batch that begins with `item`, if it has no longer windows."""
+        replay = self.rows.replay
+        return replay if replay is not None and self.sampler.is_short(**self._counters(item)) else self.rows
+
+    def used(self) -> Counter[int]:
+        """Tokens of each part of the data in all micro-batches of the run; -1 stands for the replay."""
+        found, length = Counter[int](), self.rows.length
+        for first in range(0, len(self), self.size):
+            window = self.sampler.window(self.size, length, **self._counters(first))
+            if window > length:
+                parts = self.rows.parts_of_spans(self.size * length // window, self._text(first))
+            elif self._rows(first) is self.rows:
+                parts = self.rows.parts(range(first, first + self.size))
+            else:
+                parts = [-1] * self.size
+            for part in parts:
+                found[part] += window
+        return found
+
     def collate(self, items: Sequence[int]) -> dict[str, Any]:
         """The batch that `collate` makes of rows or of longer windows, with `position_ids` and the `draw`."""
-        counters, length = self._counters(items[0]), self.rows.rows.shape[1]
+        counters, length = self._counters(items[0]), self.rows.length
         t, positions = self.sampler(len(items), length, **counters)
         if positions.shape[1] == length:
-            batch = collate([self.rows[item] for item in items])
+            batch = collate([self._rows(items[0])[item] for item in items])
         else:
-            text = counter_generator(self.sampler.seed, "span", *counters.values())
-            batch = self.rows.spans(positions.shape[0], positions.shape[1], text)
+            batch = self.rows.spans(positions.shape[0], positions.shape[1], self._text(items[0]))
         own = counter_generator(self.sampler.seed, "documents", *counters.values())
         positions = within_documents(self.sampler, t, positions, batch.get("document_ids"), own)
         return {**batch, "position_ids": positions, "draw": Draw(t, positions)}
@@ -135,5 +196,6 @@ def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     labels = torch.stack([item.get("labels", item["input_ids"]) for item in items])
     batch = {"input_ids": input_ids, "labels": labels, "attention_mask": torch.ones_like(input_ids)}
     if any(bool(item["document_ids"][-1] > 0) for item in items if "document_ids" in item):
-        batch["document_ids"] = torch.stack([item["document_ids"] for item in items])
+        alone = torch.zeros_like(input_ids[0])  # a row of a source that is one document
+        batch["document_ids"] = torch.stack([item.get("document_ids", alone) for item in items])
     return batch

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from longwave.data.mixture import Part, part_of
+from longwave.data.paths import split_share
 from longwave.recipes import SHORT
 from longwave.settings import REQUIRED, Settings, setting
 
@@ -45,8 +47,8 @@ RESUMABLE = {
 # What runs did before they had these settings. A run that is resumed keeps them as they were recorded.
 EARLIER_RUNS = {"documents": JOINED, "loss_blocks": "off"}
 
-of_length, of_method, of_optimisation, of_sampling, of_running = (
-    partial(setting, group=group) for group in ("Length", "Method", "Optimisation", "Sampling", "Running")
+of_length, of_method, of_data, of_optimisation, of_sampling, of_running = (
+    partial(setting, group=group) for group in ("Length", "Method", "Data", "Optimisation", "Sampling", "Running")
 )
 
 
@@ -94,6 +96,18 @@ class TrainConfig(Settings):
         None, "File with the chat template for data that are chats; the tokenizer's.", metavar="FILE"
     )
     options: Mapping[str, Any] = of_method((), "Further option of the method, KEY=VALUE (JSON); repeatable.")
+
+    replay: str | None = of_data(
+        None,
+        "Text of micro-batches without gaps, as in pre-training, and their share of all. It takes the place of "
+        "--short-share.",
+        metavar="PATH@SHARE",
+    )
+    long_documents: str | None = of_data(
+        None, "Read documents of at least --train-length tokens so many times as often: 2x.", metavar="Nx"
+    )
+    text_column: str = of_data("text", "Column or field that holds the texts.", metavar="NAME")
+    strict: bool = of_data(False, "Refuse data with a broken line, which is skipped and counted otherwise.")
 
     steps: int = of_optimisation(1000, "Optimizer steps.", least=1)
     batch_size: int = of_optimisation(8, "Rows per micro-batch and process; they share one factor t.", least=1)
@@ -160,6 +174,8 @@ class TrainConfig(Settings):
             raise ValueError("freeze weights leaves no LoRA to train. Leave one of the two out.")
         if self.chat_template is not None and not Path(self.chat_template).is_file():
             raise ValueError(f"chat template {self.chat_template} is no file. Pass a file with a Jinja template.")
+        if self.long_documents is not None and self.long_times < 1:
+            raise ValueError(f"long documents must be a whole number of times such as 2x, got {self.long_documents!r}.")
         if self.short_share + self.long_share > 1:
             raise ValueError(f"long share must be at most 1 together with short share, got {self.long_share!r}.")
         if self.row_length != AUTO and not (self.row_length or "").endswith("x"):
@@ -174,6 +190,8 @@ class TrainConfig(Settings):
         from longwave.extensions.spec import parse_spec  # needs torch
 
         given = {name: value for name, value in given.items() if value is not None}
+        if "replay" in given:
+            given["short_share"] = replayed(given["replay"], given.get("short_share"))
         if "lora_rank" in given:
             given["lora_rank"] = str(given["lora_rank"])
         ready = bool(given.get("engine_ready"))
@@ -205,6 +223,17 @@ class TrainConfig(Settings):
         if self.lr is not None:
             return self.lr
         return 2e-5 if not lora else LORA_RATE * (LORA_SIZE / max(parameters, LORA_SIZE)) ** 0.5
+
+    @property
+    def long_times(self) -> int:
+        """How often documents of at least the train length are read, others once; 0 for a setting that is none."""
+        times = (self.long_documents or "1x").removesuffix("x")
+        return int(times) if times.isdigit() else 0
+
+    @property
+    def replay_part(self) -> Part | None:
+        """The data of the replay; None for none."""
+        return None if self.replay is None else Part((split_share(self.replay)[0],), self.short_share)
 
     @property
     def rank(self) -> int | str | None:
@@ -270,10 +299,25 @@ class TrainConfig(Settings):
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Settings that differ from a recorded run in a way that would make it another run."""
+        known = {item.name: item.default for item in fields(self)} | EARLIER_RUNS  # older records lack some
+        recorded = known | dict(recorded)
         mine = json.loads(json.dumps(self.as_dict()))  # as a record holds them: a tuple is a list there
-        recorded = {**EARLIER_RUNS, **recorded}
         return [
             f"{name} {recorded.get(name)!r} -> {value!r}"
             for name, value in mine.items()
             if name not in RESUMABLE and recorded.get(name) != value
         ]
+
+
+def replayed(replay: str, short_share: Any) -> float:
+    """The share of a replay `PATH@SHARE`.
+
+    Raises:
+        ValueError: if there is none, or if `short_share` is another.
+    """
+    path, share = part_of(replay)
+    if share is None:
+        raise ValueError(f"replay is data with their share, {path}@0.1 for example, got {replay!r}.")
+    if short_share not in (None, share):
+        raise ValueError(f"short share is {short_share!r}, and the replay has a share of {share:g}. Leave one out.")
+    return share

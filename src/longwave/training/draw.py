@@ -184,6 +184,11 @@ class LengthSampler:
         generator = counter_generator(self.seed, step, micro_batch, rank)
         return length * (self._multiple(rows, length, generator) or 1)
 
+    def is_short(self, *, step: int, micro_batch: int = 0, rank: int = 0) -> bool:
+        """Whether the micro-batch is of rows without gaps, one of `short_share`."""
+        kind = torch.rand((), generator=counter_generator(self.seed, step, micro_batch, rank)).item()
+        return kind < self.short_share
+
     def _multiple(self, rows: int, length: int, generator: Generator) -> int:
         """How many rows of text a real window takes; 0 for rows whose positions skip."""
         kind = torch.rand((), generator=generator).item()

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,14 @@ class RunFolder:
         config: the settings of the run.
         model: its path, or its class.
         files: SHA-256 of the data by file.
+        shares: of the parts of a mixture, by their names.
     """
 
     path: Path
     config: TrainConfig
     model: str
     files: Mapping[str, str]
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def checkpoints(self) -> Path:
@@ -53,6 +55,7 @@ class RunFolder:
             "model": self.model,
             "config": self.config.as_dict(),
             "data": dict(self.files),
+            "shares": dict(self.shares),
             "versions": versions(),
             "seed": self.config.seed,
             "world_size": int(os.environ.get("WORLD_SIZE", 1)),  # of torchrun: each process draws its own batches
@@ -88,6 +91,8 @@ class RunFolder:
             changed.append(f"model {earlier['model']} -> {mine['model']}")
         if list(mine["data"].values()) != list(earlier["data"].values()):
             changed.append("the data are not the same")
+        if list(self.shares.values()) != list(earlier.get("shares", {}).values()):
+            changed.append("the shares of the data are not the same")
         if mine["world_size"] != earlier.get("world_size", 1):
             changed.append(f"processes {earlier.get('world_size', 1)} -> {mine['world_size']}")
         if changed:
@@ -158,13 +163,14 @@ class RunFolder:
                 discard(self.path / name)
             raise
 
-    def finish(self, trained_length: int | None) -> None:
+    def finish(self, trained_length: int | None, used: Mapping[str, Any] | None = None) -> None:
         """Write the record of a run whose model is saved.
 
         Arguments:
             trained_length: the longest real window that the model was trained on, here or before; None: unknown.
+            used: what the run has read.
         """
-        result = summary(self.path / METRICS) | {"trained_length": trained_length}
+        result = summary(self.path / METRICS) | {"trained_length": trained_length, **(used or {})}
         write_json(self.path / RECORD, {"status": "finished", **self.record, "result": result})
         self.tidy()
 

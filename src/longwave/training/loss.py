@@ -76,6 +76,7 @@ class BlockwiseLoss:
             self._check(type(seen[-1]), hidden, output.logits)
             if not self.refused:
                 targets = inputs.get("shift_labels")
+                assert labels is not None
                 targets = pad(labels, (0, 1), value=IGNORED)[..., 1:] if targets is None else targets
                 loss = self._loss(hidden, targets.to(hidden.device), inputs.get("num_items_in_batch"))
                 return type(output)(loss=loss)
@@ -126,8 +127,9 @@ class BlockwiseLoss:
 
     def part(self, hidden: Tensor, targets: Tensor, items: Tensor | int) -> Tensor:
         """The loss of a block: hidden states [1, n, width], the tokens that follow [1, n]."""
+        count: Any = items
         found: Tensor = ForCausalLMLoss(
-            self._logits(hidden), None, self.vocabulary, num_items_in_batch=items, shift_labels=targets
+            self._logits(hidden), None, self.vocabulary, num_items_in_batch=count, shift_labels=targets
         )
         return found
 

@@ -4,47 +4,22 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from longwave.data.chat_tokens import ChatStream, chat_stream
-from longwave.data.chats import hold_chats, read_chats
-from longwave.data.documents import read_documents
-from longwave.data.tokens import TokenStream, stream_and_starts
+from longwave.data.chat_tokens import ChatStream
+from longwave.data.tokens import TokenStream
 from longwave.training.batches import pack
-from longwave.training.config import APART, TrainConfig
+from longwave.training.config import APART
 from longwave.training.documents import Marks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 logger = logging.getLogger("longwave")
-
-
-def read_text(
-    data: Iterable[Path | str],
-    hashes: Mapping[str, str],
-    tokenizer: PreTrainedTokenizerBase,
-    config: TrainConfig,
-    *,
-    progress: bool,
-) -> TokenStream:
-    """The tokens of documents, or of chats where the data are chats.
-
-    Arguments:
-        hashes: of the data files, as `data_hashes` returned them.
-    """
-    if not hold_chats(data := list(data)):
-        ids, starts = stream_and_starts(read_documents(data, hashes), tokenizer, progress=progress)
-        return TokenStream(ids.numpy(), np.asarray(starts, np.int64))
-    if config.chat_template is not None:
-        tokenizer.chat_template = Path(config.chat_template).read_text("utf-8")
-    return chat_stream(read_chats(data), tokenizer, progress=progress)
 
 
 def pack_text(text: TokenStream, length: int, documents: str) -> tuple[Tensor, Marks | None]:

@@ -14,29 +14,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from longwave.checkpoints.folder import resolve
 from longwave.checkpoints.save import save
 from longwave.checkpoints.trained import hold_trained, trained_of
-from longwave.data.hashes import data_hashes
-from longwave.data.prompts import check_ids
 from longwave.extensions.documents import prepare_documents
 from longwave.extensions.handle import extension
 from longwave.extensions.sites import host_of
 from longwave.training.arguments import refuse_data_parallel, training_arguments
-from longwave.training.batches import PackedRows
 from longwave.training.config import TrainConfig
 from longwave.training.disk import told_when_full
 from longwave.training.folder import RunFolder, kept_settings
-from longwave.training.packing import pack_text, read_text
 from longwave.training.prepare import (
     Before,
     attach_method,
     clean_up,
     load_with_tokenizer,
-    require_long_windows,
     switch_checkpointing,
     trained_before,
 )
 from longwave.training.processes import on_first
 from longwave.training.progress import ProgressCallback
 from longwave.training.stopping import StopOnSignal, Stopped
+from longwave.training.texts import Asked
 from longwave.training.trainer import LengthTrainer
 
 
@@ -57,7 +53,8 @@ def train(
     Arguments:
         model: a Hugging Face folder or hub id; a folder that an earlier run wrote (with the same method its
             frequencies are trained further); or a model, which is then extended in place.
-        data: text, jsonl, json, csv, parquet or arrow files, or folders of them; see docs/data.md.
+        data: text, jsonl, json, csv, parquet or arrow files, folders of them, or `hub:NAME`, each with a share such
+            as `books@0.3` if they are to be mixed; see docs/data.md.
         output: longwave.json and longwave.safetensors (the method), model/ (the weights), the tokenizer's
             files, training.json (settings, data hashes, versions, command) and metrics.jsonl (a row per
             step). While training, checkpoints/ holds the last states.
@@ -81,12 +78,19 @@ def train(
         Stopped: after SIGINT or SIGTERM, when the checkpoint is written. It is a KeyboardInterrupt.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    config, data = TrainConfig.create(**(kept_settings(output) if resume else {}) | given), list(data)
-    named = isinstance(model, str | Path)
-    folder = RunFolder(Path(output), config, str(model) if named else type(model).__name__, data_hashes(data))
+    config = TrainConfig.create(**(kept_settings(output) if resume else {}) | given)
+    named, asked = isinstance(model, str | Path), Asked.of(data, config)
+    folder = RunFolder(
+        Path(output), config, str(model) if named else type(model).__name__, asked.files, shares=asked.shares
+    )
     below = resolve(model).base if isinstance(model, str | Path) else None  # what the model itself stands on
     folder.require_apart(
-        [*([model] if isinstance(model, str | Path) else []), *data, *folder.files, *([below.path] if below else [])]
+        [
+            *([model] if isinstance(model, str | Path) else []),
+            *asked.paths,
+            *folder.files,
+            *([below.path] if below else []),
+        ]
     )
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun: the one that writes
     resume = resume and folder.exists
@@ -103,25 +107,24 @@ def train(
     set_seed(config.seed)
     network, vocabulary = load_with_tokenizer(model, tokenizer)
     shown = progress and sys.stderr.isatty()
-    text = read_text(data, folder.files, vocabulary, config, progress=shown)
-    check_ids(text.tensor(), network, vocabulary)
+    text = asked.text(vocabulary, config, progress=shown)
+    text.check(network, vocabulary)
     before = Before.of(network)  # the Trainer switches the cache off for good
     bar, stop = ProgressCallback(), StopOnSignal()
     earlier = trained_before(network, config)
     sampler = attach_method(network, config)
     try:
-        rows, marks = pack_text(text, config.row_tokens(sampler.original_length), config.documents)
-        if marks is not None and marks.several:
-            prepare_documents(host_of(network))
-        require_long_windows(rows, sampler, config)
         rate = config.rate(network.num_parameters(), lora=extension(network).adapter is not None)
         arguments = training_arguments(config, folder.checkpoints, rate)
         refuse_data_parallel(arguments)
+        consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
+        rows = text.rows(config, sampler, consumed)
+        if rows.several:
+            prepare_documents(host_of(network))
 
         # Up to here nothing in the folder has been touched.
         state = on_first(folder.state) if resume else None
         metrics = folder.start(resume=resume, state=state) if first else None
-        consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
         trainer = LengthTrainer(
             network,
             arguments,
@@ -130,7 +133,7 @@ def train(
             head_lr=config.head_lr,
             metrics=metrics,
             loss_blocks=config.loss_blocks,
-            train_dataset=PackedRows(rows, consumed, config.seed, marks),
+            train_dataset=rows,
             keep=config.save_total_limit,
             callbacks=[*callbacks, *([bar] if progress else []), stop],
         )
@@ -161,6 +164,6 @@ def train(
         with full():
             with folder.all_or_nothing():
                 save(network, folder.path, tokenizer=vocabulary, base=base, overwrite=True)
-            folder.finish(trained_of(network).length)
+            folder.finish(trained_of(network).length, text.used(trainer.used()))
     trainer.accelerator.wait_for_everyone()  # no process returns before the folder is complete
     return folder.path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,11 @@ class LengthTrainer(Trainer):
         """Real tokens of the longest row in all micro-batches of the run, those of other processes included."""
         assert isinstance(self.train_dataset, MicroBatches)
         return self.train_dataset.longest_window()
+
+    def used(self) -> Counter[int]:
+        """Tokens of each part of the data in the whole run."""
+        assert isinstance(self.train_dataset, MicroBatches)
+        return self.train_dataset.used()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         """Items in sequence: the first item of a batch tells which micro-batch it is."""

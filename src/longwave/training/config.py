@@ -10,13 +10,12 @@ from typing import Any, ClassVar
 
 from longwave.recipes import SHORT
 from longwave.settings import REQUIRED, Settings, setting
+from longwave.training.lora import LoraSettings, from_older
 
 POSITIONS = ("chunks", "random", "uniform", "none")
 FACTORS = ("log-uniform", "integer", "fixed")
 LOG_N_COUNTS = ("keys", "positions")
-GATES = ("capped", "ramp", "hard")
-NO_LORA, AUTO = "none", "auto"
-LORA_RANK = 16  # of `auto`, where the model has no LoRA
+AUTO = "auto"
 ENGINE_METHOD = "ntk"  # the method of `engine_ready` where none is named
 LORA_RATE, LORA_SIZE = 5e-3, 2_000_000
 # Arguments of `longwave.extend` that are no options of a method: training sets them from settings of its own.
@@ -25,6 +24,7 @@ RESERVED = (
     "head_scalars", "adapter",
 )  # fmt: skip
 PRECISIONS = ("auto", "bf16", "fp32")
+QUANTIZED = ("4bit", "8bit")
 
 # Settings that may change when a run is resumed: they alter nothing that was drawn or computed before.
 RESUMABLE = {"lr", "field_lr", "head_lr", "max_grad_norm", "save_every", "keep_checkpoints", "workers"}
@@ -67,13 +67,19 @@ class TrainConfig(Settings):
     prior: str | None = of_method(None, "Closed form that CLEX starts from: ntk, yarn, linear; the method's.")
     log_n: float | None = of_method(None, "Exponent of the per-query log-n attention scaling, 0 for off; the method's.")
     head_scalars: bool = of_method(False, "Learn a mass and a temperature for each head of the attention layers.")
-    lora_rank: str | None = of_method(
+    lora: str | None = of_method(
         None,
-        "Let the weights follow t by a LoRA of this rank, off within L: a number, full, none, or auto, which is 16 or "
-        "the rank that the model's LoRA has; the method's.",
-        metavar="RANK",
+        "Train a LoRA of PEFT: r=16,alpha=32,dropout=0,targets=q_proj+v_proj,gate=capped, or none, or the rank alone "
+        "(a number, full, auto). By its gate the weights follow t, and within L the model is the plain one, bit for "
+        "bit: capped, ramp, hard. gate=none is a plain LoRA, on at all lengths: within L the model changes, too. The "
+        "method's.",
+        metavar="r=N,...",
     )
-    gate: str | None = of_method(None, "How much of the LoRA counts at t; capped, or the LoRA's own.", choices=GATES)
+    quantize: str | None = of_method(
+        None,
+        "Hold the base's weights in 4 bits (nf4) or 8 while a LoRA or an extension is trained, by bitsandbytes.",
+        choices=QUANTIZED,
+    )
     options: Mapping[str, Any] = of_method((), "Further option of the method, KEY=VALUE (JSON); repeatable.")
 
     steps: int = of_optimisation(1000, "Optimizer steps.", least=1)
@@ -124,10 +130,9 @@ class TrainConfig(Settings):
                 f"{reserved[0]} is no option of a method. If training lets you choose it, it is a setting of its own: "
                 "see `longwave train --help`."
             )
-        rank = self.rank
-        if rank is not None and rank != "full" and (isinstance(rank, str) or rank < 1):
-            raise ValueError(f"lora rank must be a whole number >= 1, full, auto, or none, got {self.lora_rank!r}.")
-        if rank is not None and self.freeze_weights:
+        if self.lora is not None:
+            object.__setattr__(self, "lora", LoraSettings.canonical(str(self.lora)))
+        if self.lora_settings is not None and self.freeze_weights:
             raise ValueError("freeze weights leaves no LoRA to train. Leave one of the two out.")
         if self.short_share + self.long_share > 1:
             raise ValueError(f"long share must be at most 1 together with short share, got {self.long_share!r}.")
@@ -143,8 +148,7 @@ class TrainConfig(Settings):
         from longwave.extensions.spec import parse_spec  # needs torch
 
         given = {name: value for name, value in given.items() if value is not None}
-        if "lora_rank" in given:
-            given["lora_rank"] = str(given["lora_rank"])
+        given = from_older(given)
         ready = bool(given.get("engine_ready"))
         if ready:
             given.setdefault("method", ENGINE_METHOD)
@@ -156,7 +160,7 @@ class TrainConfig(Settings):
             )
         recipe = dict(spec.recipe) | (dict(SHORT) if ready else {})
         if given.get("freeze_weights"):
-            recipe.pop("lora_rank", None)
+            recipe.pop("lora", None)
         short = given.get("short_share")
         if "long_share" in recipe and isinstance(short, int | float):
             recipe["long_share"] = min(recipe["long_share"], max(0.0, 1.0 - short))
@@ -176,13 +180,9 @@ class TrainConfig(Settings):
         return 2e-5 if not lora else LORA_RATE * (LORA_SIZE / max(parameters, LORA_SIZE)) ** 0.5
 
     @property
-    def rank(self) -> int | str | None:
+    def lora_settings(self) -> LoraSettings | None:
         """Of a new LoRA; None for none."""
-        if self.lora_rank in (None, NO_LORA):
-            return None
-        if self.lora_rank == AUTO:
-            return LORA_RANK
-        return int(self.lora_rank) if str(self.lora_rank).isdigit() else self.lora_rank
+        return None if self.lora is None else LoraSettings.parse(self.lora)
 
     @property
     def longest_window(self) -> int:
@@ -240,6 +240,9 @@ class TrainConfig(Settings):
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Settings that differ from a recorded run in a way that would make it another run."""
         mine = json.loads(json.dumps(self.as_dict()))  # as a record holds them: a tuple is a list there
+        recorded = from_older(dict(recorded))
+        if isinstance(recorded.get("lora"), str):
+            recorded["lora"] = LoraSettings.canonical(recorded["lora"])
         return [
             f"{name} {recorded.get(name)!r} -> {value!r}"
             for name, value in mine.items()

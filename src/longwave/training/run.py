@@ -8,15 +8,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from longwave.checkpoints.folder import resolve
+from longwave.checkpoints.same_weights import base_named_by
 from longwave.checkpoints.save import save
 from longwave.checkpoints.trained import hold_trained, trained_of
 from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes
 from longwave.data.prompts import check_ids
 from longwave.data.tokens import token_stream
+from longwave.extensions.foreign import foreign_adapter
 from longwave.extensions.handle import extension
 from longwave.training.arguments import refuse_data_parallel, training_arguments
 from longwave.training.batches import PackedRows, pack
@@ -36,7 +39,7 @@ from longwave.training.trainer import LengthTrainer
 
 
 def train(
-    model: str | Path | PreTrainedModel,
+    model: str | Path | PreTrainedModel | nn.Module,
     data: Iterable[Path | str],
     output: Path | str,
     *,
@@ -51,7 +54,8 @@ def train(
 
     Arguments:
         model: a Hugging Face folder or hub id; a folder that an earlier run wrote (with the same method its
-            frequencies are trained further); or a model, which is then extended in place.
+            frequencies are trained further); or a model, which is then extended in place; or a PeftModel around one,
+            whose LoRA is trained as PEFT runs it, at all lengths.
         data: text, jsonl, json, csv, parquet or arrow files, or folders of them; see docs/data.md.
         output: longwave.json and longwave.safetensors (the method), model/ (the weights), the tokenizer's
             files, training.json (settings, data hashes, versions, command) and metrics.jsonl (a row per
@@ -92,7 +96,7 @@ def train(
         folder.require_room(resume=resume, overwrite=overwrite)
 
     set_seed(config.seed)
-    network, vocabulary = load_with_tokenizer(model, tokenizer)
+    network, vocabulary = load_with_tokenizer(model, tokenizer, config)
     shown = progress and sys.stderr.isatty()
     stream = token_stream(read_documents(data, folder.files), vocabulary, progress=shown)
     check_ids(stream, network, vocabulary)
@@ -102,7 +106,8 @@ def train(
     try:
         rows = pack(stream, config.row_tokens(sampler.original_length))
         require_long_windows(rows, sampler, config)
-        rate = config.rate(network.num_parameters(), lora=extension(network).adapter is not None)
+        adapted = extension(network).adapter is not None or foreign_adapter(network) is not None
+        rate = config.rate(network.num_parameters(), lora=adapted)
         arguments = training_arguments(config, folder.checkpoints, rate)
         refuse_data_parallel(arguments)
 
@@ -131,10 +136,10 @@ def train(
         bar.close()
         clean_up(network, config, before)
     network.eval()
-    untouched = config.freeze_weights or extension(network).adapter is not None
+    untouched = config.freeze_weights or adapted
     hold_trained(network, earlier.further(trainer.longest_window(), weights=not untouched))
     if first:
-        base = model if untouched and isinstance(model, str | Path) else None
+        base = base_named_by(model, network) if untouched else None
         save(network, folder.path, tokenizer=vocabulary, base=base, overwrite=True)
         folder.finish(trained_of(network).length)
     trainer.accelerator.wait_for_everyone()  # no process returns before the folder is complete

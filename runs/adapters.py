@@ -5,8 +5,9 @@
     python runs/adapters.py --report
 
 A row is one training through `longwave.train`. The result lies in runs/results/adapters/ROW.json: the largest
-difference of logits between the model in memory and the folder read again, and between the LoRA and the merged weights;
-bytes of the folder; perplexity by length (same targets).
+difference of logits between the model in memory and the folder read again, between the LoRA and the merged weights, and
+within L between the trained model and its base, quantized where it was; megabytes of the folder; perplexity by length
+(same targets). A LoRA that was trained on a quantized base is merged into the unquantized one: that is another model.
 """
 
 from __future__ import annotations
@@ -104,7 +105,8 @@ def run(args: argparse.Namespace, row: dict[str, Any] | None) -> dict[str, Any]:
             found["change_within_l"] = distance(plain, model, short)
         if row and "gate=none" in str(row.get("lora")):
             merged = longwave.merge(folder, f"{scratch}/merged", quantize="none" if "quantize" in row else None)
-            found["merge_difference"] = max(distance(longwave.load(merged), model, ids) for ids in (short, long))
+            key = "merge_difference" if "quantize" not in row else "merge_into_the_unquantized_base"
+            found[key] = max(distance(longwave.load(merged), model, ids) for ids in (short, long))
             found["merged_megabytes"] = size(merged)
         lengths = [factor * length for factor in FACTORS]
         result = longwave.perplexity(model, tokens, lengths, windows=args.windows)
@@ -124,7 +126,10 @@ def size(folder: Path) -> float:
 
 def report() -> None:
     """The table of what is there."""
-    keys = ("seconds", "megabytes", "reload_difference", "merge_difference", "change_within_l")
+    keys = (
+        "seconds", "megabytes", "reload_difference", "merge_difference", "merge_into_the_unquantized_base",
+        "change_within_l",
+    )  # fmt: skip
     print("| row | " + " | ".join(keys) + " | " + " | ".join(f"{factor}x" for factor in FACTORS) + " |")
     for name in ROWS:
         path = CELLS / f"{name.replace(' ', '_')}.json"

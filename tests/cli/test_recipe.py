@@ -107,10 +107,26 @@ def test_an_adapter_folder_is_taken_further(place: Path) -> None:
         ("base", "--freeze-weights --train-length 64 --row-length 2x", "row length must be at most .*, 64, .* got 2x"),
         ("base", "--freeze-weights --lora r=8", "freeze weights leaves no LoRA to train. Leave one of the two out"),
         ("base", "--head-scalars --method infllm", "infllm has no gradient, and so no learned scalars. Leave"),
-        ("ours", "--lora 8", "the model has a LoRA with r=4,alpha=8,.*gate=capped, and r 8 is asked for. Leave lora out"),
-        ("ours", "--lora full", "the model has a LoRA with r=4,alpha=8,.*gate=capped, and r full is asked for. Leave lora out"),
-        ("ours", "--lora none", "the model has a LoRA with r=4,alpha=8,.*gate=capped, and lora none is asked for. Leave lora out"),
-        ("ours", "--lora gate=hard", "the model has a LoRA with r=4,alpha=8,.*gate=capped, and gate hard is asked for. Leave lora out"),
+        (
+            "ours",
+            "--lora 8",
+            "the model has a LoRA with r=4,alpha=8,.*gate=capped, and r 8 is asked for. Leave lora out",
+        ),
+        (
+            "ours",
+            "--lora full",
+            "the model has a LoRA with r=4,alpha=8,.*gate=capped, and r full is asked for. Leave lora out",
+        ),
+        (
+            "ours",
+            "--lora none",
+            "the model has a LoRA with r=4,alpha=8,.*gate=capped, and lora none is asked for. Leave lora out",
+        ),
+        (
+            "ours",
+            "--lora gate=hard",
+            "the model has a LoRA with r=4,alpha=8,.*gate=capped, and gate hard is asked for. Leave lora out",
+        ),
     ],
 )
 def test_settings_that_cannot_be(

@@ -43,7 +43,7 @@ def merge(path: Path | str, output: Path | str, *, quantize: str | None = None, 
         raise ValueError(f"{path} has no LoRA. There is nothing to merge.")
     if adapter.is_gated:
         raise ValueError(
-            f"the LoRA of {path} follows t: within the original length it is off, so no one set of weights is the model. "
+            f"the LoRA of {path} follows t: within the original length it is off, so no one set of weights is it. "
             f"Write the weights at one t: longwave export {path} --factor T --output DIR."
         )
     known = trained_of(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,7 +87,8 @@ class Quantization:
         require_bitsandbytes(self.kind)
         from transformers import BitsAndBytesConfig
 
-        where = {"": torch.accelerator.current_device_index()} if torch.accelerator.is_available() else {"": "cpu"}
+        own = int(os.environ.get("LOCAL_RANK", 0))  # of torchrun: each process has a device of its own
+        where = {"": own if torch.accelerator.is_available() else "cpu"}
         if self.kind == "8bit":
             return {CONFIGURED: BitsAndBytesConfig(load_in_8bit=True), "device_map": where}
         config = BitsAndBytesConfig(

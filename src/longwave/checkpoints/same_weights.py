@@ -29,7 +29,7 @@ def base_named_by(model: Any, network: PreTrainedModel) -> Path | str | None:
     if isinstance(model, str | Path):
         return model
     place = Path(str(getattr(network, "name_or_path", None) or ""))
-    if place == Path() or not (place / SINGLE).is_file() and not (place / INDEX).is_file():
+    if place == Path() or (not (place / SINGLE).is_file() and not (place / INDEX).is_file()):
         return None
     try:
         require_same_weights(place, network)

@@ -121,8 +121,8 @@ class Changes:
             found.append(f"The weights are W + g·ΔW with g = {gate:.4g}, the adapter's gate at t = {self.t:g}.")
         if self.merge is not None and self.merge.trained_on is not None:
             found.append(
-                f"The adapter was trained on its base in {self.merge.trained_on}. The export has the base as it is, and "
-                "differs from the trained model by what that changed."
+                f"The adapter was trained on its base in {self.merge.trained_on}. The export has the base as it is, "
+                "and differs from the trained model by what that changed."
             )
         if self.queries:
             found.append(

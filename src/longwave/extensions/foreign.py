@@ -1,4 +1,4 @@
-"""Adapters that PEFT put on a model itself, by `get_peft_model` or `add_adapter`: found, and seen as ones without a gate."""
+"""Adapters that PEFT put on a model itself, by `get_peft_model` or `add_adapter`, seen as ones without a gate."""
 
 from __future__ import annotations
 

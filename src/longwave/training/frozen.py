@@ -60,8 +60,8 @@ def require_optimized(model: nn.Module, optimizer: torch.optim.Optimizer) -> Non
         lacking = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) not in held]
         if lacking:
             raise ValueError(
-                f"the optimizer does not have {WHAT[part]} ({len(lacking)} of {len(parameters)} parameters): it was made "
-                "before they could be trained. Make it after longwave.extend and longwave.unfreeze."
+                f"the optimizer does not have {WHAT[part]} ({len(lacking)} of {len(parameters)} parameters): it was "
+                "made before they could be trained. Make it after longwave.extend and longwave.unfreeze."
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -128,4 +128,10 @@ def _shown(value: Any) -> str:
     return "+".join(value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-READ = {"rank": _rank, "alpha": _number, "dropout": _number, "targets": _targets, "gate": str}
+READ: dict[str, Callable[[str], Any]] = {
+    "rank": _rank,
+    "alpha": _number,
+    "dropout": _number,
+    "targets": _targets,
+    "gate": str,
+}

@@ -13,7 +13,6 @@ from longwave.extensions.handle import Extension
 from longwave.training.config import TrainConfig
 from longwave.training.lora import AUTO, RANK, LoraSettings
 
-
 OTHER = "Leave lora out to train it further, or start from the base model."
 
 

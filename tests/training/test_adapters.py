@@ -227,9 +227,11 @@ def test_another_trainer_trains_the_field_within_drawn_lengths(llama: LlamaForCa
     longwave.extend(llama, "clex", max_factor=8)
     model = wrapped(llama)
     frozen = {name: p.detach().clone() for name, p in learned_parameters(model, "field").items()}
-    with pytest.raises(ValueError, match=r"the learned frequencies are frozen .*longwave.unfreeze\(model\)"):
-        with longwave.drawn_lengths(model):
-            pass
+    with (
+        pytest.raises(ValueError, match=r"the learned frequencies are frozen .*longwave.unfreeze\(model\)"),
+        longwave.drawn_lengths(model),
+    ):
+        pass
     trainer_of(longwave.unfreeze(model), tmp_path / "a").train()
     assert all(torch.equal(p, frozen[name]) for name, p in learned_parameters(model, "field").items())
     with longwave.drawn_lengths(model):

@@ -45,7 +45,7 @@ class Gate:
         self.dial, self.trained_factor, self.shape = dial, float(trained_factor), shape
         self.beside: Tensor | None = None  # a weight of the adapter: where compiled steps want g
         self._known: tuple[Any, Any, Any] | None = None
-        self._number = 1.0, 0.0  # t and g(t), of the last t that was a number: each layer asks for it
+        self._number = 1.0, float(shape == NONE)  # t and g(t), of the last t that was a number: each layer asks for it
         self._steady: Tensor | None = None  # for compiled steps: another t compiles none of them again
         self._settled = False
 

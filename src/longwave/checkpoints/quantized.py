@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from longwave.checkpoints.folder import ModelFolder
-from longwave.files import read_object
+from longwave.files import read_json, read_object
 from longwave.layout import CONFIG, SETTINGS
 from longwave.names import unknown
 
@@ -63,7 +63,8 @@ class Quantization:
     def read(cls, folder: Path) -> Quantization | None:
         """As the folder of an extension records it for its base; None where there is no such record."""
         path = folder / SETTINGS
-        found = read_object(path).get(RECORDED) if path.is_file() else None
+        settings = read_json(path) if path.is_file() else None
+        found = settings.get(RECORDED) if isinstance(settings, dict) else None  # the reader of the folder tells more
         if found is None:
             return None
         known = isinstance(found, dict) and found.get("bits") in KINDS and found.get("compute") in COMPUTE

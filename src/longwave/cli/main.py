@@ -22,7 +22,7 @@ MEASURE = "Train and measure"
 PANELS = {
     **dict.fromkeys(("generate", "chat"), "Use"),
     **dict.fromkeys(("evaluate", "compare", "plot", "report"), "Compare and report"),
-    **dict.fromkeys(("export", "push"), "Pass on"),
+    **dict.fromkeys(("merge", "export", "push"), "Pass on"),
     "methods": "Catalogue",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from longwave.data.paths import split_share
 from longwave.evaluation.lengths import doublings
 from longwave.settings import parse_pairs
 from longwave.training.config import TrainConfig
+from longwave.training.lora import GATES
 
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the last checkpoint that is not damaged; start if there is none.")
@@ -28,6 +29,8 @@ def train(
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
+    lora_rank: Annotated[str | None, typer.Option("--lora-rank", hidden=True)] = None,
+    gate: Annotated[Literal[GATES] | None, typer.Option("--gate", hidden=True)] = None,  # type: ignore[valid-type]
     **settings: Any,
 ) -> None:
     """Extend a model and train it on text, for up to --max-factor times its original length L.
@@ -47,6 +50,8 @@ def train(
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output scalars --freeze-weights
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output ready --engine-ready
+
+    longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output q --lora r=64 --quantize 4bit
 
     longwave train out --data more/ --train-length 4096 --max-factor 32 --output further
 
@@ -71,6 +76,9 @@ def train(
     first = int(os.environ.get("RANK", 0)) == 0  # under torchrun one process speaks for all
     goes_on = "the same command with --resume goes on from the last checkpoint"
     disable_progress_bar()  # of transformers: the run has its own
+    if lora_rank is not None or gate is not None:
+        settings |= {"lora_rank": lora_rank, "gate": gate}
+        typer.echo("note: --lora-rank and --gate are now parts of --lora: --lora r=16,gate=ramp.", err=True)
     settings["options"] = parse_pairs(settings.get("options") or ()) or None
     try:
         folder = longwave.train(

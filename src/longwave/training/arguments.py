@@ -19,7 +19,6 @@ def training_arguments(config: TrainConfig, folder: Path, rate: float) -> Traini
         rate: the learning rate of the weights.
     """
     accelerated = torch.accelerator.is_available()
-    wants_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
@@ -31,7 +30,7 @@ def training_arguments(config: TrainConfig, folder: Path, rate: float) -> Traini
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
-        bf16=config.precision == "bf16" or (config.precision == "auto" and wants_bf16),
+        bf16=config.precision == "bf16" or (config.precision == "auto" and has_bf16()),
         use_cpu=not accelerated,
         dataloader_num_workers=config.workers,
         dataloader_pin_memory=accelerated,
@@ -42,6 +41,11 @@ def training_arguments(config: TrainConfig, folder: Path, rate: float) -> Traini
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def has_bf16() -> bool:
+    """Whether there is a GPU with bfloat16, which training then uses unless it is told otherwise."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
 def refuse_data_parallel(args: TrainingArguments) -> None:

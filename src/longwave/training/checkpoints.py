@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longwave.training.frozen import frozen_names
 from longwave.training.manifest import MANIFEST, damage, has_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def publish(root: Path, name: str, *, keep: int) -> None:
 def require_complete(model: nn.Module, found: Any, root: Path) -> None:
     """A checkpoint has all weights of the model and no others.
 
-    It holds a tensor that has two names (tied embeddings) once: the other name is not missing.
+    It holds a tensor that has two names (tied embeddings) once: the other name is not missing. Frozen weights are the
+    base's, and need not be there.
 
     Arguments:
         found: what `load_state_dict` found: `missing_keys` and `unexpected_keys`.
@@ -107,7 +109,7 @@ def require_complete(model: nn.Module, found: Any, root: Path) -> None:
     names: dict[int, set[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), set()).add(name)
-    missing = set(found.missing_keys)
+    missing = set(found.missing_keys) - frozen_names(model)
     lacking = sorted(group.pop() for group in names.values() if group <= missing)
     if wrong := [*lacking, *found.unexpected_keys]:
         raise ValueError(

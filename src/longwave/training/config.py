@@ -13,13 +13,12 @@ from longwave.data.mixture import Part, part_of
 from longwave.data.paths import split_share
 from longwave.recipes import SHORT
 from longwave.settings import REQUIRED, Settings, setting
+from longwave.training.lora import LoraSettings, from_older
 
 POSITIONS = ("chunks", "random", "uniform", "none")
 FACTORS = ("log-uniform", "integer", "fixed")
 LOG_N_COUNTS = ("keys", "positions")
-GATES = ("capped", "ramp", "hard")
-NO_LORA, AUTO = "none", "auto"
-LORA_RANK = 16  # of `auto`, where the model has no LoRA
+AUTO = "auto"
 ENGINE_METHOD = "ntk"  # the method of `engine_ready` where none is named
 LORA_RATE, LORA_SIZE = 5e-3, 2_000_000
 # Arguments of `longwave.extend` that are no options of a method: training sets them from settings of its own.
@@ -30,6 +29,7 @@ RESERVED = (
 PRECISIONS = ("auto", "bf16", "fp32")
 APART, JOINED = DOCUMENTS = ("apart", "joined")
 LOSS_BLOCKS = ("auto", "on", "off")
+QUANTIZED = ("4bit", "8bit")
 
 # Settings that may change when a run is resumed: they alter nothing that was drawn or computed before.
 RESUMABLE = {
@@ -85,13 +85,19 @@ class TrainConfig(Settings):
     prior: str | None = of_method(None, "Closed form that CLEX starts from: ntk, yarn, linear; the method's.")
     log_n: float | None = of_method(None, "Exponent of the per-query log-n attention scaling, 0 for off; the method's.")
     head_scalars: bool = of_method(False, "Learn a mass and a temperature for each head of the attention layers.")
-    lora_rank: str | None = of_method(
+    lora: str | None = of_method(
         None,
-        "Let the weights follow t by a LoRA of this rank, off within L: a number, full, none, or auto, which is 16 or "
-        "the rank that the model's LoRA has; the method's.",
-        metavar="RANK",
+        "Train a LoRA of PEFT: r=16,alpha=32,dropout=0,targets=q_proj+v_proj,gate=capped, or none, or the rank alone "
+        "(a number, full, auto). By its gate the weights follow t, and within L the model is the plain one, bit for "
+        "bit: capped, ramp, hard. gate=none is a plain LoRA, on at all lengths: within L the model changes, too. The "
+        "method's.",
+        metavar="r=N,...",
     )
-    gate: str | None = of_method(None, "How much of the LoRA counts at t; capped, or the LoRA's own.", choices=GATES)
+    quantize: str | None = of_method(
+        None,
+        "Hold the base's weights in 4 bits (nf4) or 8 while a LoRA or an extension is trained, by bitsandbytes.",
+        choices=QUANTIZED,
+    )
     chat_template: str | None = of_method(
         None, "File with the chat template for data that are chats; the tokenizer's.", metavar="FILE"
     )
@@ -167,10 +173,9 @@ class TrainConfig(Settings):
                 f"{reserved[0]} is no option of a method. If training lets you choose it, it is a setting of its own: "
                 "see `longwave train --help`."
             )
-        rank = self.rank
-        if rank is not None and rank != "full" and (isinstance(rank, str) or rank < 1):
-            raise ValueError(f"lora rank must be a whole number >= 1, full, auto, or none, got {self.lora_rank!r}.")
-        if rank is not None and self.freeze_weights:
+        if self.lora is not None:
+            object.__setattr__(self, "lora", LoraSettings.canonical(str(self.lora)))
+        if self.lora_settings is not None and self.freeze_weights:
             raise ValueError("freeze weights leaves no LoRA to train. Leave one of the two out.")
         if self.chat_template is not None and not Path(self.chat_template).is_file():
             raise ValueError(f"chat template {self.chat_template} is no file. Pass a file with a Jinja template.")
@@ -192,8 +197,7 @@ class TrainConfig(Settings):
         given = {name: value for name, value in given.items() if value is not None}
         if "replay" in given:
             given["short_share"] = replayed(given["replay"], given.get("short_share"))
-        if "lora_rank" in given:
-            given["lora_rank"] = str(given["lora_rank"])
+        given = from_older(given)
         ready = bool(given.get("engine_ready"))
         if ready:
             given.setdefault("method", ENGINE_METHOD)
@@ -205,7 +209,7 @@ class TrainConfig(Settings):
             )
         recipe = dict(spec.recipe) | (dict(SHORT) if ready else {})
         if given.get("freeze_weights"):
-            recipe.pop("lora_rank", None)
+            recipe.pop("lora", None)
         short = given.get("short_share")
         if "long_share" in recipe and isinstance(short, int | float):
             recipe["long_share"] = min(recipe["long_share"], max(0.0, 1.0 - short))
@@ -236,13 +240,9 @@ class TrainConfig(Settings):
         return None if self.replay is None else Part((split_share(self.replay)[0],), self.short_share)
 
     @property
-    def rank(self) -> int | str | None:
+    def lora_settings(self) -> LoraSettings | None:
         """Of a new LoRA; None for none."""
-        if self.lora_rank in (None, NO_LORA):
-            return None
-        if self.lora_rank == AUTO:
-            return LORA_RANK
-        return int(self.lora_rank) if str(self.lora_rank).isdigit() else self.lora_rank
+        return None if self.lora is None else LoraSettings.parse(self.lora)
 
     @property
     def longest_window(self) -> int:
@@ -300,8 +300,10 @@ class TrainConfig(Settings):
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Settings that differ from a recorded run in a way that would make it another run."""
         known = {item.name: item.default for item in fields(self)} | EARLIER_RUNS  # older records lack some
-        recorded = known | dict(recorded)
+        recorded = known | from_older(dict(recorded))
         mine = json.loads(json.dumps(self.as_dict()))  # as a record holds them: a tuple is a list there
+        if isinstance(recorded.get("lora"), str):
+            recorded["lora"] = LoraSettings.canonical(recorded["lora"])
         return [
             f"{name} {recorded.get(name)!r} -> {value!r}"
             for name, value in mine.items()

@@ -9,12 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from longwave.checkpoints.folder import resolve
+from longwave.checkpoints.same_weights import base_named_by
 from longwave.checkpoints.save import save
 from longwave.checkpoints.trained import hold_trained, trained_of
 from longwave.extensions.documents import prepare_documents
+from longwave.extensions.foreign import foreign_adapter
 from longwave.extensions.handle import extension
 from longwave.extensions.sites import host_of
 from longwave.training.arguments import refuse_data_parallel, training_arguments
@@ -37,7 +40,7 @@ from longwave.training.trainer import LengthTrainer
 
 
 def train(
-    model: str | Path | PreTrainedModel,
+    model: str | Path | PreTrainedModel | nn.Module,
     data: Iterable[Path | str],
     output: Path | str,
     *,
@@ -52,7 +55,8 @@ def train(
 
     Arguments:
         model: a Hugging Face folder or hub id; a folder that an earlier run wrote (with the same method its
-            frequencies are trained further); or a model, which is then extended in place.
+            frequencies are trained further); or a model, which is then extended in place; or a PeftModel around one,
+            whose LoRA is trained as PEFT runs it, at all lengths.
         data: text, jsonl, json, csv, parquet or arrow files, folders of them, or `hub:NAME`, each with a share such
             as `books@0.3` if they are to be mixed; see docs/data.md.
         output: longwave.json and longwave.safetensors (the method), model/ (the weights), the tokenizer's
@@ -105,7 +109,7 @@ def train(
 
     full = partial(told_when_full, folder.path, folder.checkpoints)
     set_seed(config.seed)
-    network, vocabulary = load_with_tokenizer(model, tokenizer)
+    network, vocabulary = load_with_tokenizer(model, tokenizer, config)
     shown = progress and sys.stderr.isatty()
     text = asked.text(vocabulary, config, progress=shown)
     text.check(network, vocabulary)
@@ -114,7 +118,8 @@ def train(
     earlier = trained_before(network, config)
     sampler = attach_method(network, config)
     try:
-        rate = config.rate(network.num_parameters(), lora=extension(network).adapter is not None)
+        adapted = extension(network).adapter is not None or foreign_adapter(network) is not None
+        rate = config.rate(network.num_parameters(), lora=adapted)
         arguments = training_arguments(config, folder.checkpoints, rate)
         refuse_data_parallel(arguments)
         consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
@@ -157,10 +162,10 @@ def train(
         if stop.number:
             raise Stopped(stop.number, step, config.steps)
         return folder.path
-    untouched = config.freeze_weights or extension(network).adapter is not None
+    untouched = config.freeze_weights or adapted
     hold_trained(network, earlier.further(trainer.longest_window(), weights=not untouched))
     if first:
-        base = model if untouched and isinstance(model, str | Path) else None
+        base = base_named_by(model, network) if untouched else None
         with full():
             with folder.all_or_nothing():
                 save(network, folder.path, tokenizer=vocabulary, base=base, overwrite=True)

@@ -21,6 +21,7 @@ from longwave.training.arguments import refuse_data_parallel, refuse_reentrant
 from longwave.training.batches import MicroBatches, PackedRows
 from longwave.training.checkpoints import STAGING, checkpoints, discard_rest, require_complete
 from longwave.training.draw import Draw, LengthSampler
+from longwave.training.frozen import counts_as_adapted, frozen_names, require_optimized, require_unfrozen
 from longwave.training.learned import PARTS, clip_separately, parameter_groups, require_gradient, trained
 from longwave.training.loss import AUTO, loss_in_blocks
 from longwave.training.metrics import MetricsLog
@@ -89,11 +90,13 @@ class LengthTrainer(Trainer):
                 processes=args.world_size,
             )
             others |= {"train_dataset": batches, "data_collator": Shielded(batches.collate)}
-        super().__init__(model=model, args=args, **others)
+        with counts_as_adapted(model):
+            super().__init__(model=model, args=args, **others)
         self.remove_callback(PrinterCallback)  # prints a dict per step where there is no tqdm
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's `train`. Drawn t may exceed the model's max_factor, whatever `beyond` says."""
+        require_unfrozen(self._network)
         dial = extension(self._network).dial
         before = dial.now
         if self.sampler.max_factor > dial.max_factor:
@@ -144,6 +147,7 @@ class LengthTrainer(Trainer):
             kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, model)
             groups = parameter_groups(model, decayed, weight_decay=self.args.weight_decay, rates=self.rates)
             self.optimizer = kind(groups, **arguments)
+        require_optimized(self._network, self.optimizer)
         return self.optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -239,7 +243,12 @@ class LengthTrainer(Trainer):
             return
         folder = Path(output_dir or self._root)
         make_folder(folder)
-        if state_dict is None:
+        frozen = frozen_names(self._network)
+        if state_dict is None and not frozen:
             save_model(self._network, str(folder / "model.safetensors"))
+        elif state_dict is None:  # frozen weights are those of the base, which is there
+            state = self._network.state_dict()
+            kept = {name: tensor.contiguous() for name, tensor in state.items() if name not in frozen}
+            save_file(kept, folder / "model.safetensors")
         else:
             save_file(state_dict, folder / "model.safetensors")

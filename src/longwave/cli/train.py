@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from longwave.cli.options import Data, Json, Model, Output, Overwrite, check_inputs, print_json
+from longwave.cli.planning import note_devices, planned
+from longwave.cli.recipes import Config, DryRun, Without
 from longwave.cli.settings import with_settings
 from longwave.evaluation.lengths import doublings
 from longwave.settings import parse_pairs
 from longwave.training.config import TrainConfig
+from longwave.training.machine import Machine
 
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder; start if there is none.")
 ]
 
 
+@with_settings(Machine, group="Plan")
 @with_settings(TrainConfig)
 def train(
     model: Model,
     data: Data,
     output: Output,
+    config: Config = None,
+    without: Without = None,
+    dry_run: DryRun = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -52,26 +60,41 @@ def train(
     longwave train MODEL --data b --train-length 8192 --row-length 1x --long-share 0.6 --max-factor 8 --method clex -o c
 
     longwave train MODEL --data books/ --train-length 4096 --max-factor 16 --output out --resume
+
+    longwave train MODEL --data b --train-length 4096 --max-factor 16 -o out --eval-data held-out.txt --eval-every 20
+
+    longwave train --config pythia-1.4b --data books/ --output out
+
+    longwave train --config llama2-7b-clex-4k --dry-run --devices 4 --device-memory 40GB
     """
+    machine = Machine.create(**{item.name: settings.pop(item.name) for item in fields(Machine)})
+    settings["options"] = parse_pairs(settings.get("options") or ()) or None
+    if dry_run:
+        planned(model, data, settings, machine, as_json)
+        return
     check_inputs(model, data=data)
+    note_devices(machine, settings["accumulation"])
 
     from transformers.utils.logging import disable_progress_bar
 
     import longwave
     from longwave.files import read_json
     from longwave.layout import CHECKPOINTS, TRAINING
+    from longwave.report.live import LivePage
 
     disable_progress_bar()  # of transformers: the run has its own
-    settings["options"] = parse_pairs(settings.get("options") or ()) or None
+    live = LivePage(output)
     try:
         folder = longwave.train(
-            model, data, output, resume=resume, overwrite=overwrite, progress=not as_json, **settings
+            model, data, output, resume=resume, overwrite=overwrite, progress=not as_json, callbacks=[live], **settings
         )
     except KeyboardInterrupt:
         kept = any((output / CHECKPOINTS).glob("checkpoint-*"))
         what = "goes on from the last checkpoint" if kept else "starts again: there is no checkpoint yet"
         typer.echo(f"interrupted: the same command with --resume {what}", err=True)
         raise
+    finally:
+        live.close()
     if int(os.environ.get("RANK", 0)) > 0:  # under torchrun one process speaks for all
         return
     summary = {"output": str(folder), **read_json(folder / TRAINING)["result"]}

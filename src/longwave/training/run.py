@@ -21,6 +21,7 @@ from longwave.extensions.handle import extension
 from longwave.training.arguments import refuse_data_parallel, training_arguments
 from longwave.training.batches import PackedRows, pack
 from longwave.training.config import TrainConfig
+from longwave.training.divergence import StopOnDivergence
 from longwave.training.folder import RunFolder
 from longwave.training.prepare import (
     Before,
@@ -32,7 +33,9 @@ from longwave.training.prepare import (
     trained_before,
 )
 from longwave.training.progress import ProgressCallback
+from longwave.training.trackers import check_tracker, trackers
 from longwave.training.trainer import LengthTrainer
+from longwave.training.watching import HeldOut, MeasureHeldOut
 
 
 def train(
@@ -55,7 +58,7 @@ def train(
         data: text, jsonl, json, csv, parquet or arrow files, or folders of them; see docs/data.md.
         output: longwave.json and longwave.safetensors (the method), model/ (the weights), the tokenizer's
             files, training.json (settings, data hashes, versions, command) and metrics.jsonl (a row per
-            step). While training, checkpoints/ holds the last two states.
+            step), with `eval_data` also eval.jsonl. While training, checkpoints/ holds the last two states.
         tokenizer: needed with a model that is not a path.
         resume: go on from the last checkpoint in `output`, or start if there is none. The resumed run is
             bitwise equal to an uninterrupted run.
@@ -72,6 +75,7 @@ def train(
     Raises:
         ValueError: for settings, data or a folder that do not fit, and if the loss stops being finite
             (the last good checkpoint is kept).
+        Diverged: a ValueError, if the loss stays far above its level; the status in training.json is `diverged`.
     """
     config, data = TrainConfig.create(**settings), list(data)
     named = isinstance(model, str | Path)
@@ -90,6 +94,7 @@ def train(
             return folder.path
     if first:
         folder.require_room(resume=resume, overwrite=overwrite)
+    check_tracker(config.report_to)
 
     set_seed(config.seed)
     network, vocabulary = load_with_tokenizer(model, tokenizer)
@@ -102,6 +107,8 @@ def train(
     try:
         rows = pack(stream, config.row_tokens(sampler.original_length))
         require_long_windows(rows, sampler, config)
+        held = HeldOut.of(config, vocabulary, sampler.original_length)
+        watching = [*trackers(config.report_to, folder.path)]
         rate = config.rate(network.num_parameters(), lora=extension(network).adapter is not None)
         arguments = training_arguments(config, folder.checkpoints, rate)
         refuse_data_parallel(arguments)
@@ -109,6 +116,10 @@ def train(
         # Up to here nothing in the folder has been touched.
         states = folder.states() if resume else []
         metrics = folder.start(resume=resume) if first else None
+        watching.append(StopOnDivergence(config, folder.diverged if first else None))
+        if held is not None:
+            evaluated = folder.evaluated(states[-1] if states else None) if first else None
+            watching.append(MeasureHeldOut(network, held, config.eval_steps, evaluated, watching[:-1]))
         consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
         trainer = LengthTrainer(
             network,
@@ -118,7 +129,7 @@ def train(
             head_lr=config.head_lr,
             metrics=metrics,
             train_dataset=PackedRows(rows, consumed, config.seed),
-            callbacks=[*callbacks, *([bar] if progress else [])],
+            callbacks=[*watching, *callbacks, *([bar] if progress else [])],
         )
         if config.gradient_checkpointing:
             switch_checkpointing(network, on=True)

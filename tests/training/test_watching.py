@@ -107,7 +107,7 @@ def test_rows_of_measurements_are_those_of_one_run_after_a_resume(plain: Path, t
         ({"stop_steps": 0}, "stop steps must be at least 1"),
         (
             {"least_lr": 0.1, "lr_schedule": "constant"},
-            "least lr is where the cosine ends, and lr schedule is constant",
+            "least lr ends a cosine, and lr schedule is constant",
         ),
     ],
 )

@@ -41,7 +41,7 @@ def perplexities(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for index, length in enumerate(lengths):
         points = [(row["step"], e["ppl"]) for row in rows for e in row["lengths"] if e["length"] == length]
         steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, linewidth=1.6, marker="o", markersize=3, label=f"{length:,}", **style_of(index))
+        axes.plot(steps, values, linewidth=1.6, label=f"{length:,}", **style_of(index))
     axes.set_yscale("log")
     plain_ticks(axes)
     axes.set_xlabel("optimizer step")

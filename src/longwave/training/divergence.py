@@ -40,7 +40,7 @@ class StopOnDivergence(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> TrainerControl:
         row = others.get("logs") or {}
-        if self.rise and "loss" in row and "factors" in row:
+        if "loss" in row and "factors" in row:
             self.follow(row["loss"], row["step"], Path(str(args.output_dir)))
             control.should_save = control.should_save and not self.high
         return control
@@ -51,7 +51,7 @@ class StopOnDivergence(TrainerCallback):
         Raises:
             Diverged: if it was high for too long.
         """
-        if self.lowest is not None and loss > self.lowest + self.rise:
+        if self.rise and self.lowest is not None and loss > self.lowest + self.rise:
             self.high += 1
             if self.high >= self.steps:
                 self._give_up(loss, step, root)
@@ -66,7 +66,8 @@ class StopOnDivergence(TrainerCallback):
         what = f"Go on from {last[-1].name} (--resume)" if last else "Start again: there is no checkpoint yet,"
         reason = (
             f"the loss is {loss:.3g} at step {step}, and for {self.steps} steps more than {self.rise:g} above its "
-            f"level of {self.lowest:.3g}: training stopped. {what} with a smaller lr or field lr; --stop-rise 0 never stops."
+            f"level of {self.lowest:.3g}: training stopped. {what} with a smaller lr or field lr. "
+            "--stop-rise 0 never stops."
         )
         if self.told is not None:
             self.told(reason)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -27,7 +26,6 @@ class Forward:
         bf16: whether matrices are multiplied in bfloat16, under autocast.
         bands: of the attention method; 0 for the model's own attention, in a kernel that keeps no logits.
         dense: whether the bands are one softmax over all logits, as without a kernel for them.
-        fused: whether attention runs in a kernel of a GPU, which keeps its inputs and its output alone.
         weights: whether weights, or an adapter on them, are trained: a linear layer keeps its input then.
     """
 
@@ -36,7 +34,6 @@ class Forward:
     bf16: bool
     bands: int = 0
     dense: bool = False
-    fused: bool = False
     weights: bool = True
 
 
@@ -148,14 +145,14 @@ def _attention(forward: Forward) -> Callable[..., tuple[Tensor, None]]:
         if forward.bands and forward.dense:
             output = _dense(query, key, value, forward.bands)
         else:
-            output = _kernels(query, key, value, forward)
+            output = _kernels(query, key, value, forward.bands)
         return output.transpose(1, 2).contiguous(), None
 
     return attend
 
 
 class _Fused(torch.autograd.Function):
-    """Attention in a kernel of a GPU."""
+    """Attention in a kernel, which keeps its inputs and its output alone."""
 
     @staticmethod
     def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -165,16 +162,14 @@ class _Fused(torch.autograd.Function):
         return output
 
 
-def _kernels(query: Tensor, key: Tensor, value: Tensor, forward: Forward) -> Tensor:
+def _kernels(query: Tensor, key: Tensor, value: Tensor, bands: int) -> Tensor:
     """A call for each band; several outputs are weighted by their log-sum-exps."""
-    if forward.fused:
-        parts = []
-        for _ in range(max(1, forward.bands)):
-            part = _Fused.apply(query if forward.bands < 2 else query * 1.0, key, value)
-            parts.append(part if forward.bands < 2 else part * torch.ones(*part.shape[:3], 1))
-        return sum(parts[1:], parts[0]).to(value.dtype)
-    grouped = query.shape[1] != key.shape[1]
-    return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+    query, key = query.to(value.dtype), key.to(value.dtype)  # as autocast does
+    if bands < 2:
+        return _Fused.apply(query, key, value)
+    parts = [_Fused.apply(query * 1.0, key, value) for _ in range(bands)]
+    weighted = [part * torch.ones(*part.shape[:3], 1) for part in parts]
+    return sum(weighted[1:], weighted[0]).to(value.dtype)
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, bands: int) -> Tensor:

@@ -133,7 +133,7 @@ def plan(model: str, settings: Mapping[str, Any], machine: Machine) -> Plan:
     most = max([1, *(sampler.multiples(config.batch_size, row) if config.long_share else [])])
     rows, length = config.batch_size // most, row * most
     bands, dense = _bands(network, config, rows * length**2, kind)
-    forward = Forward(rows, length, bf16, bands, dense, kind == "cuda", not config.freeze_weights)
+    forward = Forward(rows, length, bf16, bands, dense, not config.freeze_weights)
     kept = count_kept(read_outline(found).plain, forward)
     sizes, vocabulary = Sizes.of(network), network.config.get_text_config().vocab_size
     needs = [

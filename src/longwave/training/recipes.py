@@ -142,6 +142,8 @@ def _setting(owner: type[Settings], name: str, value: Any) -> Any:
     refusal = owner.refusal(name, value)
     if refusal is not None:
         raise ValueError(refusal)
+    if owner is Machine:
+        Machine.create(**{name: value})  # its settings are checked each for itself
     return value
 
 

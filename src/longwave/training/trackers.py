@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
 
 from longwave.errors import install
 from longwave.layout import TRACKED
@@ -37,7 +37,7 @@ class TensorBoard(_Numbers, TensorBoardCallback):
         self.logging_dir = str(output / TRACKED)
 
 
-class Wandb(_Numbers, WandbCallback):
+class Wandb(_Numbers, WandbCallback):  # type: ignore[misc]  # it takes the model before the logs
     """Sends to the project `longwave`, unless WANDB_PROJECT names another."""
 
     def __init__(self, output: Path) -> None:

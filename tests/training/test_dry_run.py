@@ -98,7 +98,7 @@ def test_what_a_forward_keeps_is_what_autograd_keeps(llama: LlamaForCausalLM, tm
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16), hooks:
         llama.train().model(input_ids=ids, use_cache=False)
     real = sum(size for size, _ in sizes.values())
-    assert kept.layers + kept.rest == pytest.approx(real, rel=0.02)
+    assert kept.layers + kept.rest == pytest.approx(real, rel=0.03)
     assert kept.inputs == 2 * 2 * 48 * 64 * 4
 
 

@@ -81,6 +81,9 @@ def test_what_a_forward_keeps_is_what_autograd_keeps(llama: LlamaForCausalLM, tm
     llama.config.save_pretrained(tmp_path)
     kept = count_kept(read_outline(resolve(tmp_path)).plain, Forward(2, 48, bf16))
     assert kept is not None
+    for module in llama.modules():
+        if bf16 and isinstance(module, torch.nn.Linear):
+            module.to(torch.bfloat16)
     owned, sizes = {p.untyped_storage().data_ptr() for p in llama.parameters()}, {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -90,10 +93,6 @@ def test_what_a_forward_keeps_is_what_autograd_keeps(llama: LlamaForCausalLM, tm
         return tensor
 
     ids = torch.zeros(2, 48, dtype=torch.long)
-    for module in llama.modules():
-        if bf16 and isinstance(module, torch.nn.Linear):
-            module.to(torch.bfloat16)
-    owned |= {p.untyped_storage().data_ptr() for p in llama.parameters()}
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16), hooks:
         llama.train().model(input_ids=ids, use_cache=False)

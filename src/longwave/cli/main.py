@@ -23,7 +23,7 @@ PANELS = {
     **dict.fromkeys(("generate", "chat"), "Use"),
     **dict.fromkeys(("evaluate", "compare", "plot", "report"), "Compare and report"),
     **dict.fromkeys(("merge", "export", "push"), "Pass on"),
-    "methods": "Catalogue",
+    **dict.fromkeys(("methods", "recipes"), "Catalogue"),
 }
 
 

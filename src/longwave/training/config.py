@@ -30,6 +30,8 @@ PRECISIONS = ("auto", "bf16", "fp32")
 APART, JOINED = DOCUMENTS = ("apart", "joined")
 LOSS_BLOCKS = ("auto", "on", "off")
 QUANTIZED = ("4bit", "8bit")
+LR_SCHEDULES = ("cosine", "linear", "constant")
+TRACKERS = ("none", "tensorboard", "wandb")
 
 # Settings that may change when a run is resumed: they alter nothing that was drawn or computed before.
 RESUMABLE = {
@@ -43,12 +45,15 @@ RESUMABLE = {
     "keep_checkpoints",
     "workers",
 }
+# What is measured and told while a run goes, and when it is given up.
+RESUMABLE |= {"eval_data", "eval_every", "eval_lengths", "eval_windows", "stop_rise", "stop_steps", "report_to"}
 
 # What runs did before they had these settings. A run that is resumed keeps them as they were recorded.
 EARLIER_RUNS = {"documents": JOINED, "loss_blocks": "off"}
 
-of_length, of_method, of_data, of_optimisation, of_sampling, of_running = (
-    partial(setting, group=group) for group in ("Length", "Method", "Data", "Optimisation", "Sampling", "Running")
+of_length, of_method, of_data, of_optimisation, of_sampling, of_running, of_watching = (
+    partial(setting, group=group)
+    for group in ("Length", "Method", "Data", "Optimisation", "Sampling", "Running", "Watching")
 )
 
 
@@ -124,6 +129,11 @@ class TrainConfig(Settings):
     )  # fmt: skip
     field_lr: float = of_optimisation(5e-3, "Learning rate of the learned frequencies, same schedule.", least=0)
     warmup: float = of_optimisation(0.03, "Share of the steps with rising learning rate.", least=0, most=1)
+    lr_schedule: str = of_optimisation(
+        "cosine", "Fall of the learning rates after the warmup; constant: none.", choices=LR_SCHEDULES
+    )
+    least_lr: float = of_optimisation(0.0, "Where the cosine ends, as a share of the learning rates.", least=0, most=1)
+    beta2: float = of_optimisation(0.999, "Adam's decay of squared gradients; 0.95 is common.", least=0, most=1)
     weight_decay: float = of_optimisation(0.0, "On the model's matrices; never on the frequencies.", least=0)
     max_grad_norm: float = of_optimisation(1.0, "Gradient clipping, weights and frequencies each; 0: off.", least=0)
     head_lr: float = of_optimisation(3e-2, "Learning rate of the scalars of heads, same schedule.", least=0)
@@ -162,6 +172,21 @@ class TrainConfig(Settings):
     )
     keep_checkpoints: bool = of_running(False, "Keep these checkpoints when the run is done, too.")
 
+    eval_data: str | None = of_watching(
+        None, "Held-out text whose perplexity by length is measured while training.", metavar="PATH"
+    )
+    eval_every: int = of_watching(0, "Steps between these measurements; a tenth of the run if 0.", least=0)
+    eval_lengths: str | None = of_watching(
+        None, "Their lengths, such as 1x,4x; doublings of 1x up to --max-factor.", metavar="N,..."
+    )
+    eval_windows: int = of_watching(16, "Their windows of each length.", least=1)
+    stop_rise: float = of_watching(
+        3.0, "Give up when the loss is so many nats above its lowest running mean for --stop-steps steps; 0: never.",
+        least=0,
+    )  # fmt: skip
+    stop_steps: int = of_watching(20, "How many steps in a row that must be.", least=1)
+    report_to: str = of_watching("none", "Also send losses and perplexities there.", choices=TRACKERS)
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
         given: object = self.row_length
@@ -183,6 +208,10 @@ class TrainConfig(Settings):
             raise ValueError(f"long documents must be a whole number of times such as 2x, got {self.long_documents!r}.")
         if self.short_share + self.long_share > 1:
             raise ValueError(f"long share must be at most 1 together with short share, got {self.long_share!r}.")
+        if self.least_lr and self.lr_schedule != "cosine":
+            raise ValueError(
+                f"least lr ends a cosine, and lr schedule is {self.lr_schedule}. Leave one of the two out."
+            )
         if self.row_length != AUTO and not (self.row_length or "").endswith("x"):
             self.row_tokens(1)
 
@@ -289,6 +318,10 @@ class TrainConfig(Settings):
         return self.save_every or max(1, self.steps // 10)
 
     @property
+    def eval_steps(self) -> int:
+        return self.eval_every or max(1, self.steps // 10)
+
+    @property
     def method_options(self) -> dict[str, Any]:
         """Keyword arguments for `extend` beyond the method, its factor and its schedule."""
         from longwave.extensions.spec import parse_spec  # needs torch
@@ -299,7 +332,9 @@ class TrainConfig(Settings):
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Settings that differ from a recorded run in a way that would make it another run."""
-        known = {item.name: item.default for item in fields(self)} | EARLIER_RUNS  # older records lack some
+        known: dict[str, Any] = {
+            item.name: item.default for item in fields(self)
+        } | EARLIER_RUNS  # older records lack some
         recorded = known | from_older(dict(recorded))
         mine = json.loads(json.dumps(self.as_dict()))  # as a record holds them: a tuple is a list there
         if isinstance(recorded.get("lora"), str):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from longwave.files import check_output, make_folder, read_object, write_json
-from longwave.layout import ADAPTERS, CHECKPOINTS, METRICS, MODEL, SETTINGS, WEIGHTS
+from longwave.layout import ADAPTERS, CHECKPOINTS, EVALUATED, LIVE_REPORT, METRICS, MODEL, SETTINGS, TRACKED, WEIGHTS
 from longwave.layout import TRAINING as RECORD
 from longwave.provenance import command, versions
 from longwave.training.checkpoints import checkpoint_step, discard, discard_rest, newest_whole, set_aside
@@ -19,7 +19,9 @@ from longwave.training.config import EARLIER_RUNS, TrainConfig
 from longwave.training.metrics import MetricsLog, summary
 
 # Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
-RESULTS = (SETTINGS, WEIGHTS, METRICS, CHECKPOINTS, ADAPTERS, MODEL, RECORD)
+RESULTS = (
+    SETTINGS, WEIGHTS, METRICS, EVALUATED, LIVE_REPORT, TRACKED, CHECKPOINTS, ADAPTERS, MODEL, RECORD,
+)  # fmt: skip
 
 logger = logging.getLogger("longwave")
 
@@ -147,9 +149,21 @@ class RunFolder:
         write_json(self.path / RECORD, {"status": "running", **self.record})
         return MetricsLog(self.path / METRICS, 0 if state is None else checkpoint_step(state))
 
+    def evaluated(self, state: Path | None) -> MetricsLog:
+        """The rows of what is measured while training.
+
+        Arguments:
+            state: the checkpoint that the run goes on from; None for a new run.
+        """
+        return MetricsLog(self.path / EVALUATED, 0 if state is None else checkpoint_step(state))
+
     def stop(self, step: int, reason: str) -> None:
         """Write the record of a run that was stopped before its last step. Its checkpoints stay."""
         write_json(self.path / RECORD, {"status": "stopped", **self.record, "step": step, "stopped_by": reason})
+
+    def diverged(self, reason: str) -> None:
+        """Write the record of a run that was given up because its loss rose. Its checkpoints stay."""
+        write_json(self.path / RECORD, {"status": "diverged", **self.record, "reason": reason})
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:

@@ -23,6 +23,7 @@ from longwave.extensions.sites import host_of
 from longwave.training.arguments import refuse_data_parallel, training_arguments
 from longwave.training.config import TrainConfig
 from longwave.training.disk import told_when_full
+from longwave.training.divergence import StopOnDivergence
 from longwave.training.folder import RunFolder, kept_settings
 from longwave.training.prepare import (
     Before,
@@ -36,7 +37,9 @@ from longwave.training.processes import on_first
 from longwave.training.progress import ProgressCallback
 from longwave.training.stopping import StopOnSignal, Stopped
 from longwave.training.texts import Asked
+from longwave.training.trackers import check_tracker, trackers
 from longwave.training.trainer import LengthTrainer
+from longwave.training.watching import HeldOut, MeasureHeldOut
 
 
 def train(
@@ -61,7 +64,7 @@ def train(
             as `books@0.3` if they are to be mixed; see docs/data.md.
         output: longwave.json and longwave.safetensors (the method), model/ (the weights), the tokenizer's
             files, training.json (settings, data hashes, versions, command) and metrics.jsonl (a row per
-            step). While training, checkpoints/ holds the last states.
+            step), with `eval_data` also eval.jsonl. While training, checkpoints/ holds the last states.
         tokenizer: needed with a model that is not a path.
         resume: go on from the last checkpoint in `output` that is not damaged, or start if there is none. The
             resumed run is bitwise equal to an uninterrupted run.
@@ -79,6 +82,7 @@ def train(
     Raises:
         ValueError: for settings, data or a folder that do not fit, and if the loss stops being finite
             (the last good checkpoint is kept). Also if the disk is full, or if every checkpoint is damaged.
+        Diverged: a ValueError, if the loss stays far above its level; the status in training.json is `diverged`.
         Stopped: after SIGINT or SIGTERM, when the checkpoint is written. It is a KeyboardInterrupt.
     """
     given = {name: value for name, value in settings.items() if value is not None}
@@ -106,6 +110,7 @@ def train(
             return folder.path
     if first:
         folder.require_room(resume=resume, overwrite=overwrite)
+    check_tracker(config.report_to)
 
     full = partial(told_when_full, folder.path, folder.checkpoints)
     set_seed(config.seed)
@@ -118,6 +123,8 @@ def train(
     earlier = trained_before(network, config)
     sampler = attach_method(network, config)
     try:
+        held = HeldOut.of(config, vocabulary, sampler.original_length)
+        watching = [*trackers(config.report_to, folder.path)]
         adapted = extension(network).adapter is not None or foreign_adapter(network) is not None
         rate = config.rate(network.num_parameters(), lora=adapted)
         arguments = training_arguments(config, folder.checkpoints, rate)
@@ -130,6 +137,10 @@ def train(
         # Up to here nothing in the folder has been touched.
         state = on_first(folder.state) if resume else None
         metrics = folder.start(resume=resume, state=state) if first else None
+        watching.append(StopOnDivergence(config, folder.diverged if first else None))
+        if held is not None:
+            evaluated = folder.evaluated(state) if first else None
+            watching.append(MeasureHeldOut(network, held, config.eval_steps, evaluated, watching[:-1]))
         trainer = LengthTrainer(
             network,
             arguments,
@@ -140,7 +151,7 @@ def train(
             loss_blocks=config.loss_blocks,
             train_dataset=rows,
             keep=config.save_total_limit,
-            callbacks=[*callbacks, *([bar] if progress else []), stop],
+            callbacks=[*watching, *callbacks, *([bar] if progress else []), stop],
         )
         if config.gradient_checkpointing:
             switch_checkpointing(network, on=True)

@@ -27,9 +27,7 @@ def change(path: Path) -> None:
     path.write_bytes(content)
 
 
-pytest.mark.parametrize("harm", [truncate, change, Path.unlink])
-
-
+@pytest.mark.parametrize("harm", [truncate, change, Path.unlink])
 def test_each_file_in_turn(llama, train, tmp_path, harm):
     with pytest.raises(KeyboardInterrupt):
         train(llama, callbacks=[Stop(5)], **QUICK)

@@ -27,9 +27,7 @@ def change(path: Path) -> None:
     path.write_bytes(content)
 
 
-pytest.mark.parametrize("harm", [truncate, change, Path.unlink])
-
-
+@pytest.mark.parametrize("harm", [truncate, change, Path.unlink])
 def test_each_file_in_turn(llama, train, tmp_path, harm):
     with pytest.raises(KeyboardInterrupt):
         train(llama, callbacks=[Stop(5)], **QUICK)
@@ -50,7 +48,7 @@ def test_each_file_in_turn(llama, train, tmp_path, harm):
         for path in root.glob("*/" + MANIFEST):
             path.unlink()
         if name != MANIFEST and (harm is not change or name == "optimizer.pt"):
-            assert name in str(damage(root / "checkpoint-4"))
+            assert Path(name).stem in str(damage(root / "checkpoint-4"))
         shutil.rmtree(root)
 
 

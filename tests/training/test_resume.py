@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from longwave.training.checkpoints import checkpoints, publish
+from longwave.training.config import TrainConfig
 from longwave.training.metrics import MetricsLog, read_metrics
+from longwave.training.ranks import Ranks
 
 STEPS = {"steps": 12, "save_every": 4, "accumulation": 2, "batch_size": 2}
 
@@ -125,9 +127,33 @@ def test_resume_of_another_run_is_refused(llama, train, book, tmp_path, monkeypa
     other.write_text(book.read_text()[::-1])
     with pytest.raises(ValueError, match="the data are not the same"):
         train(start, resume=True, data=[other], **STEPS)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="processes 1 -> 2"):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=r"2 micro-batches, which 3 processes cannot share .* processes: 1, 2\."):
         train(start, resume=True, **STEPS)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(ValueError, match=r"accumulation 2 -> 4\. A step has 2 micro-batches"):
+        train(start, resume=True, **{**STEPS, "accumulation": 4})
+
+
+def test_the_record_of_an_older_version_goes_on_where_its_draws_are_the_same():
+    config = TrainConfig.create(train_length=48, max_factor=8)
+    old = {"config": {"accumulation": 1}, "world_size": 1}
+    assert Ranks.going_on(config, old) == Ranks(1, 1, 1)
+    for drawn_otherwise in ({"config": {"accumulation": 2}}, {"config": {}, "world_size": 2}):
+        with pytest.raises(ValueError, match="begun by another version of longwave"):
+            Ranks.going_on(config, drawn_otherwise)
+
+
+def test_a_step_keeps_its_micro_batches_with_any_number_of_processes(monkeypatch):
+    config = TrainConfig.create(train_length=48, max_factor=8, accumulation=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    begun = Ranks.of(config)
+    record = {"config": {"accumulation": begun.begun}, **begun.record}
+    for processes, accumulation in ((1, 4), (4, 1), (2, 2)):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        on = Ranks.going_on(config, record)  # by the same command each time
+        assert (on.processes, on.accumulation, on.per_step) == (processes, accumulation, 4)
+        record = {"config": {"accumulation": on.begun}, **on.record}
 
 
 def test_resume_starts_what_has_not_begun_and_leaves_what_is_done(llama, train):
@@ -255,35 +281,3 @@ def test_an_adapter_taken_further_and_killed_goes_on(llama, tokenizer, book, tmp
     assert exact(killed / "metrics.jsonl") == exact(whole / "metrics.jsonl")
     same_result(whole, killed, "longwave.safetensors", "adapter/adapter_model.safetensors")
     assert not (killed / "model").exists()
-
-
-@pytest.mark.slow
-def test_two_processes_are_one_run(llama, tokenizer, book, tmp_path):
-    """Under torchrun (gloo): resumed it is the uninterrupted run, and one process alone cannot go on with it."""
-    llama.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-
-    def start(output: Path, *extra: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        line = [sys.executable, *torchrun, *command(tmp_path / "base", book, output, "--steps", "6", *extra)[1:]]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300)
-
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for folder in (whole, broken):
-        done = start(folder, "--save-every", "3", "--keep-checkpoints")
-        assert done.returncode == 0, done.stderr
-    record = json.loads((broken / "training.json").read_text())
-    assert record["world_size"] == 2
-    assert record["result"]["tokens"] == 2 * 6 * 4 * 48
-
-    # as a kill after step 3 leaves it
-    (broken / "training.json").write_text(json.dumps(record | {"status": "running"}))
-    shutil.rmtree(broken / "checkpoints" / "checkpoint-6")
-    alone = start(broken, "--save-every", "3", "--keep-checkpoints", "--resume", processes=1)
-    assert alone.returncode != 0
-    assert "processes 2 -> 1" in alone.stderr
-    again = start(broken, "--save-every", "3", "--keep-checkpoints", "--resume")
-    assert again.returncode == 0, again.stderr
-    assert exact(broken / "metrics.jsonl") == exact(whole / "metrics.jsonl")
-    same_result(whole, broken)

@@ -3,36 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainingArguments
 
 from longwave.training.config import TrainConfig
+from longwave.training.engines import AUTOCAST, asked_for, deepspeed_file
 
 
-def training_arguments(config: TrainConfig, folder: Path, rate: float) -> TrainingArguments:
+def training_arguments(
+    config: TrainConfig, folder: Path, rate: float, *, accumulation: int | None = None
+) -> TrainingArguments:
     """The Trainer's settings.
 
     Arguments:
         folder: for its checkpoints.
         rate: the learning rate of the weights.
+        accumulation: micro-batches of a step in each process, where they are not those of `config`.
+
+    Raises:
+        ValueError: for a config of DeepSpeed that cannot be read, or does not say what precision says.
     """
     accelerated = torch.accelerator.is_available()
+    deepspeed = deepspeed_file(config.deepspeed)
+    own_precision = deepspeed is not None or asked_for() == "DEEPSPEED"  # its config says which
     wants_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if deepspeed is not None and config.precision == "bf16" and not _autocasts(deepspeed):
+        raise ValueError(
+            f"precision bf16, and {config.deepspeed} does not say so. Put this into the config of DeepSpeed: {AUTOCAST}"
+        )
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
+        gradient_accumulation_steps=accumulation or config.accumulation,
         learning_rate=rate,
         lr_scheduler_type="cosine",
         warmup_steps=round(config.steps * config.warmup),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
-        bf16=config.precision == "bf16" or (config.precision == "auto" and wants_bf16),
-        use_cpu=not accelerated,
+        bf16=not own_precision and (config.precision == "bf16" or (config.precision == "auto" and wants_bf16)),
+        deepspeed=deepspeed,
+        use_cpu=not accelerated and not own_precision,  # DeepSpeed runs on CPUs, too, unless it is told of them
         dataloader_num_workers=config.workers,
         dataloader_pin_memory=accelerated,
         save_strategy="steps",
@@ -42,6 +57,10 @@ def training_arguments(config: TrainConfig, folder: Path, rate: float) -> Traini
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def _autocasts(deepspeed: dict[str, Any]) -> bool:
+    return bool(deepspeed.get("torch_autocast", {}).get("enabled"))
 
 
 def refuse_data_parallel(args: TrainingArguments) -> None:

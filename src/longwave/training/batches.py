@@ -63,22 +63,18 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
 class MicroBatches(torch.utils.data.Dataset[int]):
     """The micro-batches of a run. Items are numbers. `collate` first draws t and positions, and then reads the rows.
 
-    Micro-batch g of the run goes to process g mod `processes`, as its micro-batch ⌊g / processes⌋. Its draw
-    therefore depends on g alone, and not on earlier loads or on the worker.
+    Micro-batch g of the run is number g mod `per_step` of step ⌊g / per_step⌋. With n processes it goes to process
+    g mod n. Its draw and its rows depend on g alone: not on n, on earlier loads or on the worker.
 
     Arguments:
         rows: the rows of the run; item k stands for row k.
         sampler: draws t and positions.
         size: rows of a micro-batch.
-        accumulation: micro-batches of an optimizer step, in each process.
-        processes: number of processes of the run.
+        per_step: micro-batches of an optimizer step, in all processes together.
     """
 
-    def __init__(
-        self, rows: PackedRows, sampler: LengthSampler, *, size: int, accumulation: int = 1, processes: int = 1
-    ) -> None:
-        self.rows, self.sampler = rows, sampler
-        self.size, self.accumulation, self.processes = size, accumulation, processes
+    def __init__(self, rows: PackedRows, sampler: LengthSampler, *, size: int, per_step: int = 1) -> None:
+        self.rows, self.sampler, self.size, self.per_step = rows, sampler, size, per_step
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,26 +84,26 @@ class MicroBatches(torch.utils.data.Dataset[int]):
 
     def longest_window(self) -> int:
         """Real tokens of the longest row in all micro-batches."""
-        length = self.rows.rows.shape[1]
-        draws = (self._counters(first) for first in range(0, len(self), self.size))
-        return max((self.sampler.window(self.size, length, **counters) for counters in draws), default=length)
+        length, steps = self.rows.rows.shape[1], len(self) // (self.size * self.per_step)
+        windows = (self.sampler.window(self.size, length, step=step) for step in range(steps))
+        return max(windows, default=length)
 
-    def _counters(self, item: int) -> dict[str, int]:
-        """What the draw of the micro-batch that begins with `item` depends on."""
-        own, rank = divmod(item // self.size, self.processes)
-        step, micro_batch = divmod(own, self.accumulation)
-        return {"step": step, "micro_batch": micro_batch, "rank": rank}
+    def draw(self, number: int) -> Draw:
+        """What is drawn for the micro-batch with this number in the run."""
+        step, place = divmod(number, self.per_step)
+        return Draw(*self.sampler(self.size, self.rows.rows.shape[1], step=step, place=place), number)
 
     def collate(self, items: Sequence[int]) -> dict[str, Any]:
         """The batch that `collate` makes of rows or of longer windows, with `position_ids` and the `draw`."""
-        counters, length = self._counters(items[0]), self.rows.rows.shape[1]
-        t, positions = self.sampler(len(items), length, **counters)
+        number, length = items[0] // self.size, self.rows.rows.shape[1]
+        draw = self.draw(number)
+        positions = draw.positions
         if positions.shape[1] == length:
             batch = collate([self.rows[item] for item in items])
         else:
-            text = counter_generator(self.sampler.seed, "span", *counters.values())
+            text = counter_generator(self.sampler.seed, "span", *divmod(number, self.per_step), 0)
             batch = self.rows.spans(positions.shape[0], positions.shape[1], text)
-        return {**batch, "position_ids": positions, "draw": Draw(t, positions)}
+        return {**batch, "position_ids": positions, "draw": draw}
 
 
 def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -27,7 +27,11 @@ RESERVED = (
 PRECISIONS = ("auto", "bf16", "fp32")
 
 # Settings that may change when a run is resumed: they alter nothing that was drawn or computed before.
-RESUMABLE = {"lr", "field_lr", "head_lr", "max_grad_norm", "save_every", "keep_checkpoints", "workers"}
+# `Ranks` checks accumulation, which depends on the number of processes.
+RESUMABLE = {
+    "lr", "field_lr", "head_lr", "max_grad_norm", "save_every", "keep_checkpoints", "workers", "accumulation",
+    "deepspeed",
+}  # fmt: skip
 
 of_length, of_method, of_optimisation, of_sampling, of_running = (
     partial(setting, group=group) for group in ("Length", "Method", "Optimisation", "Sampling", "Running")
@@ -78,7 +82,7 @@ class TrainConfig(Settings):
 
     steps: int = of_optimisation(1000, "Optimizer steps.", least=1)
     batch_size: int = of_optimisation(8, "Rows per micro-batch and process; they share one factor t.", least=1)
-    accumulation: int = of_optimisation(1, "Micro-batches per optimizer step.", least=1)
+    accumulation: int = of_optimisation(1, "Micro-batches per optimizer step and process.", least=1)
     lr: float | None = of_optimisation(
         None, "Learning rate of the weights, cosine to zero; 2e-5, of a LoRA 5e-3 for 2 M parameters, less for more.",
         least=0,
@@ -108,6 +112,9 @@ class TrainConfig(Settings):
     )  # fmt: skip
 
     precision: str = of_running("auto", "bf16 is autocast over fp32 weights; auto: bf16 on GPUs.", choices=PRECISIONS)
+    deepspeed: str | None = of_running(
+        None, "Config of DeepSpeed (JSON), for runs that torchrun starts; see recipes/engines/.", metavar="FILE"
+    )
     gradient_checkpointing: bool = of_running(False, "Recompute activations: less memory, slower.")
     workers: int = of_running(0, "Data loading processes.", least=0)
     save_every: int = of_running(0, "Steps between checkpoints; a tenth of the run if 0.", least=0)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from longwave.provenance import command, versions
 from longwave.training.checkpoints import checkpoint_step, checkpoints, discard
 from longwave.training.config import TrainConfig
 from longwave.training.metrics import MetricsLog, summary
+from longwave.training.ranks import Ranks
 
 # Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
 RESULTS = (SETTINGS, WEIGHTS, METRICS, CHECKPOINTS, ADAPTERS, MODEL, RECORD)
@@ -31,12 +31,14 @@ class RunFolder:
         config: the settings of the run.
         model: its path, or its class.
         files: SHA-256 of the data by file.
+        ranks: how processes share the steps; None for a new run.
     """
 
     path: Path
     config: TrainConfig
     model: str
     files: Mapping[str, str]
+    ranks: Ranks | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -47,13 +49,18 @@ class RunFolder:
         """What the run depends on."""
         return {
             "model": self.model,
-            "config": self.config.as_dict(),
+            "config": self.config.as_dict() | {"accumulation": self.layout.begun},
             "data": dict(self.files),
             "versions": versions(),
             "seed": self.config.seed,
-            "world_size": int(os.environ.get("WORLD_SIZE", 1)),  # of torchrun: each process draws its own batches
+            **self.layout.record,
             "command": command(),
         }
+
+    @property
+    def layout(self) -> Ranks:
+        """How the processes share the micro-batches of a step."""
+        return self.ranks or Ranks.of(self.config)
 
     @property
     def exists(self) -> bool:
@@ -75,8 +82,8 @@ class RunFolder:
                     f"{path} is read by this run and part of its output {self.path}. Write to another folder."
                 )
 
-    def require_same_run(self) -> None:
-        """The run that was started here is this one."""
+    def going_on(self) -> RunFolder:
+        """The folder of the run that was started here, which must be this one; its steps stay what they are."""
         mine, earlier = self.record, self._earlier()
         self._require_known_lengths(earlier["config"])
         changed = self.config.differences(earlier["config"])
@@ -84,12 +91,11 @@ class RunFolder:
             changed.append(f"model {earlier['model']} -> {mine['model']}")
         if list(mine["data"].values()) != list(earlier["data"].values()):
             changed.append("the data are not the same")
-        if mine["world_size"] != earlier.get("world_size", 1):
-            changed.append(f"processes {earlier.get('world_size', 1)} -> {mine['world_size']}")
         if changed:
             raise ValueError(
                 f"--resume goes on with the same run, but {'; '.join(changed)}. Start another with a new --output."
             )
+        return replace(self, ranks=Ranks.going_on(self.config, earlier))
 
     def _require_known_lengths(self, config: Mapping[str, Any]) -> None:
         """A run begun when `train_length` was the length of a row is this run only if all its windows were rows."""

@@ -21,7 +21,9 @@ from longwave.extensions.handle import extension
 from longwave.training.arguments import refuse_data_parallel, training_arguments
 from longwave.training.batches import PackedRows, pack
 from longwave.training.config import TrainConfig
+from longwave.training.engines import prepare, require_readable
 from longwave.training.folder import RunFolder
+from longwave.training.gathered import fill, outline
 from longwave.training.prepare import (
     Before,
     attach_method,
@@ -83,7 +85,7 @@ def train(
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun: the one that writes
     resume = resume and folder.exists
     if resume:
-        folder.require_same_run()
+        folder = folder.going_on()
         if folder.is_finished:
             if first:
                 folder.tidy()  # of a run that was killed between its result and this
@@ -103,13 +105,16 @@ def train(
         rows = pack(stream, config.row_tokens(sampler.original_length))
         require_long_windows(rows, sampler, config)
         rate = config.rate(network.num_parameters(), lora=extension(network).adapter is not None)
-        arguments = training_arguments(config, folder.checkpoints, rate)
+        arguments = training_arguments(config, folder.checkpoints, rate, accumulation=folder.layout.accumulation)
         refuse_data_parallel(arguments)
+        prepare(arguments, network)
 
-        # Up to here nothing in the folder has been touched.
         states = folder.states() if resume else []
+        if states:
+            require_readable(states[-1], arguments)
+        # Up to here nothing in the folder has been touched.
         metrics = folder.start(resume=resume) if first else None
-        consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
+        consumed = config.steps * config.batch_size * folder.layout.per_step
         trainer = LengthTrainer(
             network,
             arguments,
@@ -120,6 +125,7 @@ def train(
             train_dataset=PackedRows(rows, consumed, config.seed),
             callbacks=[*callbacks, *([bar] if progress else [])],
         )
+        copied = outline(network) if first and trainer.engine.shards else None
         if config.gradient_checkpointing:
             switch_checkpointing(network, on=True)
         try:
@@ -127,15 +133,18 @@ def train(
         finally:
             # accelerate put a forward in autocast on the network itself. This call takes it off.
             trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        if trainer.engine.shards:
+            fill(copied, network)
     finally:
         bar.close()
         clean_up(network, config, before)
     network.eval()
     untouched = config.freeze_weights or extension(network).adapter is not None
-    hold_trained(network, earlier.further(trainer.longest_window(), weights=not untouched))
+    result = network if copied is None else copied.eval()
+    hold_trained(result, earlier.further(trainer.longest_window(), weights=not untouched))
     if first:
         base = model if untouched and isinstance(model, str | Path) else None
-        save(network, folder.path, tokenizer=vocabulary, base=base, overwrite=True)
-        folder.finish(trained_of(network).length)
+        save(result, folder.path, tokenizer=vocabulary, base=base, overwrite=True)
+        folder.finish(trained_of(result).length)
     trainer.accelerator.wait_for_everyone()  # no process returns before the folder is complete
     return folder.path

@@ -47,7 +47,7 @@ def training_arguments(
         seed=config.seed,
         bf16=not own_precision and (config.precision == "bf16" or (config.precision == "auto" and wants_bf16)),
         deepspeed=deepspeed,
-        use_cpu=not accelerated and not own_precision,  # DeepSpeed runs on CPUs, too, unless it is told of them
+        use_cpu=not accelerated,
         dataloader_num_workers=config.workers,
         dataloader_pin_memory=accelerated,
         save_strategy="steps",

@@ -1,8 +1,8 @@
 """`python on_cpu.py train ...`: the command line, with two engines that are made for GPUs on CPUs.
 
-accelerate runs FSDP only where it finds GPUs, and DDP elsewhere. DeepSpeed compiles a helper for CPUs at its first start,
-which takes minutes. Neither changes what is computed. LONGWAVE_WATCH names a file for the first t, its frequencies,
-and the gradient of the first step.
+accelerate runs FSDP only where it finds GPUs, and DDP elsewhere. DeepSpeed compiles a helper for CPUs at its first
+start, which takes minutes. Neither changes what is computed. LONGWAVE_WATCH names a file for the first t, its
+frequencies, and the gradient of the first step.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import ENGINES, FSDP2, Launch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
@@ -21,8 +22,6 @@ from longwave.training.config import TrainConfig
 from longwave.training.engines import keep_whole, prepare, refuse_cast, require_engine, require_readable
 from longwave.training.gathered import fill, outline
 from longwave.training.metrics import read_metrics
-
-from launching import ENGINES, FSDP2, Launch
 
 # Largest difference to one process: of the first gradient of the field, and of the losses.
 GRADIENT = {"ddp": 0.0, "fsdp2": 1e-6, "zero2": 1e-5, "zero3": 1e-5}
@@ -111,7 +110,7 @@ def test_frequencies_stay_float32_in_bf16_engines(trained, book, tmp_path, engin
 
 
 def test_a_copy_of_a_model_is_filled_and_saved(llama, tmp_path):
-    """As rank 0 does it, here without an engine: all parts of the extension, and tied weights, are those of the model."""
+    """As rank 0 does it, here without an engine: all parts of the extension, and tied weights."""
     llama.config.tie_word_embeddings = True
     llama.tie_weights()
     longwave.extend(llama, "clex+two-band", max_factor=8, head_scalars=True, adapter=LoRA(4, 4.0))

@@ -190,9 +190,7 @@ class LengthSampler:
         own = counter_generator(self.seed, "positions", step, place) if place else None
         return self.draw(rows, length, self._of_step(step), own)
 
-    def draw(
-        self, rows: int, length: int, generator: Generator, own: Generator | None = None
-    ) -> tuple[float, Tensor]:
+    def draw(self, rows: int, length: int, generator: Generator, own: Generator | None = None) -> tuple[float, Tensor]:
         """As a call: kind and t from `generator`, then positions from `own`, by default from the same generator."""
         self.check(rows, length)
         multiple = self._multiple(rows, length, generator)

@@ -50,23 +50,31 @@ class Watched(PackedRows):
         return super().__getitem__(item)
 
 
-@pytest.mark.parametrize("processes", [1, 3])
-def test_a_micro_batch_draws_for_its_place_in_the_run(processes: int) -> None:
-    """Whichever process loads it: the draw is that of (step, micro-batch, rank)."""
+@pytest.mark.parametrize("layout", [(1, 4), (2, 2), (4, 1)])
+def test_a_micro_batch_is_the_same_in_every_layout(layout: tuple[int, int]) -> None:
+    """Whichever process loads it: rows, positions and text are those of its number in the run."""
+    processes, accumulation = layout
     sampler = LengthSampler(64, 8.0, short_share=0.2, long_share=0.4, seed=3)
-    items = 4 * 2 * 5 * processes  # rows, micro-batches, steps, processes
-    rows = PackedRows(torch.arange(40 * 16).view(40, 16), items, 3)
-    batches = MicroBatches(rows, sampler, size=4, accumulation=2, processes=processes)
+    rows = PackedRows(torch.arange(40 * 16).view(40, 16), 4 * 4 * 12, 3)  # rows, micro-batches, steps
+    batches = MicroBatches(rows, sampler, size=4, per_step=4)
     order = torch.utils.data.BatchSampler(torch.utils.data.SequentialSampler(batches), 4, drop_last=False)
-    for rank in range(processes):
-        shard = BatchSamplerShard(order, processes, rank)  # what the Trainer has accelerate do
-        for number, own in enumerate(shard):
-            batch = batches.collate([batches[item] for item in own])
-            step, micro_batch = divmod(number, 2)
-            t, positions = sampler(4, 16, step=step, micro_batch=micro_batch, rank=rank)
-            assert batch["draw"].t == t
-            assert torch.equal(batch["position_ids"], positions) and torch.equal(batch["draw"].positions, positions)
-            assert batch["input_ids"].shape == batch["labels"].shape == positions.shape
+    kinds = set()
+    shards = [list(BatchSamplerShard(order, processes, rank)) for rank in range(processes)]  # as accelerate does
+    for number in range(4 * 12):
+        step, place = divmod(number, 4)
+        turn, rank = divmod(number, processes)
+        batch = batches.collate([batches[item] for item in shards[rank][turn]])
+        t, positions = sampler(4, 16, step=step, place=place)
+        draw = batch["draw"]
+        assert (draw.t, draw.number, turn // accumulation) == (t, number, step)
+        assert torch.equal(batch["position_ids"], positions) and torch.equal(draw.positions, positions)
+        assert batch["input_ids"].shape == batch["labels"].shape == positions.shape
+        first = batches.draw(4 * step)
+        assert (first.t, first.positions.shape) == (t, positions.shape)  # no process waits for a longer window
+        skips = first.positions.shape[1] == 16 and t > 1
+        assert torch.equal(first.positions, positions) == (place == 0 or not skips)
+        kinds.add((positions.shape[1], t == 1))
+    assert len(kinds) > 3
 
 
 def test_rows_are_read_only_where_they_are_trained_on() -> None:

@@ -102,15 +102,16 @@ def test_defect_factor_and_positions_from_one_seeded_generator():
     sampler = LengthSampler(32, 16.0, seed=5)
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    t, ids = sampler(4, 32, step=7, micro_batch=1, rank=2)
+    t, ids = sampler(4, 32, step=7, place=2)
     assert torch.equal(torch.random.get_rng_state(), before)  # global generators are neither read nor moved
     torch.manual_seed(1)
-    again, same = sampler(4, 32, step=7, micro_batch=1, rank=2)
+    again, same = sampler(4, 32, step=7, place=2)
     assert t == again
     assert torch.equal(ids, same)
-    for counters in ({"step": 8}, {"step": 7, "micro_batch": 2}, {"step": 7, "micro_batch": 1, "rank": 3}):
-        assert sampler(4, 32, **counters)[0] != t
-    assert LengthSampler(32, 16.0, seed=6)(4, 32, step=7, micro_batch=1, rank=2)[0] != t
+    assert sampler(4, 32, step=8, place=2)[0] != t
+    neighbour, others = sampler(4, 32, step=7, place=3)
+    assert neighbour == t and not torch.equal(others, ids)  # a step has one t, a micro-batch its own positions
+    assert LengthSampler(32, 16.0, seed=6)(4, 32, step=7, place=2)[0] != t
 
 
 def test_share_of_short_micro_batches():

@@ -18,8 +18,10 @@ from interrupted import STEPS, Stop, command, exact, same_result
 from safetensors.torch import load_file, save_file
 
 from longwave.training.checkpoints import checkpoints, publish
+from longwave.training.config import TrainConfig
 from longwave.training.manifest import MANIFEST
 from longwave.training.metrics import MetricsLog, read_metrics
+from longwave.training.ranks import Ranks
 
 
 @pytest.mark.slow
@@ -100,9 +102,33 @@ def test_resume_of_another_run_is_refused(llama, train, book, tmp_path, monkeypa
     other.write_text(book.read_text()[::-1])
     with pytest.raises(ValueError, match="the data are not the same"):
         train(start, resume=True, data=[other], **STEPS)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="processes 1 -> 2"):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=r"2 micro-batches, which 3 processes cannot share .* processes: 1, 2\."):
         train(start, resume=True, **STEPS)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(ValueError, match=r"accumulation 2 -> 4\. A step has 2 micro-batches"):
+        train(start, resume=True, **{**STEPS, "accumulation": 4})
+
+
+def test_the_record_of_an_older_version_goes_on_where_its_draws_are_the_same():
+    config = TrainConfig.create(train_length=48, max_factor=8)
+    old = {"config": {"accumulation": 1}, "world_size": 1}
+    assert Ranks.going_on(config, old) == Ranks(1, 1, 1)
+    for drawn_otherwise in ({"config": {"accumulation": 2}}, {"config": {}, "world_size": 2}):
+        with pytest.raises(ValueError, match="begun by another version of longwave"):
+            Ranks.going_on(config, drawn_otherwise)
+
+
+def test_a_step_keeps_its_micro_batches_with_any_number_of_processes(monkeypatch):
+    config = TrainConfig.create(train_length=48, max_factor=8, accumulation=2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    begun = Ranks.of(config)
+    record = {"config": {"accumulation": begun.begun}, **begun.record}
+    for processes, accumulation in ((1, 4), (4, 1), (2, 2)):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        on = Ranks.going_on(config, record)  # by the same command each time
+        assert (on.processes, on.accumulation, on.per_step) == (processes, accumulation, 4)
+        record = {"config": {"accumulation": on.begun}, **on.record}
 
 
 def test_resume_starts_what_has_not_begun_and_leaves_what_is_done(llama, train):

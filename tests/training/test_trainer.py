@@ -214,9 +214,10 @@ def test_bf16_keeps_weights_and_frequencies_precise(llama, train):
         assert llama(torch.zeros(1, 4, dtype=torch.long)).logits.dtype == torch.float32
 
 
-def test_accumulated_micro_batches_each_draw_their_own(llama, train):
+def test_accumulated_micro_batches_share_the_t_of_their_step(llama, train):
     rows = read_metrics(train(llama, accumulation=3, batch_size=2) / "metrics.jsonl")
-    assert all(len(set(row["factors"])) == 3 for row in rows)
+    assert all(len(row["factors"]) == 3 and len(set(row["factors"])) == 1 for row in rows)
+    assert len({row["factors"][0] for row in rows}) == len({row["positions"] for row in rows}) == 3
     assert [row["tokens"] for row in rows] == [288, 576, 864]
 
 

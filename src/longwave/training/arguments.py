@@ -10,21 +10,34 @@ from torch import nn
 from transformers import TrainingArguments
 
 from longwave.training.config import TrainConfig
+from longwave.training.engines import AUTOCAST, asked_for, deepspeed_file
 
 
-def training_arguments(config: TrainConfig, folder: Path, rate: float) -> TrainingArguments:
+def training_arguments(
+    config: TrainConfig, folder: Path, rate: float, *, accumulation: int | None = None
+) -> TrainingArguments:
     """The Trainer's settings.
 
     Arguments:
         folder: for its checkpoints.
         rate: the learning rate of the weights.
+        accumulation: micro-batches of a step in each process, where they are not those of `config`.
+
+    Raises:
+        ValueError: for a config of DeepSpeed that cannot be read, or does not say what precision says.
     """
     accelerated = torch.accelerator.is_available()
+    deepspeed = deepspeed_file(config.deepspeed)
+    own_precision = deepspeed is not None or asked_for() == "DEEPSPEED"  # its config says which
+    if deepspeed is not None and config.precision == "bf16" and not _autocasts(deepspeed):
+        raise ValueError(
+            f"precision bf16, and {config.deepspeed} does not say so. Put this into the config of DeepSpeed: {AUTOCAST}"
+        )
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
+        gradient_accumulation_steps=accumulation or config.accumulation,
         learning_rate=rate,
         **learning_rates(config),
         adam_beta2=config.beta2,
@@ -32,7 +45,8 @@ def training_arguments(config: TrainConfig, folder: Path, rate: float) -> Traini
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
-        bf16=config.precision == "bf16" or (config.precision == "auto" and has_bf16()),
+        bf16=not own_precision and (config.precision == "bf16" or (config.precision == "auto" and has_bf16())),
+        deepspeed=deepspeed,
         use_cpu=not accelerated,
         dataloader_num_workers=config.workers,
         dataloader_pin_memory=accelerated,
@@ -57,6 +71,10 @@ def learning_rates(config: TrainConfig) -> dict[str, Any]:
     if config.least_lr:
         return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": config.least_lr}}
     return {"lr_scheduler_type": config.lr_schedule}
+
+
+def _autocasts(deepspeed: dict[str, Any]) -> bool:
+    return bool(deepspeed.get("torch_autocast", {}).get("enabled"))
 
 
 def refuse_data_parallel(args: TrainingArguments) -> None:

@@ -113,22 +113,18 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
 class MicroBatches(torch.utils.data.Dataset[int]):
     """The micro-batches of a run. Items are numbers. `collate` first draws t and positions, and then reads the rows.
 
-    Micro-batch g of the run goes to process g mod `processes`, as its micro-batch ⌊g / processes⌋. Its draw
-    therefore depends on g alone, and not on earlier loads or on the worker.
+    Micro-batch g of the run is number g mod `per_step` of step ⌊g / per_step⌋. With n processes it goes to process
+    g mod n. Its draw and its rows depend on g alone: not on n, on earlier loads or on the worker.
 
     Arguments:
         rows: the rows of the run; item k stands for row k.
         sampler: draws t and positions.
         size: rows of a micro-batch.
-        accumulation: micro-batches of an optimizer step, in each process.
-        processes: number of processes of the run.
+        per_step: micro-batches of an optimizer step, in all processes together.
     """
 
-    def __init__(
-        self, rows: PackedRows, sampler: LengthSampler, *, size: int, accumulation: int = 1, processes: int = 1
-    ) -> None:
-        self.rows, self.sampler = rows, sampler
-        self.size, self.accumulation, self.processes = size, accumulation, processes
+    def __init__(self, rows: PackedRows, sampler: LengthSampler, *, size: int, per_step: int = 1) -> None:
+        self.rows, self.sampler, self.size, self.per_step = rows, sampler, size, per_step
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -138,34 +134,32 @@ class MicroBatches(torch.utils.data.Dataset[int]):
 
     def longest_window(self) -> int:
         """Real tokens of the longest row in all micro-batches, or of the longest document if that is shorter."""
-        length = self.rows.length
-        draws = (self._counters(first) for first in range(0, len(self), self.size))
-        windows = (self.sampler.window(self.size, length, **counters) for counters in draws)
+        length, steps = self.rows.length, len(self) // (self.size * self.per_step)
+        windows = (self.sampler.window(self.size, length, step=step) for step in range(steps))
         return min(max(windows, default=length), self.rows.longest_document())
 
-    def _counters(self, item: int) -> dict[str, int]:
-        """What the draw of the micro-batch that begins with `item` depends on."""
-        own, rank = divmod(item // self.size, self.processes)
-        step, micro_batch = divmod(own, self.accumulation)
-        return {"step": step, "micro_batch": micro_batch, "rank": rank}
+    def draw(self, number: int) -> Draw:
+        """What is drawn for the micro-batch with this number in the run."""
+        step, place = divmod(number, self.per_step)
+        return Draw(*self.sampler(self.size, self.rows.length, step=step, place=place), number)
 
-    def _text(self, item: int) -> torch.Generator:
-        """What chooses the text of the longer windows of the micro-batch that begins with `item`."""
-        return counter_generator(self.sampler.seed, "span", *self._counters(item).values())
+    def _text(self, number: int) -> torch.Generator:
+        """What chooses the text of the longer windows of the micro-batch with this number in the run."""
+        return counter_generator(self.sampler.seed, "span", *divmod(number, self.per_step), 0)
 
-    def _rows(self, item: int) -> PackedRows:
-        """The rows of the micro-batch that begins with `item`, if it has no longer windows."""
-        replay = self.rows.replay
-        return replay if replay is not None and self.sampler.is_short(**self._counters(item)) else self.rows
+    def _rows(self, number: int) -> PackedRows:
+        """The rows of the micro-batch with this number, if it has no longer windows."""
+        replay, step = self.rows.replay, number // self.per_step
+        return replay if replay is not None and self.sampler.is_short(step=step) else self.rows
 
     def used(self) -> Counter[int]:
         """Tokens of each part of the data in all micro-batches of the run; -1 stands for the replay."""
         found, length = Counter[int](), self.rows.length
-        for first in range(0, len(self), self.size):
-            window = self.sampler.window(self.size, length, **self._counters(first))
+        for number, first in enumerate(range(0, len(self), self.size)):
+            window = self.sampler.window(self.size, length, step=number // self.per_step)
             if window > length:
-                parts = self.rows.parts_of_spans(self.size * length // window, self._text(first))
-            elif self._rows(first) is self.rows:
+                parts = self.rows.parts_of_spans(self.size * length // window, self._text(number))
+            elif self._rows(number) is self.rows:
                 parts = self.rows.parts(range(first, first + self.size))
             else:
                 parts = [-1] * self.size
@@ -175,15 +169,16 @@ class MicroBatches(torch.utils.data.Dataset[int]):
 
     def collate(self, items: Sequence[int]) -> dict[str, Any]:
         """The batch that `collate` makes of rows or of longer windows, with `position_ids` and the `draw`."""
-        counters, length = self._counters(items[0]), self.rows.length
-        t, positions = self.sampler(len(items), length, **counters)
+        number = items[0] // self.size
+        draw, length = self.draw(number), self.rows.length
+        t, positions = draw.t, draw.positions
         if positions.shape[1] == length:
-            batch = collate([self._rows(items[0])[item] for item in items])
+            batch = collate([self._rows(number)[item] for item in items])
         else:
-            batch = self.rows.spans(positions.shape[0], positions.shape[1], self._text(items[0]))
-        own = counter_generator(self.sampler.seed, "documents", *counters.values())
+            batch = self.rows.spans(positions.shape[0], positions.shape[1], self._text(number))
+        own = counter_generator(self.sampler.seed, "documents", *divmod(number, self.per_step), 0)
         positions = within_documents(self.sampler, t, positions, batch.get("document_ids"), own)
-        return {**batch, "position_ids": positions, "draw": Draw(t, positions)}
+        return {**batch, "position_ids": positions, "draw": Draw(t, positions, number)}
 
 
 def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -34,7 +34,10 @@ LR_SCHEDULES = ("cosine", "linear", "constant")
 TRACKERS = ("none", "tensorboard", "wandb")
 
 # Settings that may change when a run is resumed: they alter nothing that was drawn or computed before.
+# `Ranks` checks accumulation, which depends on the number of processes.
 RESUMABLE = {
+    "accumulation",
+    "deepspeed",
     "loss_blocks",
     "lr",
     "field_lr",
@@ -122,7 +125,7 @@ class TrainConfig(Settings):
 
     steps: int = of_optimisation(1000, "Optimizer steps.", least=1)
     batch_size: int = of_optimisation(8, "Rows per micro-batch and process; they share one factor t.", least=1)
-    accumulation: int = of_optimisation(1, "Micro-batches per optimizer step.", least=1)
+    accumulation: int = of_optimisation(1, "Micro-batches per optimizer step and process.", least=1)
     lr: float | None = of_optimisation(
         None, "Learning rate of the weights, cosine to zero; 2e-5, of a LoRA 5e-3 for 2 M parameters, less for more.",
         least=0,
@@ -160,6 +163,9 @@ class TrainConfig(Settings):
     )  # fmt: skip
 
     precision: str = of_running("auto", "bf16 is autocast over fp32 weights; auto: bf16 on GPUs.", choices=PRECISIONS)
+    deepspeed: str | None = of_running(
+        None, "Config of DeepSpeed (JSON), for runs that torchrun starts; see recipes/engines/.", metavar="FILE"
+    )
     gradient_checkpointing: bool = of_running(False, "Recompute activations: less memory, slower.")
     loss_blocks: str = of_running(
         "auto", "Compute the loss in blocks of tokens: much less memory, the same loss; auto: where logits are many.",

@@ -2,9 +2,21 @@
 
 A row of n tokens is spread over positions 0 ... ⌊tL⌋ - 1, so that a model trained on n tokens at
 a time meets every distance up to t times its pre-trained length L. Some micro-batches are real windows instead: m
-rows of text in one, without gaps. All rows of a micro-batch have one t, and each row has its own positions. Kind, t
-and positions come from one generator, seeded by counters: draw k of a run is the same whether or not the run was
-interrupted before.
+rows of text in one, without gaps. Each row has its own positions. Kind, t and positions come from generators that are
+seeded by counters: a draw of a run is the same whether or not the run was interrupted before.
+
+Two counters decide: the optimizer step, and the place of the micro-batch among all micro-batches of the step, those of
+other processes included. Kind and t are drawn for the step, positions and text for the micro-batch. The reasons:
+
+- Processes wait for each other in each backward pass. A long window in one process would stop all others, so the
+  micro-batches that run at the same time need one kind and one window length.
+- What a forward computes depends on t: within L the LoRA and the far band are left out. ZeRO and FSDP gather the
+  weights of a layer in all processes at once. A process that leaves a layer out would stop all others for ever.
+- 1 process with 4 micro-batches, 2 with 2, and 4 with 1 are to be one run. Which micro-batches run at the same time
+  depends on that layout: with 4 processes it is all 4. Only what is the same for the whole step is the same for
+  micro-batches that run at the same time, in every layout.
+
+Neither the rank nor the number of micro-batches of one process takes part.
 """
 
 from __future__ import annotations
@@ -92,6 +104,11 @@ FACTORS: dict[str, Callable[[float, Generator, float], float]] = {
 }
 
 
+# Of the draws of a run, in its record. 1 drew kind and t for each (step, micro-batch, rank). The draws of both are the
+# same where a step has one micro-batch.
+VERSION = 2
+
+
 def counter_generator(*counters: int | str) -> Generator:
     """A generator whose seed is a hash of `counters`: it needs no state to be saved and no draws to be skipped."""
     digest = hashlib.sha256(repr(counters).encode()).digest()
@@ -105,10 +122,12 @@ class Draw:
     Arguments:
         t: the length factor.
         positions: position ids, int64 [rows, tokens], on the CPU.
+        number: of the micro-batch in the run.
     """
 
     t: float
     positions: Tensor
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,18 +175,24 @@ class LengthSampler:
         least = 1 if length > self.original_length else 2
         return [multiple for multiple in range(least, most + 1) if rows % multiple == 0]
 
-    def __call__(
-        self, rows: int, length: int, *, step: int, micro_batch: int = 0, rank: int = 0
-    ) -> tuple[float, Tensor]:
+    def __call__(self, rows: int, length: int, *, step: int, place: int = 0) -> tuple[float, Tensor]:
         """t and int64 position ids of one micro-batch of `length`-token rows: [rows, length].
 
         For real long windows the shape is [rows/m, m·length]: the caller takes rows/m longer rows instead.
 
+        Arguments:
+            step: optimizer step, from 0. All its micro-batches have one kind and one t.
+            place: of the micro-batch among those of the step, in all processes.
+
         Raises:
             ValueError: if the row does not fit into max_factor times L, or if no real window fits.
         """
+        own = counter_generator(self.seed, "positions", step, place) if place else None
+        return self.draw(rows, length, self._of_step(step), own)
+
+    def draw(self, rows: int, length: int, generator: Generator, own: Generator | None = None) -> tuple[float, Tensor]:
+        """As a call: kind and t from `generator`, then positions from `own`, by default from the same generator."""
         self.check(rows, length)
-        generator = counter_generator(self.seed, step, micro_batch, rank)
         multiple = self._multiple(rows, length, generator)
         window = length * (multiple or 1)
         least = max(1.0, window / self.original_length)
@@ -177,17 +202,18 @@ class LengthSampler:
             return least, none(rows // multiple, window, window, generator)
         t = max(FACTORS[self.factors](self.max_factor, generator, self.least_factor), least)
         limit = max(length, tokens_at(t, self.original_length))
-        return t, POSITIONS[self.positions](rows, length, limit, generator, self.chunks)
+        return t, POSITIONS[self.positions](rows, length, limit, own or generator, self.chunks)
 
-    def window(self, rows: int, length: int, *, step: int, micro_batch: int = 0, rank: int = 0) -> int:
-        """Real tokens of a row of the micro-batch that `__call__` draws for the same counters."""
-        generator = counter_generator(self.seed, step, micro_batch, rank)
-        return length * (self._multiple(rows, length, generator) or 1)
+    def window(self, rows: int, length: int, *, step: int) -> int:
+        """Real tokens of a row of the micro-batches that `__call__` draws for the same step."""
+        return length * (self._multiple(rows, length, self._of_step(step)) or 1)
 
-    def is_short(self, *, step: int, micro_batch: int = 0, rank: int = 0) -> bool:
-        """Whether the micro-batch is of rows without gaps, one of `short_share`."""
-        kind = torch.rand((), generator=counter_generator(self.seed, step, micro_batch, rank)).item()
-        return kind < self.short_share
+    def _of_step(self, step: int) -> Generator:
+        return counter_generator(self.seed, step, 0, 0)  # as draws of version 1 for one process and one micro-batch
+
+    def is_short(self, *, step: int) -> bool:
+        """Whether the micro-batches of a step are of rows without gaps, of `short_share`."""
+        return torch.rand((), generator=self._of_step(step)).item() < self.short_share
 
     def _multiple(self, rows: int, length: int, generator: Generator) -> int:
         """How many rows of text a real window takes; 0 for rows whose positions skip."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from longwave.provenance import command, versions
 from longwave.training.checkpoints import checkpoint_step, discard, discard_rest, newest_whole, set_aside
 from longwave.training.config import EARLIER_RUNS, TrainConfig
 from longwave.training.metrics import MetricsLog, summary
+from longwave.training.ranks import Ranks
 
 # Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
 RESULTS = (
@@ -38,6 +38,7 @@ class RunFolder:
         model: its path, or its class.
         files: SHA-256 of the data by file.
         shares: of the parts of a mixture, by their names.
+        ranks: how processes share the steps; None for a new run.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class RunFolder:
     model: str
     files: Mapping[str, str]
     shares: Mapping[str, float] = field(default_factory=dict)
+    ranks: Ranks | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -55,14 +57,19 @@ class RunFolder:
         """What the run depends on."""
         return {
             "model": self.model,
-            "config": self.config.as_dict(),
+            "config": self.config.as_dict() | {"accumulation": self.layout.begun},
             "data": dict(self.files),
             "shares": dict(self.shares),
             "versions": versions(),
             "seed": self.config.seed,
-            "world_size": int(os.environ.get("WORLD_SIZE", 1)),  # of torchrun: each process draws its own batches
+            **self.layout.record,
             "command": command(),
         }
+
+    @property
+    def layout(self) -> Ranks:
+        """How the processes share the micro-batches of a step."""
+        return self.ranks or Ranks.of(self.config)
 
     @property
     def exists(self) -> bool:
@@ -84,8 +91,8 @@ class RunFolder:
                     f"{path} is read by this run and part of its output {self.path}. Write to another folder."
                 )
 
-    def require_same_run(self) -> None:
-        """The run that was started here is this one."""
+    def going_on(self) -> RunFolder:
+        """The folder of the run that was started here, which must be this one; its steps stay what they are."""
         mine, earlier = self.record, self._earlier()
         self._require_known_lengths(earlier["config"])
         changed = self.config.differences(earlier["config"])
@@ -95,12 +102,11 @@ class RunFolder:
             changed.append("the data are not the same")
         if list(self.shares.values()) != list(earlier.get("shares", {}).values()):
             changed.append("the shares of the data are not the same")
-        if mine["world_size"] != earlier.get("world_size", 1):
-            changed.append(f"processes {earlier.get('world_size', 1)} -> {mine['world_size']}")
         if changed:
             raise ValueError(
                 f"--resume goes on with the same run, but {'; '.join(changed)}. Start another with a new --output."
             )
+        return replace(self, ranks=Ranks.going_on(self.config, earlier))
 
     def _require_known_lengths(self, config: Mapping[str, Any]) -> None:
         """A run begun when `train_length` was the length of a row is this run only if all its windows were rows."""

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from longwave.training.draw import Draw
+
+
+class Drawn(NamedTuple):
+    """What a row tells of one micro-batch: its number in the run, t, and a digest of its positions."""
+
+    number: int
+    t: float
+    digest: str
 
 
 class Step:
@@ -37,18 +46,27 @@ class Step:
         """The t of its micro-batches, for messages."""
         return ", ".join(f"{draw.t:.3g}" for draw in self.draws)
 
-    def row(self, logs: dict[str, Any], *, done: int, processes: int) -> dict[str, Any]:
+    @property
+    def drawn(self) -> list[Drawn]:
+        """Its micro-batches, as far as this process has them."""
+        digests = (hashlib.sha256(draw.positions.numpy().tobytes()).hexdigest() for draw in self.draws)
+        return [Drawn(draw.number, draw.t, digest) for draw, digest in zip(self.draws, digests, strict=True)]
+
+    def row(
+        self, logs: dict[str, Any], *, done: int, gather: Callable[[list[Drawn]], list[Drawn]] = list
+    ) -> dict[str, Any]:
         """The row of a step that is over.
 
         Arguments:
             logs: `loss` and `grad_norm`.
             done: steps so far, this one included.
-            processes: that each read as much.
+            gather: of all processes, the micro-batches of each.
         """
         now = time.perf_counter()
         spent, self._clock = now - self._clock, now
-        tokens = sum(draw.positions.numel() for draw in self.draws) * processes
-        places = hashlib.sha256(b"".join(draw.positions.numpy().tobytes() for draw in self.draws))
+        every = sorted(gather(self.drawn))  # in the order of the run, whatever process had them
+        digests = [drawn.digest for drawn in every]
+        places = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
         return {
             "step": done,
             "loss": logs["loss"],
@@ -56,8 +74,8 @@ class Step:
             "field_lr": self.rates.get("field", 0.0),
             "grad_norm": float(logs["grad_norm"]),
             "field_grad_norm": None if self.field_norm is None else float(self.field_norm),
-            "tokens": tokens * done,
-            "factors": [draw.t for draw in self.draws],
-            "positions": places.hexdigest()[:12],
+            "tokens": len(every) * self.draws[0].positions.numel() * done,
+            "factors": [drawn.t for drawn in every],
+            "positions": places[:12],
             "seconds": round(spent, 4),
         }

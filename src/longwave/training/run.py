@@ -24,7 +24,9 @@ from longwave.training.arguments import refuse_data_parallel, training_arguments
 from longwave.training.config import TrainConfig
 from longwave.training.disk import told_when_full
 from longwave.training.divergence import StopOnDivergence
+from longwave.training.engines import prepare, require_readable
 from longwave.training.folder import RunFolder, kept_settings
+from longwave.training.gathered import fill, outline
 from longwave.training.prepare import (
     Before,
     attach_method,
@@ -103,7 +105,7 @@ def train(
     first = int(os.environ.get("RANK", 0)) == 0  # of the processes of torchrun: the one that writes
     resume = resume and folder.exists
     if resume:
-        folder.require_same_run()
+        folder = folder.going_on()
         if folder.is_finished:
             if first:
                 folder.tidy()  # of a run that was killed between its result and this
@@ -127,15 +129,17 @@ def train(
         watching = [*trackers(config.report_to, folder.path)]
         adapted = extension(network).adapter is not None or foreign_adapter(network) is not None
         rate = config.rate(network.num_parameters(), lora=adapted)
-        arguments = training_arguments(config, folder.checkpoints, rate)
+        arguments = training_arguments(config, folder.checkpoints, rate, accumulation=folder.layout.accumulation)
         refuse_data_parallel(arguments)
-        consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
-        rows = text.rows(config, sampler, consumed)
+        prepare(arguments, network)
+        rows = text.rows(config, sampler, config.steps * config.batch_size * folder.layout.per_step)
         if rows.several:
             prepare_documents(host_of(network))
 
-        # Up to here nothing in the folder has been touched.
         state = on_first(folder.state) if resume else None
+        if state is not None:
+            require_readable(state, arguments)
+        # Up to here nothing in the folder has been touched.
         metrics = folder.start(resume=resume, state=state) if first else None
         watching.append(StopOnDivergence(config, folder.diverged if first else None))
         if held is not None:
@@ -153,6 +157,7 @@ def train(
             keep=config.save_total_limit,
             callbacks=[*watching, *callbacks, *([bar] if progress else []), stop],
         )
+        copied = outline(network) if first and trainer.engine.shards else None
         if config.gradient_checkpointing:
             switch_checkpointing(network, on=True)
         try:
@@ -161,6 +166,8 @@ def train(
         finally:
             # accelerate put a forward in autocast on the network itself. This call takes it off.
             trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        if trainer.engine.shards:
+            fill(copied, network)
     finally:
         bar.close()
         clean_up(network, config, before)
@@ -174,12 +181,13 @@ def train(
             raise Stopped(stop.number, step, config.steps)
         return folder.path
     untouched = config.freeze_weights or adapted
-    hold_trained(network, earlier.further(trainer.longest_window(), weights=not untouched))
+    result = network if copied is None else copied.eval()
+    hold_trained(result, earlier.further(trainer.longest_window(), weights=not untouched))
     if first:
         base = base_named_by(model, network) if untouched else None
         with full():
             with folder.all_or_nothing():
-                save(network, folder.path, tokenizer=vocabulary, base=base, overwrite=True)
-            folder.finish(trained_of(network).length, text.used(trainer.used()))
+                save(result, folder.path, tokenizer=vocabulary, base=base, overwrite=True)
+            folder.finish(trained_of(result).length, text.used(trainer.used()))
     trainer.accelerator.wait_for_everyone()  # no process returns before the folder is complete
     return folder.path

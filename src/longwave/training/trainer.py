@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
@@ -21,6 +22,7 @@ from longwave.training.arguments import refuse_data_parallel, refuse_reentrant
 from longwave.training.batches import MicroBatches, PackedRows
 from longwave.training.checkpoints import STAGING, checkpoints, discard_rest, require_complete
 from longwave.training.draw import Draw, LengthSampler
+from longwave.training.engines import Engine, require_engine, shard_rotary
 from longwave.training.frozen import counts_as_adapted, frozen_names, require_optimized, require_unfrozen
 from longwave.training.learned import PARTS, clip_separately, parameter_groups, require_gradient, trained
 from longwave.training.loss import AUTO, loss_in_blocks
@@ -34,8 +36,8 @@ class LengthTrainer(Trainer):
     """Trains an extended model at a drawn length factor and drawn positions per micro-batch.
 
     Everything else (optimizers, precision, accumulation, distribution) is the Trainer's own. The draw
-    of a micro-batch depends only on (seed, optimizer step, micro-batch, rank). It is made before the text of the
-    micro-batch is read (`MicroBatches`).
+    of a micro-batch depends only on the seed and on its number in the run. It is made before the text of the
+    micro-batch is read (`MicroBatches`). What an engine needs is in `engines.py`.
 
     Arguments:
         model: an extended model.
@@ -86,12 +88,13 @@ class LengthTrainer(Trainer):
                 train_dataset,
                 sampler,
                 size=args.train_batch_size,
-                accumulation=args.gradient_accumulation_steps,
-                processes=args.world_size,
+                per_step=args.gradient_accumulation_steps * args.world_size,
             )
             others |= {"train_dataset": batches, "data_collator": Shielded(batches.collate)}
         with counts_as_adapted(model):
             super().__init__(model=model, args=args, **others)
+        require_engine(self)
+        self.engine = Engine.of(self)
         self.remove_callback(PrinterCallback)  # prints a dict per step where there is no tqdm
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -134,7 +137,7 @@ class LengthTrainer(Trainer):
         with documents_apart(host_of(self._network), None if documents is None else documents.to(self.args.device)):
             loss = super().training_step(model, batch, num_items_in_batch)
         self._require_finite("loss", loss)
-        if not (self._reaches_field or self.is_deepspeed_enabled):  # DeepSpeed keeps gradients elsewhere
+        if not (self._reaches_field or self.engine in (Engine.ZERO, Engine.ZERO3)):  # they keep gradients elsewhere
             require_gradient(trained(self._network, "field"))
             self._reaches_field = True
         return loss
@@ -174,16 +177,15 @@ class LengthTrainer(Trainer):
         return norm
 
     def _clips_as_a_whole(self) -> bool:
-        """Whether the model is clipped as a whole: DeepSpeed clips in its engine, and FSDP 1 flattens parameters."""
-        whole = self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2)
-        if whole and not self._warned:
+        """Whether the engine clips the model as a whole; if it does, the user is told once."""
+        if self.engine.clips_as_a_whole and not self._warned:
             warnings.warn(
                 "DeepSpeed and FSDP 1 clip weights and learned frequencies by one norm, which slows the weights on "
                 "long windows. FSDP 2 and DDP clip them separately.",
                 stacklevel=2,
             )
             self._warned = True
-        return whole
+        return self.engine.clips_as_a_whole
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm)
@@ -207,7 +209,7 @@ class LengthTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write the step's row and show it to the callbacks."""
         if "loss" in logs and "grad_norm" in logs:
-            row = self._step.row(logs, done=self.state.global_step, processes=self.args.world_size)
+            row = self._step.row(logs, done=self.state.global_step, gather=gather_object)
             if self.metrics is not None and self.is_world_process_zero():
                 self.metrics.append(row)
             logs = row
@@ -236,6 +238,18 @@ class LengthTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self._publisher.start(f"checkpoint-{self.state.global_step}", keep=self.keep)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the weights, unless the engine writes them with its own state."""
+        if not self.engine.has_own_checkpoints:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            make_folder(Path(output_dir or self._root))
+
+    def _prepare_for_training(self, *args: Any) -> Any:
+        if self.engine is Engine.FSDP2:
+            shard_rotary(self, self._network)
+        return super()._prepare_for_training(*args)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save weights and field as one safetensors file; an extended model's `save_pretrained` refuses this."""

@@ -1,0 +1,79 @@
+"""How processes share the micro-batches of an optimizer step; a run may go on with another number of processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from longwave.training.config import TrainConfig
+from longwave.training.draw import VERSION
+
+
+def world_size() -> int:
+    """Number of processes that torchrun, or a launcher like it, has started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The layout of a step: 1 process with 4 micro-batches, 2 with 2, and 4 with 1 are the same run.
+
+    Arguments:
+        processes: number of processes.
+        accumulation: micro-batches of each process.
+        begun: `accumulation` of the run when it was begun, which its record keeps.
+    """
+
+    processes: int
+    accumulation: int
+    begun: int
+
+    @property
+    def per_step(self) -> int:
+        """Micro-batches of an optimizer step, in all processes together."""
+        return self.processes * self.accumulation
+
+    @property
+    def record(self) -> dict[str, int]:
+        """What training.json has of it."""
+        return {"world_size": self.processes, "micro_batches": self.per_step, "draws": VERSION}
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Ranks:
+        """Of a new run."""
+        return cls(world_size(), config.accumulation, config.accumulation)
+
+    @classmethod
+    def going_on(cls, config: TrainConfig, earlier: Mapping[str, Any]) -> Ranks:
+        """Of a run that goes on: its steps keep their micro-batches, whatever the number of processes.
+
+        Arguments:
+            earlier: the record of the run.
+
+        Raises:
+            ValueError: where the processes cannot share the micro-batches of a step, where `accumulation` asks for
+                other steps, and for a run of an older version whose draws were other ones.
+        """
+        processes, begun = world_size(), int(earlier["config"].get("accumulation", 1))
+        per_step = int(earlier.get("micro_batches", begun * earlier.get("world_size", 1)))
+        if earlier.get("draws", 1) != VERSION and per_step > 1:
+            raise ValueError(
+                f"the run was begun by another version of longwave, which drew other positions for the {per_step} "
+                "micro-batches of a step. Go on with that version, or start again with --overwrite."
+            )
+        if per_step % processes:
+            fitting = ", ".join(str(count) for count in range(1, per_step + 1) if per_step % count == 0)
+            raise ValueError(
+                f"a step of this run has {per_step} micro-batches, which {processes} processes cannot share evenly. "
+                f"Go on with one of these numbers of processes: {fitting}."
+            )
+        accumulation = per_step // processes
+        if config.accumulation not in (begun, accumulation):
+            raise ValueError(
+                f"--resume goes on with the same run, but accumulation {begun} -> {config.accumulation}. A step has "
+                f"{per_step} micro-batches: with {processes} processes leave accumulation at {begun}, or pass "
+                f"{accumulation}."
+            )
+        return cls(processes, accumulation, begun)

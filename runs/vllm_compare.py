@@ -2,6 +2,7 @@
 
     python runs/vllm_compare.py make FOLDER      with longwave: random models, extended 4 times, exported to hf
     python runs/vllm_compare.py check FOLDER     with vLLM and transformers, without longwave
+    python runs/vllm_compare.py one EXPORT       the same for one export of a trained model, beyond half of its length
 
 `check` continues two prompts past the trained length by 24 greedy tokens and prints, for each model, whether the
 tokens are equal and max |Δ log-probability| of the chosen ones, the second time for a copy whose factors are 1, which
@@ -73,10 +74,10 @@ def make(folder: Path) -> None:
             (without / "config.json").write_text(json.dumps(config), "utf-8")
 
 
-def prompts() -> list[list[int]]:
-    """One past the trained length, one up to the last position."""
+def prompts(length: int = int(FACTOR) * LENGTH) -> list[list[int]]:
+    """One past the middle of the length, one up to its last position."""
     generator = torch.Generator().manual_seed(1)
-    lengths = (2 * LENGTH + 5, int(FACTOR) * LENGTH - NEW)
+    lengths = (length // 2 + 5, length - NEW)
     return [torch.randint(1, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
 
 
@@ -87,7 +88,7 @@ def by_transformers(folder: Path) -> list[tuple[list[int], torch.Tensor]]:
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     answers = []
-    for prompt in prompts():
+    for prompt in prompts(model.config.max_position_embeddings):
         ids, found = list(prompt), []
         for _ in range(NEW):
             found.append(model(torch.tensor([ids]), use_cache=False).logits[0, -1].log_softmax(-1))
@@ -104,7 +105,8 @@ def by_vllm(folder: Path) -> list[tuple[list[int], list[float]]]:
         str(folder), dtype="float32", enforce_eager=True, disable_log_stats=True, enable_prefix_caching=False, seed=0
     )  # max_model_len is left to config.json, as a user would
     sampling = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, logprobs=1)
-    results = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts()], sampling, use_tqdm=False)
+    asked = prompts(llm.llm_engine.model_config.max_model_len)
+    results = llm.generate([{"prompt_token_ids": prompt} for prompt in asked], sampling, use_tqdm=False)
     answers = []
     for result in results:
         [output] = result.outputs
@@ -142,5 +144,8 @@ if __name__ == "__main__":
     if what == "make":
         where.mkdir(parents=True)
         make(where)
+    elif what == "one":
+        wanted = by_transformers(where)
+        sys.exit(not compare(where.name, where, wanted))
     else:
         sys.exit(check(where))

@@ -26,7 +26,8 @@ LAYERS = (
     ("extensions",),
     ("checkpoints",),
     ("models",),
-    ("training", "evaluation", "exporters", "serving"),
+    ("evaluation", "exporters", "serving"),
+    ("training",),  # measures itself while it goes
     ("report",),
     ("demo",),
     ("cli",),
@@ -108,7 +109,7 @@ def test_imports_point_one_way(path: Path) -> None:
     [
         ("rope.py", "from transformers import LlamaConfig", "rope imports transformers"),
         ("methods/new.py", "from longwave.extensions import attach", "methods imports longwave.extensions"),
-        ("training/x.py", "from longwave import files\nimport longwave.evaluation", "longwave.evaluation"),
+        ("evaluation/x.py", "from longwave import files\nimport longwave.training", "longwave.training"),
         ("extensions/x.py", "def f():\n    import longwave.cli.main", "extensions imports longwave.cli.main"),
         ("extensions/x.py", "from longwave import extend", "extensions imports the package itself"),
         ("attention/new.py", "import transformers", "attention imports transformers"),

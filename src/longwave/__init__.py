@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "longwave.attention": ("ATTENTIONS", "Attention", "Band"),
     "longwave.checkpoints.load": ("load",),
+    "longwave.checkpoints.merge": ("merge",),
     "longwave.checkpoints.save": ("save",),
     "longwave.evaluation.losses": ("LengthLoss", "Perplexity"),
     "longwave.evaluation.needle": ("needle",),
@@ -37,6 +38,8 @@ _HOMES = {
     "longwave.rope": ("Rope",),
     "longwave.schedule": ("Ceiling", "Continuous", "Schedule", "Static", "Threshold", "parse_schedule"),
     "longwave.training.config": ("TrainConfig",),
+    "longwave.training.drawn": ("drawn_lengths",),
+    "longwave.training.frozen": ("unfreeze",),
     "longwave.training.run": ("train",),
     "longwave.trajectory": ("Snapshot", "Trajectory"),
 }

@@ -4,6 +4,7 @@ from longwave.attention import ATTENTIONS as ATTENTIONS
 from longwave.attention import Attention as Attention
 from longwave.attention import Band as Band
 from longwave.checkpoints.load import load as load
+from longwave.checkpoints.merge import merge as merge
 from longwave.checkpoints.save import save as save
 from longwave.evaluation.losses import LengthLoss as LengthLoss
 from longwave.evaluation.losses import Perplexity as Perplexity
@@ -67,6 +68,8 @@ from longwave.schedule import (
     parse_schedule as parse_schedule,
 )
 from longwave.training.config import TrainConfig as TrainConfig
+from longwave.training.drawn import drawn_lengths as drawn_lengths
+from longwave.training.frozen import unfreeze as unfreeze
 from longwave.training.run import train as train
 from longwave.trajectory import Snapshot as Snapshot
 from longwave.trajectory import Trajectory as Trajectory

@@ -10,6 +10,9 @@ MODEL = "model"  # the folder of the plain model
 ADAPTERS = "adapter"  # the folder of weights that follow t, as PEFT writes them
 TRAINING = "training.json"  # settings, data and versions of the training
 METRICS = "metrics.jsonl"  # a row for each optimizer step
+EVALUATED = "eval.jsonl"  # a row for each measurement while the training went
+LIVE_REPORT = "report.html"  # the page of a training, refreshed while it goes
+TRACKED = "tensorboard"  # the folder of what TensorBoard shows
 CHECKPOINTS = "checkpoints"  # the folder of the states of a training that has not ended
 
 EXPORT_RECORD = "longwave-export.json"  # in a folder of `longwave export`, beside the files of its target

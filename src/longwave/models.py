@@ -101,4 +101,6 @@ def open_model(
         about["commit"] = found.commit
     if (record := training_of(found.path)) is not None:
         about["training_seed"] = record.get("seed")
-    return Opened(model.to(where.device), tokenizer, about)  # type: ignore[arg-type]
+    if not getattr(model, "is_quantized", False):  # such a model was put on its device while it was read
+        model.to(where.device)  # type: ignore[arg-type]
+    return Opened(model, tokenizer, about)

@@ -65,10 +65,9 @@ class Settings:
         kinds = get_type_hints(type(self))
         for item in fields(self):
             value = getattr(self, item.name)
-            allowed = self._allowed(item.metadata, kinds[item.name], value)
-            if allowed is not None:
-                of = f" of {self.whose}" if self.whose else ""
-                raise ValueError(f"{item.name.replace('_', ' ')}{of} must be {allowed}, got {value!r}.")
+            refusal = self.refusal(item.name, value)
+            if refusal is not None:
+                raise ValueError(refusal)
             if type(value) is int and kind_of(kinds[item.name]) is float:
                 object.__setattr__(self, item.name, float(value))
 
@@ -85,6 +84,14 @@ class Settings:
                 what = f"{cls.noun} of {cls.whose}" if cls.whose else cls.noun
                 raise ValueError(unknown(what, name, sorted(known)))
         return cls(**{name: value for name, value in given.items() if value is not None})
+
+    @classmethod
+    def refusal(cls, name: str, value: Any) -> str | None:
+        """Why the setting of that name cannot have this value, whatever the other settings are; None if it can."""
+        (item,) = (item for item in fields(cls) if item.name == name)
+        allowed = cls._allowed(item.metadata, get_type_hints(cls)[name], value)
+        of = f" of {cls.whose}" if cls.whose else ""
+        return None if allowed is None else f"{name.replace('_', ' ')}{of} must be {allowed}, got {value!r}."
 
     def as_dict(self) -> dict[str, Any]:
         """All settings by name, as JSON values."""

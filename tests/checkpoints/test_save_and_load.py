@@ -217,7 +217,7 @@ def damage(folder: Path, how: str) -> None:
         ("bad json", r"longwave\.json is not valid JSON"),
         ("json of something else", r"longwave\.json lacks format"),
         ("missing key", r"longwave\.json lacks schedule"),
-        ("newer format", r"longwave\.json has format 9, this version reads 2 to 4\. Update"),
+        ("newer format", r"longwave\.json has format 9, this version reads 2 to 5\. Update"),
         ("unknown method", r"longwave\.json: unknown method 'clx'. Did you mean 'clex'"),
         ("unknown option", r"longwave\.json: .*curvature"),
         ("no weights", r"longwave\.safetensors is missing"),

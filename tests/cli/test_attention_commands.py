@@ -83,7 +83,7 @@ def test_trained_through_the_bands_resumed_is_uninterrupted(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text: Path, tmp_path: Path, method: str
 ) -> None:
     how = {"train_length": 48, "max_factor": 4, "batch_size": 2, "steps": 8, "save_every": 2, "lr": 1e-3,
-           "progress": False, "tokenizer": tokenizer, "method": method, "lora_rank": "none", "head_scalars": False,
+           "progress": False, "tokenizer": tokenizer, "method": method, "lora": "none", "head_scalars": False,
            "long_share": 0.0, "least_factor": 1.0}  # fmt: skip
     start = copy.deepcopy(llama)
     whole = longwave.train(copy.deepcopy(start), [text], tmp_path / "whole", **how)

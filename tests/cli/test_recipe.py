@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokeniz
         tokenizer.save_pretrained(folder / name)
     text = "".join(f"{n} sheep and {n + 1} goats went up the hill. " for n in range(400))
     (folder / "book.txt").write_text(text, "utf-8")
-    assert main(command(folder, "base", "ours", "--lora-rank", "4")) == 0
+    assert main(command(folder, "base", "ours", "--lora", "r=4")) == 0
     return folder
 
 
@@ -97,20 +97,36 @@ def test_an_adapter_folder_is_taken_further(place: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "more", "message"),
     [
-        ("base", "--lora-rank 0", "lora rank must be a whole number >= 1, full, auto, or none, got '0'"),
-        ("base", "--lora-rank 1.5", "lora rank must be a whole number >= 1, full, auto, or none, got '1.5'"),
-        ("base", "--lora-rank many", "lora rank must be a whole number >= 1, full, auto, or none, got 'many'"),
+        ("base", "--lora r=0", "lora: r must be a whole number >= 1, full, or auto, got 0"),
+        ("base", "--lora 1.5", "lora: r must be a whole number >= 1, full, or auto, got '1.5'"),
+        ("base", "--lora-rank many", "lora: r must be a whole number >= 1, full, or auto, got 'many'"),
         ("base", "--engine-ready --method two-band", "two-band is an attention method, which none of them has. Leave"),
         ("base", "--engine-ready --method yarn+dca", "dca is an attention method, which none of them has. Leave"),
         ("base", "--train-length 64", "a LoRA is off within the original length, 64 tokens, .* Raise the train length"),
         ("base", "--train-length 50 --engine-ready", "a LoRA is off within the original length, .* best to 256"),
         ("base", "--freeze-weights --train-length 64 --row-length 2x", "row length must be at most .*, 64, .* got 2x"),
-        ("base", "--freeze-weights --lora-rank 8", "freeze weights leaves no LoRA to train. Leave one of the two out"),
+        ("base", "--freeze-weights --lora r=8", "freeze weights leaves no LoRA to train. Leave one of the two out"),
         ("base", "--head-scalars --method infllm", "infllm has no gradient, and so no learned scalars. Leave"),
-        ("ours", "--lora-rank 8", "the model has a LoRA with lora rank 4, not 8. Leave lora rank out"),
-        ("ours", "--lora-rank full", "the model has a LoRA with lora rank 4, not full. Leave lora rank out"),
-        ("ours", "--lora-rank none", "the model has a LoRA with lora rank 4, not none. Leave lora rank out"),
-        ("ours", "--gate hard", "the model has a LoRA with gate capped, not hard. Leave gate out"),
+        (
+            "ours",
+            "--lora 8",
+            "the model has a LoRA with r=4,alpha=8,.*gate=capped, and r 8 is asked for. Leave lora out",
+        ),
+        (
+            "ours",
+            "--lora full",
+            "the model has a LoRA with r=4,alpha=8,.*gate=capped, and r full is asked for. Leave lora out",
+        ),
+        (
+            "ours",
+            "--lora none",
+            "the model has a LoRA with r=4,alpha=8,.*gate=capped, and lora none is asked for. Leave lora out",
+        ),
+        (
+            "ours",
+            "--lora gate=hard",
+            "the model has a LoRA with r=4,alpha=8,.*gate=capped, and gate hard is asked for. Leave lora out",
+        ),
     ],
 )
 def test_settings_that_cannot_be(

@@ -144,6 +144,26 @@ def test_verify_runs_the_export_in_its_engine_against_the_same_parts(family: str
     assert done.agreement.max_difference is not None and done.agreement.max_difference < 1e-3
 
 
+@pytest.mark.parametrize("target", ["hf", "ctranslate2"])
+def test_float32_keeps_what_a_base_of_16_bits_would_round(target: str, tmp_path: Path) -> None:
+    """W + g·ΔW of a bfloat16 base has more digits than the base. In bfloat16 the engine would differ by 0.1."""
+    try:
+        EXPORTERS[target].engine()
+    except EngineMissing as missing:
+        pytest.skip(str(missing))
+    base = tmp_path / "base"
+    make_model(**FAMILIES["llama"]).to(torch.bfloat16).save_pretrained(base, max_shard_size="100KB")
+    AutoTokenizer.from_pretrained(DEMO).save_pretrained(base)
+    own = longwave.save(learned(longwave.load(base, dtype="auto")), tmp_path / "own", base=base)
+    done = longwave.export(own, tmp_path / "out", target=target, quantize="float32", factor=FACTOR, verify=True)
+    assert done.agreement is not None and done.agreement.equal == done.agreement.total
+    assert done.agreement.max_difference is not None and done.agreement.max_difference < 1e-3
+    if target == "hf":
+        assert AutoModelForCausalLM.from_pretrained(done.folder, dtype="auto").dtype == torch.float32
+        rounded = longwave.export(own, tmp_path / "keep", factor=FACTOR)
+        assert any("rounded to bfloat16" in note and "--quantize float32" in note for note in rounded.notes)
+
+
 def test_shards_of_a_base_that_is_named_keep_their_type(tmp_path: Path) -> None:
     base = tmp_path / "base"
     make_model(**FAMILIES["llama"]).to(torch.bfloat16).save_pretrained(base, max_shard_size="100KB")

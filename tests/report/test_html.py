@@ -143,8 +143,8 @@ def test_every_section_has_its_figures_table_and_provenance(full: str) -> None:
     assert kinds == ["In short", "Perplexity", "Perplexity", "Passkey retrieval", "Needle retrieval", "Training",
                      "Frequencies"]  # fmt: skip
     parts = re.split(r"<h2", full)[2:]
-    # A line and three figures by position; a line; a line and a heat map, twice; one; three.
-    assert [part.count("<svg") for part in parts] == [4, 1, 2, 2, 1, 3]
+    # A line and three figures by position; a line; a line and a heat map, twice; curves and a histogram; three.
+    assert [part.count("<svg") for part in parts] == [4, 1, 2, 2, 2, 3]
     assert [part.count("What made it") for part in parts] == [1, 1, 1, 1, 1, 0]
     assert all("<caption>" in part for part in (*parts[:4], parts[5]))
     described = [attrs for tag, attrs in Read(full).elements if tag == "svg"]

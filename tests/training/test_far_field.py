@@ -10,7 +10,7 @@ from longwave.training.metrics import read_metrics
 
 # The field alone, without what the recipe adds.
 FIELD = {
-    "method": "clex+two-band", "head_scalars": False, "lora_rank": "none", "long_share": 0.0, "least_factor": 1.0,
+    "method": "clex+two-band", "head_scalars": False, "lora": "none", "long_share": 0.0, "least_factor": 1.0,
     "chunks": 4,
 }  # fmt: skip
 

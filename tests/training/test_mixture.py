@@ -104,7 +104,7 @@ def test_what_was_used_is_what_was_read() -> None:
 
 def test_long_documents_are_read_more_often() -> None:
     often = torch.tensor([0, 1, 1, 1, 2])
-    rows = PackedRows(torch.arange(12).view(3, 4), 10, 0, often)
+    rows = PackedRows(torch.arange(12).view(3, 4), 10, 0, often=often)
     read = Counter(int(rows[k]["input_ids"][0]) // 4 for k in range(5))
     assert read == {0: 1, 1: 3, 2: 1}
     spans = rows.spans(4000, 4, torch.Generator().manual_seed(0))["input_ids"][:, 0]

@@ -8,6 +8,7 @@ layout.py       which dimensions of a head are turned
 rows.py         methods that run row by row and remember
 selection.py    methods that choose keys: a chunk of queries, its near band and its list
 dot.py          scores of all keys for a selection; gpu_dot.py is the same on a GPU
+documents.py    several documents in a row: a token sees its own alone
 temperature.py  how sharp the softmax is: log-n
 hook.py         the one function that transformers calls
 layers.py       what a model's attention layers hand to that function

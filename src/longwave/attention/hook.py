@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
 from longwave.attention.columns import Columns, plain_mask
+from longwave.attention.documents import Apart, documents_of
 from longwave.attention.kernels import decode, is_plain_decode
 from longwave.attention.layers import is_local, without_positions
 from longwave.attention.temperature import Constant, LogN
@@ -41,7 +42,7 @@ class Steering:
         self.name = PREFIX + base + (BANDS if bands is not None else "")
         AttentionInterface.register(self.name, _Hook(base))
         if base in ALL_MASK_ATTENTION_FUNCTIONS:
-            mask = ALL_MASK_ATTENTION_FUNCTIONS[base]
+            mask = Apart(ALL_MASK_ATTENTION_FUNCTIONS[base], causal_mask_function)
             AttentionMaskInterface.register(self.name, mask if bands is None else Columns(mask, causal_mask_function))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -59,8 +60,12 @@ class _Hook:
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         attention = _eager(module) if self.base == "eager" else ALL_ATTENTION_FUNCTIONS[self.base]
         steering: Steering | None = getattr(module, ON_LAYER, None)
+        documents = documents_of(module.config)
+        if documents is not None and self.by_name:
+            kwargs |= documents.varlen
         if steering is not None and steering.temperature is not None and not is_local(module, kwargs):
-            positions = steering.temperature.positions(query, key, kwargs.get("position_ids"))
+            places = None if documents is None else documents.places
+            positions = steering.temperature.positions(query, key, kwargs.get("position_ids"), places)
             if positions is not None:
                 query = steering.temperature.scaled(query, positions, getattr(module, NUMBER))
             elif not steering.temperature.by_keys:

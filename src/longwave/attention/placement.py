@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from longwave.attention.bands import Band
+from longwave.attention.documents import Documents
 
 SMALLEST = 64  # columns that all queries of a tile see: with fewer, one masked call is cheaper than three
 Turn = tuple[Tensor, Tensor]  # cos and sin, [B or 1, 1, n, R/2]
@@ -151,6 +152,7 @@ def place(
     key_positions: Tensor,
     stored: Band | None = None,
     dtype: torch.dtype = torch.float64,
+    documents: Documents | None = None,
 ) -> list[Placed]:
     """Place a forward in all bands.
 
@@ -162,10 +164,13 @@ def place(
             apart from those.
         stored: the band by whose places queries and keys are rotated already; None if they are not rotated.
         dtype: of cos, sin and mass. Angles are worked out in float64 where the device has it.
+        documents: of rows that hold several, where queries and keys are the same tokens. Positions then rise within
+            each document.
     """
     wide = torch.float32 if positions.device.type == "mps" else torch.float64
     where, at = positions.to(wide), key_positions.to(wide)
-    columns, hidden = _ascending(key_positions)
+    edges = Edges.of(key_positions, documents)
+    hidden = edges.hidden
     before_query = 0.0 if stored is None else spectrum.phase(stored, stored.key(where))
 
     def turns(band: Band, columns: slice) -> Turn:
@@ -176,7 +181,7 @@ def place(
     scale = torch.as_tensor(spectrum.scaling, dtype=wide) ** 2
     placed = []
     for band in bands:
-        low, high = (_column(columns, edge(where)) for edge in (band.first, band.last))
+        low, high = (edges.column(edge(where)) for edge in (band.first, band.last))
         own = 1.0 if band.own else scale
         phase = spectrum.phase(band, band.query(where)) + band.lead * spectrum.own - before_query
         turned = stored is None or not _same_key(band, stored)
@@ -189,10 +194,35 @@ def place(
     return placed
 
 
-def _column(columns: Tensor, positions: Tensor) -> Tensor:
-    """The first column whose key is not before the position, int64 [B, n]."""
-    wanted = positions.clamp(min=0).to(torch.int64).expand(columns.shape[0], -1)
-    return torch.searchsorted(columns, wanted.contiguous())
+@dataclass(frozen=True, eq=False)
+class Edges:
+    """Finds the columns at which the keys of a query begin and end.
+
+    Arguments:
+        rising: positions of the columns that rise along the row, int64 [B, m].
+        hidden: columns between the keys of a row that hold none, bool [B, m]; None where there are none.
+        documents: of rows that hold several.
+        width: more than any position in a document.
+    """
+
+    rising: Tensor
+    hidden: Tensor | None
+    documents: Documents | None = None
+    width: int = 0
+
+    @classmethod
+    def of(cls, key_positions: Tensor, documents: Documents | None) -> Edges:
+        if documents is None:
+            return cls(*_ascending(key_positions))
+        width = int(key_positions.max()) + 1
+        return cls(documents.rising(key_positions, width).contiguous(), None, documents, width)
+
+    def column(self, positions: Tensor) -> Tensor:
+        """The first column, of the query's document, whose key is not before the position, int64 [B, n]."""
+        wanted = positions.clamp(min=0).to(torch.int64).expand(self.rising.shape[0], -1)
+        if self.documents is not None:
+            wanted = self.documents.rising(wanted.clamp(max=self.width), self.width)
+        return torch.searchsorted(self.rising, wanted.contiguous())
 
 
 def _same_key(band: Band, stored: Band) -> bool:

@@ -43,10 +43,18 @@ class LogN:
     def __reduce__(self) -> tuple[Any, ...]:
         return LogN, (self.original_length, self.exponent, self.by_keys, self.heads)
 
-    def positions(self, query: Tensor, key: Tensor, position_ids: Tensor | None) -> Tensor | None:
-        """p of each query, as `scaled` takes it; None if all scales are 1 or the positions are unknown."""
+    def positions(
+        self, query: Tensor, key: Tensor, position_ids: Tensor | None, places: Tensor | None = None
+    ) -> Tensor | None:
+        """p of each query, as `scaled` takes it; None if all scales are 1 or the positions are unknown.
+
+        Arguments:
+            places: of each query among the keys of its document, where rows hold several documents.
+        """
         if not self.by_keys:
             return position_ids
+        if places is not None:
+            return places
         seen = key.shape[-2]  # at most L: training need not multiply by 1
         if seen <= self.original_length and self.heads is None:
             return None
@@ -99,7 +107,9 @@ class Constant:
         self.factors = factors
         self.heads: HeadScalars | None = None
 
-    def positions(self, query: Tensor, key: Tensor, position_ids: Tensor | None) -> Tensor:
+    def positions(
+        self, query: Tensor, key: Tensor, position_ids: Tensor | None, places: Tensor | None = None
+    ) -> Tensor:
         """No position is read."""
         return query.new_empty(0)
 

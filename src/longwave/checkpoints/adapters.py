@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from longwave.extensions.adapter import NAME, Adapter, LoRA
+from longwave.extensions.adapter import Adapter, LoRA
+from longwave.extensions.foreign import UNKNOWN
 from longwave.extensions.gate import CAPPED
 from longwave.files import read_object, write_json
 from longwave.layout import ADAPTER, ADAPTER_WEIGHTS
@@ -34,12 +35,6 @@ PLAIN_LORA: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("bias", lambda value: value == "none", "'none'"),
     ("use_dora", lambda value: not value, "false"),
 )
-
-
-UNKNOWN = (  # settings of PEFT that change what a layer computes in other ways than A, B and a scale
-    "use_dora", "lora_bias", "bias", "modules_to_save", "layer_replication", "trainable_token_indices",
-    "alora_invocation_tokens",
-)  # fmt: skip
 
 
 def save_adapter(adapter: Adapter, folder: Path, base: str | None) -> None:
@@ -83,7 +78,7 @@ def read_adapter(folder: Path, settings: dict[str, Any]) -> LoRA:
         raise ValueError(f"{path} is damaged: {error}. Restore it, or save the model again.") from None
     for name in UNKNOWN:
         if getattr(config, name, None) not in (None, False, "none", [], {}):
-            raise ValueError(f"{path} has {name}, which an adapter that follows t cannot have. Train it without.")
+            raise ValueError(f"{path} has {name}, which an adapter of longwave cannot have. Train it without.")
     config.inference_mode = False
     return LoRA(max(1, config.r), float(factor), gate=gate, config=config)
 
@@ -118,7 +113,7 @@ def read_delta(adapter: Adapter, place: int, t: float, file: Path, path: str) ->
         path: name of the layer in the plain model.
     """
     layer = adapter.places[place][2]
-    parts = layer.lora_A[NAME], layer.lora_B[NAME]
+    parts = layer.lora_A[adapter.name], layer.lora_B[adapter.name]
     before = [part.weight for part in parts]
     try:
         with safe_open(file, framework="pt") as held:
@@ -135,7 +130,7 @@ def _state(adapter: Adapter) -> dict[str, Tensor]:
     """The weights under the names that PEFT gives them."""
     names = {id(parameter): name for name, parameter in adapter.host.named_parameters()}
     return {
-        f"base_model.model.{names[id(parameter)].replace(f'.{NAME}.', '.')}": parameter.detach()
+        f"base_model.model.{names[id(parameter)].replace(f'.{adapter.name}.', '.')}": parameter.detach()
         for parameter in adapter.parameters()
     }
 

@@ -24,6 +24,7 @@ from longwave.layout import ADAPTERS, CONFIG, MODEL, SETTINGS, WEIGHTS
 FORMAT = 2  # 1 had the bounded field start from the prior's rate at t instead of its mean
 WITH_ATTENTION = 3  # of a folder with an attention method, which versions before it would leave out
 WITH_PARTS = 4  # of a folder with learned scalars, an adapter, or a base that is named
+WITH_QUANTIZED = 5  # of a folder whose base is quantized while it is read
 HEADS = "heads"  # begins the names of learned scalars
 TYPES = {"method": str, "options": dict, "schedule": str}
 REQUIRED = ("format", "method", "options", "max_factor", "schedule", "beyond", "log_n", "original_length")
@@ -75,10 +76,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     missing = [key for key in REQUIRED if not isinstance(settings, dict) or key not in settings]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}: not written by longwave.save, or damaged.")
-    if settings["format"] not in (FORMAT, WITH_ATTENTION, WITH_PARTS):
+    if settings["format"] not in range(FORMAT, WITH_QUANTIZED + 1):
         what = "Train again" if settings["format"] == 1 else "Update longwave"
         raise ValueError(
-            f"{path} has format {settings['format']}, this version reads {FORMAT} to {WITH_PARTS}. {what}."
+            f"{path} has format {settings['format']}, this version reads {FORMAT} to {WITH_QUANTIZED}. {what}."
         )
     for key, kind in TYPES.items():
         if not isinstance(settings[key], kind):

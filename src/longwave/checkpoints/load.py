@@ -11,6 +11,7 @@ from longwave.checkpoints.extended import load_extended, read_settings, spec_of
 from longwave.checkpoints.folder import HUB, Kind, ModelFolder, resolve
 from longwave.checkpoints.official import extend_legacy, read_fields, read_legacy
 from longwave.checkpoints.plain import build, from_pretrained, read_plain
+from longwave.checkpoints.quantized import with_quantization
 from longwave.checkpoints.scaled import follow_config, scaling_of, unrecognised
 from longwave.extensions.handle import find_extension
 from longwave.extensions.spec import parse_spec
@@ -21,7 +22,9 @@ SCALING = ("trajectory", "plain")
 ELSEWHERE = {"gguf_file", "subfolder"}  # arguments of `from_pretrained` that say where in a folder the model is
 
 
-def load(path: Path | str | ModelFolder, *, scaling: str = "trajectory", **arguments: Any) -> PreTrainedModel:
+def load(
+    path: Path | str | ModelFolder, *, scaling: str = "trajectory", quantize: str | None = None, **arguments: Any
+) -> PreTrainedModel:
     """Read a model: a folder of `save`, a CLEX checkpoint in the official format, or any Hugging Face model.
 
     Arguments:
@@ -30,6 +33,9 @@ def load(path: Path | str | ModelFolder, *, scaling: str = "trajectory", **argum
             trajectory where longwave has the method: z(1) is then the rope without the scaling. `plain` reads it as
             part of a plain model. An export of longwave holds z(1) and one z(t). Between the two its trajectory is
             interpolated: this is not the method that the export came from.
+        quantize: `4bit` or `8bit`: hold the plain model's weights so, by bitsandbytes. None takes what a folder of
+            `save` records: an adapter that was trained on a base in 4 bits gets such a base. `none` takes the
+            weights as they are; an adapter is then on another base than it was trained on.
         arguments: for `from_pretrained`, e.g. `dtype`, `device_map`, `revision`.
 
     Raises:
@@ -42,6 +48,7 @@ def load(path: Path | str | ModelFolder, *, scaling: str = "trajectory", **argum
     found = resolve(path, **{name: arguments.pop(name) for name in HUB if name in arguments})
     if not arguments.keys() & ELSEWHERE:
         found.check()
+    arguments = with_quantization(found, quantize, arguments)
     if found.kind is Kind.LONGWAVE:
         return load_extended(found, arguments)
     if found.kind is Kind.OFFICIAL:

@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 
 from longwave.checkpoints.weights import weight_files
+from longwave.layout import INDEX, SINGLE
 
 SAMPLES = 8  # tensors that are compared, evenly spread over the model
+
+
+def base_named_by(model: Any, network: PreTrainedModel) -> Path | str | None:
+    """The base of a training that left the weights alone, by its name.
+
+    Arguments:
+        model: what was given to train: a path, which is it, or a model.
+        network: the transformers model. PEFT and transformers keep the folder that it was read from.
+
+    Returns:
+        None where no folder with these weights is known. They are saved, too, then.
+    """
+    if isinstance(model, str | Path):
+        return model
+    place = Path(str(getattr(network, "name_or_path", None) or ""))
+    if place == Path() or (not (place / SINGLE).is_file() and not (place / INDEX).is_file()):
+        return None
+    try:
+        require_same_weights(place, network)
+    except ValueError:
+        return None
+    return place
 
 
 def require_same_weights(folder: Path, model: nn.Module) -> None:

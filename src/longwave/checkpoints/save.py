@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longwave.checkpoints.adapters import save_adapter
 from longwave.checkpoints.base import Base
-from longwave.checkpoints.extended import FORMAT, HEADS, WITH_ATTENTION, WITH_PARTS
+from longwave.checkpoints.extended import FORMAT, HEADS, WITH_ATTENTION, WITH_PARTS, WITH_QUANTIZED
 from longwave.checkpoints.folder import Kind, ModelFolder, resolve
+from longwave.checkpoints.quantized import RECORDED, Quantization, is_quantized_on_disk
 from longwave.checkpoints.same_weights import require_same_weights
 from longwave.checkpoints.trained import trained_of
+from longwave.extensions.adapter import Adapter
 from longwave.extensions.attach import suspended
+from longwave.extensions.foreign import foreign_adapter, unwrapped
 from longwave.extensions.handle import Extension, extension
 from longwave.files import prepare_output, write_json
 from longwave.layout import ADAPTERS, INDEX, MODEL, SETTINGS, SINGLE, TOKENIZER_FILES, WEIGHTS
@@ -39,7 +44,8 @@ def save(
     """Write an extended model to `folder`; `load` reads it back exactly.
 
     Arguments:
-        model: an extended model. Its present policy and t are not saved.
+        model: an extended model, also one in a PeftModel, whose LoRA is then saved, too. Its present policy and t are
+            not saved.
         folder: created; must be empty or absent unless `overwrite`.
         tokenizer: written into the folder, so that the folder is complete.
         base: where the model's own weights come from, a folder or a name on the hub, if they are to be named and not
@@ -49,8 +55,9 @@ def save(
         ValueError: if the model is not extended, is wrapped or is frozen, or the folder is not empty.
     """
     handle = extension(model)
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"save takes the transformers model, got {type(model).__name__}. Merge or unwrap it first.")
+    model = unwrapped(model, "save")
+    foreign = None if handle.adapter is not None else foreign_adapter(model)
+    adapter = handle.adapter or foreign
     if handle.dial.now.constant_scaling is not None:
         raise ValueError("the model is frozen, and its log-n is off. Leave the block of longwave.frozen, then save.")
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
@@ -61,15 +68,14 @@ def save(
         (folder / name).unlink(missing_ok=True)
     for name in (SINGLE, INDEX):  # of an earlier save in another number of files: both would be there
         (folder / MODEL / name).unlink(missing_ok=True)
-    if handle.adapter is None:  # what an earlier save has left is no part of this one
+    if adapter is None:  # what an earlier save has left is no part of this one
         shutil.rmtree(folder / ADAPTERS, ignore_errors=True)
     if named is not None:
         shutil.rmtree(folder / MODEL, ignore_errors=True)
     if named is None:
-        with suspended(model):
-            model.save_pretrained(folder / MODEL)
-    if handle.adapter is not None:
-        save_adapter(handle.adapter, folder / ADAPTERS, str(folder / MODEL) if named is None else named.model)
+        _save_plain(model, foreign, folder / MODEL)
+    if adapter is not None:
+        save_adapter(adapter, folder / ADAPTERS, str(folder / MODEL) if named is None else named.model)
     if tokenizer is not None:
         _save_tokenizer(tokenizer, folder)
     tensors: dict[str, Tensor] = {}
@@ -82,8 +88,14 @@ def save(
     partial = folder / f".{WEIGHTS}"
     save_file(tensors, partial)
     os.replace(partial, folder / WEIGHTS)
-    write_json(folder / SETTINGS, _settings(handle, named))  # last: a folder that has it is complete
+    write_json(folder / SETTINGS, _settings(handle, adapter, named))  # last: a folder that has it is complete
     return folder
+
+
+def _save_plain(model: PreTrainedModel, foreign: Adapter | None, folder: Path) -> None:
+    """The model's own weights, without the extension and without any adapter, as transformers writes them."""
+    with suspended(model), nullcontext() if foreign is None else foreign.set_aside():
+        model.save_pretrained(folder)
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -98,13 +110,26 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
                 path.unlink()
 
 
-def _base_of(base: Path | str | ModelFolder, model: PreTrainedModel, folder: Path) -> Base:
+@dataclass(frozen=True)
+class Named:
+    """A base that is named, and how it is quantized while it is read; None where it is as it lies there."""
+
+    base: Base
+    quantization: Quantization | None
+
+    @property
+    def model(self) -> str:
+        return self.base.model
+
+
+def _base_of(base: Path | str | ModelFolder, model: PreTrainedModel, folder: Path) -> Named:
     """The base by its name; a `ValueError` if it lies in the output, or has other weights than the model."""
     found = _plain_of(base)
     if not found.where and found.model.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"the base {found.model} lies in the output {folder}, which is written anew. Save elsewhere.")
     require_same_weights(found.model, model)
-    return Base.of(found, folder)
+    quantization = None if is_quantized_on_disk(found) else Quantization.of(model)
+    return Named(Base.of(found, folder), quantization)
 
 
 def _plain_of(base: Path | str | ModelFolder) -> ModelFolder:
@@ -115,8 +140,8 @@ def _plain_of(base: Path | str | ModelFolder) -> ModelFolder:
     return found
 
 
-def _settings(handle: Extension, base: Base | None) -> dict[str, Any]:
-    attention, adapter, version = handle.attention, handle.adapter, FORMAT
+def _settings(handle: Extension, adapter: Adapter | None, base: Named | None) -> dict[str, Any]:
+    attention, version = handle.attention, FORMAT
     own: dict[str, Any] = {}
     if attention is not None:
         own["attention"], version = {"name": attention.name, "options": attention.options()}, WITH_ATTENTION
@@ -128,7 +153,9 @@ def _settings(handle: Extension, base: Base | None) -> dict[str, Any]:
             WITH_PARTS,
         )
     if base is not None:
-        own["base"], version = base.to_json(), WITH_PARTS
+        own["base"], version = base.base.to_json(), WITH_PARTS
+        if base.quantization is not None:
+            own[RECORDED], version = base.quantization.to_json(), WITH_QUANTIZED
     return {
         "format": version,
         "method": handle.method,

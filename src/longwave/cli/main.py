@@ -22,8 +22,8 @@ MEASURE = "Train and measure"
 PANELS = {
     **dict.fromkeys(("generate", "chat"), "Use"),
     **dict.fromkeys(("evaluate", "compare", "plot", "report"), "Compare and report"),
-    **dict.fromkeys(("export", "push"), "Pass on"),
-    "methods": "Catalogue",
+    **dict.fromkeys(("merge", "export", "push"), "Pass on"),
+    **dict.fromkeys(("methods", "recipes"), "Catalogue"),
 }
 
 
@@ -87,8 +87,8 @@ app = build_app()
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: this process's) and return the exit code.
 
-    0 success; 1 an error, told in one or two lines on stderr; 2 wrong usage; 130 a command that was interrupted. An
-    interrupt outside of a command goes to the caller.
+    0 success; 1 an error, told in one or two lines on stderr; 2 wrong usage; 130 a command that was interrupted; 143
+    a training that SIGTERM has stopped. An interrupt outside of a command goes to the caller.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args  # accepted anywhere, also after the command

@@ -10,6 +10,7 @@ json_texts.py, json_array.py, csv_texts.py, columns.py    the readers
 bars.py        the progress bars of `datasets`
 mixture.py     data with shares
 documents.py   `read_documents`: all documents as a `datasets.Dataset`
+chats.py       `hold_chats`, `read_chats`: rows of messages; chat_tokens.py writes them by a template
 tokens.py      `TokenStream`: all documents as one sequence of token ids; `tokenise` makes it
 encoding.py    texts to token ids
 flat.py        the file that such a sequence is mapped from

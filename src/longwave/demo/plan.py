@@ -100,7 +100,7 @@ ROWS = (
     Row("unscaled", "none"),
     Row("dynamic YaRN", "yarn"),
     Row("two-band", "two-band"),
-    Row("scalars", "two-band", "scalars", {"freeze_weights": True, "lora_rank": "none"}, half=True),
+    Row("scalars", "two-band", "scalars", {"freeze_weights": True, "lora": "none"}, half=True),
     Row("scalars + LoRA", "two-band", "recipe", {}),
     Row("CLEX, all weights", "clex", "clex-tuned", CLEX, short=False),
 )

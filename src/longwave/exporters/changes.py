@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from longwave.checkpoints.adapters import read_delta
+from longwave.checkpoints.quantized import Quantization
 from longwave.exporters.base import Unsupported
 from longwave.exporters.queries import Change, query_changes
 from longwave.extensions.adapter import Adapter
@@ -25,11 +26,13 @@ class Merge:
         adapter: of the model without weights.
         file: with the adapter's weights.
         places: parameter of the plain model -> its place in the adapter.
+        trained_on: how the base was quantized while the adapter was trained; None where it was not.
     """
 
     adapter: Adapter
     file: Path
     places: dict[str, int]
+    trained_on: str | None = None
 
     @classmethod
     def of(cls, adapter: Adapter, folder: Path) -> Merge:
@@ -38,7 +41,9 @@ class Merge:
         places = {}
         for place, (parent, name, _) in enumerate(adapter.places):
             places[".".join(part for part in (names[id(parent)], name, "weight") if part)] = place
-        return cls(adapter, folder / ADAPTERS / ADAPTER_WEIGHTS, places)
+        quantization = Quantization.read(folder)
+        trained_on = None if quantization is None else quantization.kind
+        return cls(adapter, folder / ADAPTERS / ADAPTER_WEIGHTS, places, trained_on)
 
     def delta(self, name: str, t: float) -> Tensor:
         """g(t)·ΔW of a parameter, float32."""
@@ -114,6 +119,11 @@ class Changes:
         if self.merge is not None:
             gate = self.merge.adapter.gate.at(self.t)
             found.append(f"The weights are W + g·ΔW with g = {gate:.4g}, the adapter's gate at t = {self.t:g}.")
+        if self.merge is not None and self.merge.trained_on is not None:
+            found.append(
+                f"The adapter was trained on its base in {self.merge.trained_on}. The export has the base as it is, "
+                "and differs from the trained model by what that changed."
+            )
         if self.queries:
             found.append(
                 "The learned exponents of log-n are constants here, each head's for the last query, and part of the "

@@ -82,7 +82,8 @@ def verify_export(
 ) -> Agreement:
     """Load the model of an export in longwave, and compare."""
     scaling = "trajectory" if settings.method is None else "plain"
-    model = load(source.path, scaling=scaling, dtype="auto" if exporter.exact else torch.float32).eval()
+    as_stored = exporter.exact and exporter.quantization(settings.quantize) == exporter.quantization(None)
+    model = load(source.path, scaling=scaling, dtype="auto" if as_stored else torch.float32).eval()
     if settings.method is not None:
         extend(model, settings.method, max_factor=source.extension.max_factor)
     if settings.log_n == "drop":

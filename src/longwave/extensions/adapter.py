@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -12,46 +13,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from longwave.attention.layers import attention_layers
-from longwave.extensions.gate import CAPPED, Gate
+from longwave.extensions.gate import NONE, Gate
 from longwave.extensions.handle import scaled_inside
-from longwave.extensions.sites import find_sites
+from longwave.extensions.lora import FULL as FULL
+from longwave.extensions.lora import LoRA as LoRA
 from longwave.extensions.steering import text_model
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 NAME = "longwave"  # of the adapter among PEFT's
-FULL = "full"
+PEFT = ("peft_config", "_hf_peft_config_loaded")  # what transformers tells a model with an adapter by
 DIAL = "_longwave_dial"  # on an attention layer
 GATED = "Gated"  # begins the name of a class with the gate
-SCALE = 2.0  # of BA: lora_alpha = 2·rank
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """What an adapter is made of.
-
-    Arguments:
-        rank: of ΔW = BA; `full` for the smaller side of each matrix, which is as free as ΔW itself.
-        trained_factor: T of the gate.
-        targets: names of linear layers, as in PEFT's `target_modules`; None for all in the decoder's layers.
-        gate: its shape, see `Gate`.
-        config: PEFT's own, of an adapter that was saved; rank and targets are its.
-
-    Raises:
-        ValueError: for a rank that cannot be.
-    """
-
-    rank: int | str
-    trained_factor: float
-    targets: tuple[str, ...] | None = None
-    gate: str = CAPPED
-    config: LoraConfig | None = None
-
-    def __post_init__(self) -> None:
-        whole = isinstance(self.rank, int) and not isinstance(self.rank, bool)
-        if self.rank != FULL and not (whole and int(self.rank) >= 1):
-            raise ValueError(f"the rank of an adapter must be a whole number >= 1 or {FULL!r}, got {self.rank!r}.")
 
 
 @dataclass(eq=False)
@@ -64,6 +38,7 @@ class Adapter:
         gate: g(t).
         places: parent, name, and the layer with ΔW that takes the place of the parent's own.
         trainable: which of the model's own parameters had a gradient before.
+        name: the adapter's among PEFT's.
         watched: the attention layers. From each on t is that of its own position ids, also where it runs again for
             its gradient.
     """
@@ -74,6 +49,7 @@ class Adapter:
     places: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
     trainable: list[nn.Parameter] = field(default_factory=list)
     watched: list[nn.Module] = field(default_factory=list)
+    name: str = NAME
 
     def watch(self) -> None:
         """Let each attention layer tell the dial its positions."""
@@ -84,18 +60,36 @@ class Adapter:
     def parameters(self) -> Iterator[nn.Parameter]:
         """A and B of all layers."""
         for _, _, layer in self.places:
-            yield layer.lora_A[NAME].weight
-            yield layer.lora_B[NAME].weight
+            yield layer.lora_A[self.name].weight
+            yield layer.lora_B[self.name].weight
 
     def delta(self, place: int, t: float) -> Tensor:
         """g(t)·ΔW of one layer, float32, of the shape of its weight."""
         layer = self.places[place][2]
-        return self.gate.at(t) * layer.get_delta_weight(NAME).detach().float()
+        return self.gate.at(t) * layer.get_delta_weight(self.name).detach().float()
 
     @property
     def has_left_its_start(self) -> bool:
         """Whether ΔW is anything but 0."""
-        return any(bool(layer.lora_B[NAME].weight.any()) for _, _, layer in self.places)
+        return any(bool(layer.lora_B[self.name].weight.any()) for _, _, layer in self.places)
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether ΔW depends on t, and is off within L."""
+        return self.gate.shape != NONE
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """For the length of a `with` block the model has its own layers, and nothing else changes."""
+        kept = {key: vars(self.host).pop(key) for key in PEFT if key in vars(self.host)}
+        for parent, name, layer in self.places:
+            setattr(parent, name, layer.get_base_layer())
+        try:
+            yield
+        finally:
+            for parent, name, layer in self.places:
+                setattr(parent, name, layer)
+            vars(self.host).update(kept)
 
     def take_off(self) -> None:
         """Give the model its own layers back."""
@@ -115,7 +109,7 @@ class Adapter:
         self.freeze()
         for parent, name, layer in self.places:
             setattr(parent, name, layer)
-        vars(self.host)["peft_config"] = {NAME: self.config}
+        vars(self.host)["peft_config"] = {self.name: self.config}
         self.watch()
 
     def freeze(self) -> None:
@@ -139,28 +133,24 @@ def put_adapter(host: PreTrainedModel, gate: Gate, lora: LoRA) -> Adapter:
     Raises:
         ValueError: for a model whose layers ask for t before it is known, has an adapter, or no such layers.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-    from peft.tuners.lora import LoraLayer
+    from peft import inject_adapter_in_model
 
-    if any(isinstance(module, LoraLayer) for module in host.modules()):
+    if lora_layers(host):
         raise ValueError("the model has an adapter of PEFT already. Merge it (merge_and_unload), then extend.")
-    layers = linear_layers(host)
-    config = lora.config or LoraConfig(**_settings_of(host, lora, layers))
+    config = lora.configured(host)
     flags = [(parameter, parameter.requires_grad) for parameter in host.parameters()]
     inject_adapter_in_model(config, host, NAME)
     for parameter, flag in flags:  # PEFT froze all of them, the learned frequencies, too
         parameter.requires_grad_(flag)
-    adapter = Adapter(host, config, gate)
-    found: list[tuple[str, Any]] = [each for each in host.named_modules() if isinstance(each[1], LoraLayer)]
-    for path, layer in found:
-        parent, _, name = path.rpartition(".")
-        kind: Any = type(layer)
-        layer.__class__ = gated(kind)
-        layer.gate = gate
-        adapter.places.append((host.get_submodule(parent), name, layer))
-    adapter.watched = attention_layers(text_model(host))
-    adapter.watch()
-    gate.dial.noted = True
+    adapter = Adapter(host, config, gate, places=lora_layers(host))
+    if adapter.is_gated:
+        for _, _, layer in adapter.places:
+            kind: Any = type(layer)
+            layer.__class__ = gated(kind)
+            layer.gate = gate
+        adapter.watched = attention_layers(text_model(host))
+        adapter.watch()
+        gate.dial.noted = True
     adapter.freeze()
     for parameter in (own := list(adapter.parameters())):
         parameter.requires_grad_(True)
@@ -169,45 +159,16 @@ def put_adapter(host: PreTrainedModel, gate: Gate, lora: LoRA) -> Adapter:
     return adapter
 
 
-def linear_layers(host: PreTrainedModel) -> dict[str, nn.Module]:
-    """The linear layers of the decoder's layers, by name.
+def lora_layers(host: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """The layers that PEFT has put in the place of linear ones: parent, name, layer."""
+    from peft.tuners.lora import LoraLayer
 
-    Raises:
-        ValueError: where the rotary module is part of such a layer: t would be known too late.
-    """
-    text = text_model(host)
-    attention = {id(layer) for layer in attention_layers(text)}
-    blocks = [name.rpartition(".")[0] + "." for name, module in host.named_modules() if id(module) in attention]
-    rotary = {id(site.module) for site in find_sites(host)}
-    if any(id(module) in rotary and name.startswith(tuple(blocks)) for name, module in host.named_modules()):
-        raise ValueError(f"{type(host).__name__} cannot have an adapter: its layers have rotary modules of their own.")
-    return {
-        name: module
-        for name, module in host.named_modules()
-        if name.startswith(tuple(blocks)) and hasattr(module, "in_features") and hasattr(module, "out_features")
-    }
-
-
-def _settings_of(host: PreTrainedModel, lora: LoRA, layers: dict[str, nn.Module]) -> dict[str, Any]:
-    if lora.targets is not None:
-        for target in lora.targets:
-            if not any(f".{name}".endswith(f".{target}") for name in layers):
-                raise ValueError(f"no linear layer of the model is named {target}.")
-        layers = {
-            name: layer
-            for name, layer in layers.items()
-            if any(f".{name}".endswith(f".{target}") for target in lora.targets)
-        }
-    names = sorted({name.rpartition(".")[2] for name in layers})
-    elsewhere = {name.rpartition(".")[2] for name, _ in host.named_modules() if name not in layers}
-    if elsewhere & set(names):  # layers of a vision tower have the same names
-        names = sorted(layers)
-    settings: dict[str, Any] = {"target_modules": names, "task_type": "CAUSAL_LM", "lora_dropout": 0.0, "bias": "none"}
-    if lora.rank != FULL:
-        return settings | {"r": int(lora.rank), "lora_alpha": SCALE * int(lora.rank)}
-    ranks = {name: min(int(layer.in_features), int(layer.out_features)) for name, layer in layers.items()}  # type: ignore[arg-type]
-    alphas = {name: SCALE * rank for name, rank in ranks.items()}
-    return settings | {"r": 1, "lora_alpha": SCALE, "rank_pattern": ranks, "alpha_pattern": alphas}
+    found = []
+    for path, layer in host.named_modules():
+        if isinstance(layer, LoraLayer):
+            parent, _, name = path.rpartition(".")
+            found.append((host.get_submodule(parent), name, layer))
+    return found
 
 
 def follow_positions(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from transformers import Cache, DynamicCache
 
 from longwave.attention.bands import Attention
 from longwave.attention.columns import is_columns, is_custom, plain_mask
+from longwave.attention.documents import Documents, documents_of
 from longwave.attention.engine import Scoring, attend
 from longwave.attention.hook import BANDED, NUMBER, ON_LAYER
 from longwave.attention.layout import Layout
@@ -62,19 +63,22 @@ class BandedAttention:
             del layer._forward_pre_hooks[key]
             layer._forward_pre_hooks_with_kwargs.pop(key, None)
 
-    def plan(self, position_ids: Tensor) -> Plan:
+    def plan(self, position_ids: Tensor, documents: Documents | None = None) -> Plan:
         """The plan of a forward; its layers all get the same position ids.
 
+        Arguments:
+            documents: of rows that hold several.
+
         Raises:
-            ValueError: for packed rows, and positions on several axes.
+            ValueError: for packed rows without `documents`, and positions on several axes.
         """
         setting, last = self.rotary.dial.now, self._last
-        same = last is not None and last[0] is position_ids and last[2] is setting
+        same = last is not None and last[0] is position_ids and last[2] is setting and last[3].documents is documents
         if last is not None and same and not torch.is_grad_enabled() and torch.equal(last[1], position_ids):
             parameters = list(self.rotary.trajectory.parameters())
             if not parameters or self.rotary.frequencies.solutions.are_of(parameters):
                 return last[3]
-        plan = self._planned(position_ids)
+        plan = self._planned(position_ids, documents)
         plan.prompts = getattr(setting.call, "lengths", ())
         self._last = position_ids, position_ids.clone(), setting, plan
         return plan
@@ -109,7 +113,7 @@ class BandedAttention:
             stock: the model's own attention, for rows within L.
             kwargs: what the layer hands to its attention function.
         """
-        plan = self.plan(kwargs["position_ids"])
+        plan = self.plan(kwargs["position_ids"], documents_of(module.config))
         cache, _THREAD.cache = _THREAD.cache, None
         held = getattr(_layer_of(cache, module), "columns", None)  # which columns the cache holds; None for all
         if plan.plain:
@@ -189,13 +193,15 @@ class BandedAttention:
             return False
         return frequencies.same(attention.factor(a), attention.factor(b))
 
-    def _planned(self, position_ids: Tensor) -> Plan:
+    def _planned(self, position_ids: Tensor, documents: Documents | None) -> Plan:
         if position_ids.ndim != 2:
             raise ValueError(
                 f"{self.attention.name} needs positions on one axis, got position ids of shape "
                 f"{tuple(position_ids.shape)}. Use a scaling method without an attention method here."
             )
         factor = self.rotary.dial.read(position_ids)
+        if documents is not None:
+            return self._of_documents(position_ids, factor, documents)
         if bool((torch.as_tensor(factor) > 1).any()) and bool((position_ids.diff(dim=1) < 0).any()):
             raise ValueError(
                 f"{self.attention.name} takes one sequence in each row, and rows were packed with several. "
@@ -211,6 +217,21 @@ class BandedAttention:
         if len(rows) == 1:
             return Plan(position_ids, [self._group(factors[0], None)])
         return Plan(position_ids, [self._group(t, torch.tensor(own)) for t, own in rows.items()])
+
+    def _of_documents(self, position_ids: Tensor, factor: float | Tensor, documents: Documents) -> Plan:
+        """The plan of rows that hold several documents. They have one t, as training draws it."""
+        if self.attention.remembers:
+            raise ValueError(
+                f"{self.attention.name} remembers one text for each row, and rows hold several documents. Give each "
+                "document its own row."
+            )
+        factors = set(torch.as_tensor(factor).reshape(-1).tolist())
+        if len(factors) > 1:
+            raise ValueError(
+                f"{self.attention.name} takes rows of several documents at one t, got {len(factors)} of them. Fix t: "
+                'set_policy(model, "fixed", t).'
+            )
+        return Plan(position_ids, [self._group(float(factors.pop()), None)], documents)
 
     def _group(self, t: float, rows: Tensor | None) -> Group:
         if t <= 1:
@@ -237,7 +258,7 @@ def store_rotated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     if positions is None:
         raise ValueError(f"{type(layer).__name__} is not told the positions of its tokens. Pass position_ids.")
     bands: BandedAttention = steering.bands
-    plan = bands.plan(positions)
+    plan = bands.plan(positions, documents_of(layer.config))
     _THREAD.cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
     if plan.plain:
         return None

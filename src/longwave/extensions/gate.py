@@ -11,8 +11,8 @@ from torch import Tensor
 from longwave.extensions.dial import Dial
 from longwave.names import unknown
 
-CAPPED = "capped"
-SHAPES = (CAPPED, "ramp", "hard")
+CAPPED, NONE = "capped", "none"
+SHAPES = (CAPPED, "ramp", "hard", NONE)
 
 
 class Gate:
@@ -21,13 +21,14 @@ class Gate:
         capped  min(ln t, ln T)/ln T: beyond T it stays 1, because ΔW has seen no longer text
         ramp    ln t/ln T
         hard    1
+        none    1, and within L, too: no gate. The layers are PEFT's own, and do not ask for g
 
     T is the longest real window of the training, as a length factor.
 
     Arguments:
         dial: decides t.
         trained_factor: T.
-        shape: `capped`, `ramp` or `hard`.
+        shape: `capped`, `ramp`, `hard` or `none`.
 
     Raises:
         ValueError: for T that is no number over 1, and for another shape.
@@ -36,7 +37,7 @@ class Gate:
     def __init__(self, dial: Dial, trained_factor: float, shape: str = CAPPED) -> None:
         if shape not in SHAPES:
             raise ValueError(unknown("gate", shape, SHAPES))
-        if not (math.isfinite(trained_factor) and trained_factor > 1):
+        if shape != NONE and not (math.isfinite(trained_factor) and trained_factor > 1):
             raise ValueError(
                 f"the gate of an adapter needs a trained factor over 1, got {trained_factor}. An adapter is off within "
                 "the original length: train on windows that are longer."
@@ -44,7 +45,7 @@ class Gate:
         self.dial, self.trained_factor, self.shape = dial, float(trained_factor), shape
         self.beside: Tensor | None = None  # a weight of the adapter: where compiled steps want g
         self._known: tuple[Any, Any, Any] | None = None
-        self._number = 1.0, 0.0  # t and g(t), of the last t that was a number: each layer asks for it
+        self._number = 1.0, float(shape == NONE)  # t and g(t), of the last t that was a number: each layer asks for it
         self._steady: Tensor | None = None  # for compiled steps: another t compiles none of them again
         self._settled = False
 
@@ -87,6 +88,8 @@ class Gate:
         return None if known[2] is None else _shaped(known[2], x, None if positions is None else positions.shape[-1])
 
     def _values(self, factor: Tensor) -> Tensor:
+        if self.shape == NONE:
+            return torch.ones_like(factor, device="cpu", dtype=torch.float64)
         ramp = factor.to("cpu", torch.float64).clamp(min=1.0).log() / math.log(self.trained_factor)
         if self.shape == "hard":
             return (ramp > 0).to(ramp.dtype)

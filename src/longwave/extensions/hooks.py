@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -43,6 +44,16 @@ def save_recognised(model: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
     )
 
 
+def warn_of_peft(model: PreTrainedModel, prefix: str, keep_vars: bool) -> None:
+    """Before the state of a model inside a PeftModel is taken: PEFT saves its adapter of it, and nothing else."""
+    if prefix.startswith("base_model.model.") and any(extension(model).learned.values()):
+        warnings.warn(
+            "PEFT saves its adapter alone, without the extension of the model and what it learned. "
+            "longwave.save(model, folder) saves both, and longwave.load(folder) reads them.",
+            stacklevel=2,
+        )
+
+
 ALWAYS: dict[str, Callable[..., Any]] = {
     "save_pretrained": save_recognised,
     "set_attn_implementation": change_attention,
@@ -61,6 +72,7 @@ def install_hooks(model: PreTrainedModel) -> None:
     hooks = ALWAYS | (GENERATING if isinstance(model, GenerationMixin) else {})
     vars(model).update({name: Bound(hook, model) for name, hook in hooks.items()})
     model.register_forward_pre_hook(steer_forward, with_kwargs=True)
+    model.register_state_dict_pre_hook(warn_of_peft)
 
 
 def remove_hooks(model: PreTrainedModel) -> None:
@@ -70,3 +82,5 @@ def remove_hooks(model: PreTrainedModel) -> None:
     for key in [key for key, hook in model._forward_pre_hooks.items() if hook is steer_forward]:
         del model._forward_pre_hooks[key]
         model._forward_pre_hooks_with_kwargs.pop(key, None)
+    for key in [key for key, hook in model._state_dict_pre_hooks.items() if hook is warn_of_peft]:
+        del model._state_dict_pre_hooks[key]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from longwave.attention.bands import Band
+from longwave.attention.documents import Documents
 from longwave.attention.placement import Placed, Spectrum, place
 from longwave.attention.rows import RowWise
 from longwave.extensions.selecting import Extent, extents_of
@@ -46,10 +47,12 @@ class Plan:
     Arguments:
         positions: position ids of the queries, int64 [batch or 1, n].
         groups: every row is in one of them.
+        documents: of rows that hold several; the rows are then in one group.
     """
 
     positions: Tensor
     groups: list[Group]
+    documents: Documents | None = None
     embeddings: dict[Any, Any] = field(default_factory=dict)  # by type and device
     prompts: tuple[int, ...] = ()  # tokens of the prompts where `generate` runs
     extents: tuple[Any, list[Extent]] | None = None
@@ -73,11 +76,12 @@ class Plan:
                 )
             if held is not None:
                 keys = keys[:, held.to(keys.device)]
-            keys = _one_row(keys)
-            positions = _one_row(positions) if keys.shape[0] == 1 else positions
+            if self.documents is None:
+                keys = _one_row(keys)
+                positions = _one_row(positions) if keys.shape[0] == 1 else positions
             rows = max(keys.shape[0], positions.shape[0])
             at, of_keys = positions.expand(rows, -1), keys.expand(rows, -1)
-            found = place(group.bands, group.spectrum, at, of_keys, group.stored, dtype)
+            found = place(group.bands, group.spectrum, at, of_keys, group.stored, dtype, self.documents)
             group.placed = columns, found
         return group.placed[1]
 

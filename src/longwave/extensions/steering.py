@@ -25,7 +25,7 @@ def require_steerable(model: PreTrainedModel, what: tuple[str, str]) -> None:
     Arguments:
         what: LOG_N or BY_BANDS, for the message.
     """
-    _require_interface(model, _unprefixed(attention_of(model)), what)
+    require_interface(model, _unprefixed(attention_of(model)), what)
     _require_positions(model, what)
 
 
@@ -80,7 +80,7 @@ def change_attention(
         change(model, _unprefixed(attn_implementation), *args, **kwargs)
         if steering is not None:
             base = attention_of(model)
-            _require_interface(model, base, LOG_N if steering.bands is None else BY_BANDS)
+            require_interface(model, base, LOG_N if steering.bands is None else BY_BANDS)
             steering = Steering(base, steering.temperature, steering.bands)
     except BaseException:
         set_attention(text_model(model), before)
@@ -145,7 +145,13 @@ def set_attention(text: PreTrainedModel, name: str) -> None:
     text.config._attn_implementation = {"": name}
 
 
-def _require_interface(model: PreTrainedModel, base: str, what: tuple[str, str]) -> None:
+def require_interface(model: PreTrainedModel, base: str, what: tuple[str, str]) -> None:
+    """A `ValueError` if the model's attention does not go through the interface of transformers.
+
+    Arguments:
+        base: the name of its implementation.
+        what: what it cannot have then, and the remedy.
+    """
     text = text_model(model)
     known = (base == "eager" or base in ALL_ATTENTION_FUNCTIONS) and base in ALL_MASK_ATTENTION_FUNCTIONS
     usable = known and type(text)._can_set_attn_implementation() and bool(attention_layers(text))

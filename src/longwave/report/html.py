@@ -30,6 +30,7 @@ def page(
     trajectories: Mapping[str, Trajectory] | None = None,
     banded: Mapping[str, Banded] | None = None,
     title: str = "longwave report",
+    refresh: int | None = None,
 ) -> str:
     """The whole page.
 
@@ -39,6 +40,7 @@ def page(
         trajectories: drawn together, by name; all of one rope.
         banded: attention methods whose distances are drawn together, by name; all of one L.
         title: of the page.
+        refresh: seconds after which a browser reads the page again; None for a page that stays as it is.
 
     Raises:
         ValueError: if there is nothing to show.
@@ -63,6 +65,7 @@ def page(
         element("meta", charset="utf-8"),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        None if refresh is None else element("meta", http_equiv="refresh", content=str(refresh)),
         element("link", rel="icon", href="data:,"),
         element("title", title),
         element("style", Markup(files("longwave.report").joinpath("report.css").read_text("utf-8"))),

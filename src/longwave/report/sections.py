@@ -17,6 +17,7 @@ from longwave.report.groups import Group
 from longwave.report.markup import Markup, element, join, scroll, table
 from longwave.report.plots import COLOURS, curve_figure
 from longwave.report.provenance import made, made_training
+from longwave.report.runs import drawn_factors, perplexities
 from longwave.report.sources import RecordFile, Training
 from longwave.report.summary import summary
 from longwave.report.svg import inline
@@ -187,5 +188,15 @@ def trained(training: Training, pen: Pen) -> Section:
         "Loss and norms of the gradients before clipping, of each step at its own t (pale) and their running means; "
         "learning rates."
     )
-    figure = pen.figure(draw.training(rows), f"Training curves. {summary[0]}", caption)
-    return Section(f"Training · {training.path.parent.name}", summary, join(figure, made_training(training)))
+    figures = [pen.figure(draw.training(rows), f"Training curves. {summary[0]}", caption)]
+    if training.factors:
+        low, high = min(training.factors), max(training.factors)
+        caption = f"The length factors t that were drawn, {low:.3g} to {high:.3g}, one for each micro-batch."
+        figures.append(pen.figure(drawn_factors(training.factors), caption, caption))
+    if training.evaluated:
+        last = training.evaluated[-1]
+        values = ", ".join(f"{entry['ppl']:.3f} at {entry['length']:,}" for entry in last["lengths"])
+        summary.append(f"Perplexity on held-out text after {counted(last['step'], 'step')}: {values} tokens.")
+        caption = "Perplexity on held-out text while training, for each length in tokens."
+        figures.append(pen.figure(perplexities(training.evaluated), summary[-1], caption))
+    return Section(f"Training · {training.path.parent.name}", summary, join(*figures, made_training(training)))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from longwave.evaluation.cells import FOLDER as CELLS
 from longwave.evaluation.records import Record, is_ours, quantities, read
-from longwave.layout import METRICS
+from longwave.layout import EVALUATED, METRICS
 from longwave.outside import Outside
 from longwave.provenance import training_of
 from longwave.training.metrics import read_metrics
@@ -43,11 +43,18 @@ class Training:
         path: its metrics.jsonl.
         rows: that file's rows, at least one, each with `step` and `loss`.
         record: its training.json, None where there is none.
+        evaluated: the rows of its eval.jsonl, each with `step` and `lengths`; none where there is none.
     """
 
     path: Path
     rows: Sequence[Mapping[str, Any]]
     record: Mapping[str, Any] | None = None
+    evaluated: Sequence[Mapping[str, Any]] = field(default=())
+
+    @property
+    def factors(self) -> list[float]:
+        """The t of all micro-batches that the rows tell of."""
+        return [float(t) for row in self.rows for t in row.get("factors") or ()]
 
 
 def read_source(path: Path) -> RecordFile:
@@ -87,13 +94,25 @@ def check_metrics(rows: list[Any], path: Path) -> list[dict[str, Any]]:
     for row in rows:
         outside.numbers(row, ("step", "loss"))
         outside.numbers(row, [name for name in NUMBERS if row.get(name) is not None])
+        if row.get("factors"):
+            outside.series(row["factors"], "factors")
     return rows
 
 
 def read_training(path: Path) -> Training:
-    """Read a metrics.jsonl, and training.json beside it where there is one; a damaged file is a `ValueError`."""
-    rows = read_metrics(path)
-    return Training(path, check_metrics(rows, path), training_of(path.parent))
+    """Read a metrics.jsonl, and training.json and eval.jsonl beside it where they are; a damaged one is an error."""
+    rows = check_metrics(read_metrics(path), path)
+    return Training(path, rows, training_of(path.parent), check_evaluated(path.with_name(EVALUATED)))
+
+
+def check_evaluated(path: Path) -> list[dict[str, Any]]:
+    """The rows of an eval.jsonl, none where there is none; a `ValueError` for one without finite perplexities."""
+    outside, rows = Outside(path, "Leave the run out, or train again."), read_metrics(path)
+    for row in rows:
+        outside.numbers(row, ("step",))
+        for entry in outside.filled(row.get("lengths"), "lengths"):
+            outside.numbers(entry, ("length", "ppl"))
+    return rows
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,19 +20,19 @@ def training_arguments(config: TrainConfig, folder: Path, rate: float) -> Traini
         rate: the learning rate of the weights.
     """
     accelerated = torch.accelerator.is_available()
-    wants_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=rate,
-        lr_scheduler_type="cosine",
+        **learning_rates(config),
+        adam_beta2=config.beta2,
         warmup_steps=round(config.steps * config.warmup),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
-        bf16=config.precision == "bf16" or (config.precision == "auto" and wants_bf16),
+        bf16=config.precision == "bf16" or (config.precision == "auto" and has_bf16()),
         use_cpu=not accelerated,
         dataloader_num_workers=config.workers,
         dataloader_pin_memory=accelerated,
@@ -42,6 +43,20 @@ def training_arguments(config: TrainConfig, folder: Path, rate: float) -> Traini
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def has_bf16() -> bool:
+    """Whether there is a GPU with bfloat16, which training then uses unless it is told otherwise."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def learning_rates(config: TrainConfig) -> dict[str, Any]:
+    """The Trainer's names for the fall of the learning rates."""
+    if config.lr_schedule == "constant":
+        return {"lr_scheduler_type": "constant_with_warmup"}
+    if config.least_lr:
+        return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": config.least_lr}}
+    return {"lr_scheduler_type": config.lr_schedule}
 
 
 def refuse_data_parallel(args: TrainingArguments) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longwave.training.documents import Marks, within_documents
 from longwave.training.draw import Draw, LengthSampler, counter_generator
 
 
@@ -38,6 +39,8 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
         rows: token ids [rows, length], of any integer type; memory-mapped, as a rule.
         items: rows that the run consumes in all.
         seed: of the permutations.
+        marks: where documents start in the stream of all rows, and which tokens the loss counts; None for one document
+            whose tokens all count.
         often: the number of each row, once for each time that an epoch reads it; None for once each.
 
     Attributes:
@@ -46,8 +49,10 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     replay: PackedRows | None = None
 
-    def __init__(self, rows: Tensor, items: int, seed: int, often: Tensor | None = None) -> None:
-        self.rows, self.items, self.seed, self.often = rows, items, seed, often
+    def __init__(
+        self, rows: Tensor, items: int, seed: int, marks: Marks | None = None, often: Tensor | None = None
+    ) -> None:
+        self.rows, self.items, self.seed, self.marks, self.often = rows, items, seed, marks, often
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
 
     @property
@@ -72,19 +77,37 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
         if epoch != self._epoch:
             order = torch.randperm(count, generator=counter_generator(self.seed, epoch))
             self._order, self._epoch = order if self.often is None else self.often[order], epoch
-        return {"input_ids": self.rows[self._order[place]].long()}
+        return self.text(int(self._order[place]) * self.length, self.length)
 
     def spans(self, count: int, length: int, generator: torch.Generator) -> dict[str, Tensor]:
         """A batch of `count` longer rows, from anywhere in the stream: what `collate` returns, [count, length]."""
-        stream = self.rows.view(-1)
-        last = stream.numel() - length
+        return collate([self.text(start, length) for start in self.starts(count, length, generator)])
+
+    def starts(self, count: int, length: int, generator: torch.Generator) -> list[int]:
+        """The places in the stream where longer rows begin."""
+        step = self.length if self.marks is not None and self.marks.by_rows else 1
+        last = (self.rows.numel() - length) // step
         if self.often is None:
             starts = torch.randint(0, last + 1, (count,), generator=generator)
         else:
             chosen = self.often[torch.randint(0, len(self.often), (count,), generator=generator)]
             starts = chosen * self.length + torch.randint(0, self.length, (count,), generator=generator)
-            starts = starts.clamp(max=last)
-        return collate([{"input_ids": stream[start : start + length].long()} for start in starts])
+            starts = (starts // step).clamp(max=last)
+        return [int(start) * step for start in starts]
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several documents to keep apart."""
+        own = self.marks is not None and self.marks.several
+        return own or (self.replay is not None and self.replay.several)
+
+    def longest_document(self) -> int:
+        """Tokens of the longest document."""
+        return self.rows.numel() if self.marks is None else self.marks.longest(self.rows.numel())
+
+    def text(self, first: int, length: int) -> dict[str, Tensor]:
+        ids = self.rows.view(-1)[first : first + length].long()
+        return {"input_ids": ids} if self.marks is None else {"input_ids": ids, **self.marks.of(first, ids)}
 
 
 class MicroBatches(torch.utils.data.Dataset[int]):
@@ -114,10 +137,11 @@ class MicroBatches(torch.utils.data.Dataset[int]):
         return item
 
     def longest_window(self) -> int:
-        """Real tokens of the longest row in all micro-batches."""
+        """Real tokens of the longest row in all micro-batches, or of the longest document if that is shorter."""
         length = self.rows.length
         draws = (self._counters(first) for first in range(0, len(self), self.size))
-        return max((self.sampler.window(self.size, length, **counters) for counters in draws), default=length)
+        windows = (self.sampler.window(self.size, length, **counters) for counters in draws)
+        return min(max(windows, default=length), self.rows.longest_document())
 
     def _counters(self, item: int) -> dict[str, int]:
         """What the draw of the micro-batch that begins with `item` depends on."""
@@ -157,14 +181,21 @@ class MicroBatches(torch.utils.data.Dataset[int]):
             batch = collate([self._rows(items[0])[item] for item in items])
         else:
             batch = self.rows.spans(positions.shape[0], positions.shape[1], self._text(items[0]))
+        own = counter_generator(self.sampler.seed, "documents", *counters.values())
+        positions = within_documents(self.sampler, t, positions, batch.get("document_ids"), own)
         return {**batch, "position_ids": positions, "draw": Draw(t, positions)}
 
 
 def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack rows to input ids, labels and an attention mask, each [batch, length].
+    """Stack rows to input ids, labels and an attention mask, each [batch, length], and ids of several documents.
 
     The mask of ones is not redundant. Without one, transformers takes a jump in the position ids for
     the start of another packed sequence, and hides the tokens before the jump.
     """
     input_ids = torch.stack([item["input_ids"] for item in items])
-    return {"input_ids": input_ids, "labels": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    labels = torch.stack([item.get("labels", item["input_ids"]) for item in items])
+    batch = {"input_ids": input_ids, "labels": labels, "attention_mask": torch.ones_like(input_ids)}
+    if any(bool(item["document_ids"][-1] > 0) for item in items if "document_ids" in item):
+        alone = torch.zeros_like(input_ids[0])  # a row of a source that is one document
+        batch["document_ids"] = torch.stack([item.get("document_ids", alone) for item in items])
+    return batch

@@ -6,19 +6,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from longwave.data.mixture import Part, part_of
 from longwave.data.paths import split_share
 from longwave.recipes import SHORT
 from longwave.settings import REQUIRED, Settings, setting
+from longwave.training.lora import LoraSettings, from_older
 
 POSITIONS = ("chunks", "random", "uniform", "none")
 FACTORS = ("log-uniform", "integer", "fixed")
 LOG_N_COUNTS = ("keys", "positions")
-GATES = ("capped", "ramp", "hard")
-NO_LORA, AUTO = "none", "auto"
-LORA_RANK = 16  # of `auto`, where the model has no LoRA
+AUTO = "auto"
 ENGINE_METHOD = "ntk"  # the method of `engine_ready` where none is named
 LORA_RATE, LORA_SIZE = 5e-3, 2_000_000
 # Arguments of `longwave.extend` that are no options of a method: training sets them from settings of its own.
@@ -27,12 +27,33 @@ RESERVED = (
     "head_scalars", "adapter",
 )  # fmt: skip
 PRECISIONS = ("auto", "bf16", "fp32")
+APART, JOINED = DOCUMENTS = ("apart", "joined")
+LOSS_BLOCKS = ("auto", "on", "off")
+QUANTIZED = ("4bit", "8bit")
+LR_SCHEDULES = ("cosine", "linear", "constant")
+TRACKERS = ("none", "tensorboard", "wandb")
 
 # Settings that may change when a run is resumed: they alter nothing that was drawn or computed before.
-RESUMABLE = {"lr", "field_lr", "head_lr", "max_grad_norm", "save_every", "keep_checkpoints", "workers"}
+RESUMABLE = {
+    "loss_blocks",
+    "lr",
+    "field_lr",
+    "head_lr",
+    "max_grad_norm",
+    "save_every",
+    "save_total_limit",
+    "keep_checkpoints",
+    "workers",
+}
+# What is measured and told while a run goes, and when it is given up.
+RESUMABLE |= {"eval_data", "eval_every", "eval_lengths", "eval_windows", "stop_rise", "stop_steps", "report_to"}
 
-of_length, of_method, of_data, of_optimisation, of_sampling, of_running = (
-    partial(setting, group=group) for group in ("Length", "Method", "Data", "Optimisation", "Sampling", "Running")
+# What runs did before they had these settings. A run that is resumed keeps them as they were recorded.
+EARLIER_RUNS = {"documents": JOINED, "loss_blocks": "off"}
+
+of_length, of_method, of_data, of_optimisation, of_sampling, of_running, of_watching = (
+    partial(setting, group=group)
+    for group in ("Length", "Method", "Data", "Optimisation", "Sampling", "Running", "Watching")
 )
 
 
@@ -69,13 +90,22 @@ class TrainConfig(Settings):
     prior: str | None = of_method(None, "Closed form that CLEX starts from: ntk, yarn, linear; the method's.")
     log_n: float | None = of_method(None, "Exponent of the per-query log-n attention scaling, 0 for off; the method's.")
     head_scalars: bool = of_method(False, "Learn a mass and a temperature for each head of the attention layers.")
-    lora_rank: str | None = of_method(
+    lora: str | None = of_method(
         None,
-        "Let the weights follow t by a LoRA of this rank, off within L: a number, full, none, or auto, which is 16 or "
-        "the rank that the model's LoRA has; the method's.",
-        metavar="RANK",
+        "Train a LoRA of PEFT: r=16,alpha=32,dropout=0,targets=q_proj+v_proj,gate=capped, or none, or the rank alone "
+        "(a number, full, auto). By its gate the weights follow t, and within L the model is the plain one, bit for "
+        "bit: capped, ramp, hard. gate=none is a plain LoRA, on at all lengths: within L the model changes, too. The "
+        "method's.",
+        metavar="r=N,...",
     )
-    gate: str | None = of_method(None, "How much of the LoRA counts at t; capped, or the LoRA's own.", choices=GATES)
+    quantize: str | None = of_method(
+        None,
+        "Hold the base's weights in 4 bits (nf4) or 8 while a LoRA or an extension is trained, by bitsandbytes.",
+        choices=QUANTIZED,
+    )
+    chat_template: str | None = of_method(
+        None, "File with the chat template for data that are chats; the tokenizer's.", metavar="FILE"
+    )
     options: Mapping[str, Any] = of_method((), "Further option of the method, KEY=VALUE (JSON); repeatable.")
 
     replay: str | None = of_data(
@@ -99,6 +129,11 @@ class TrainConfig(Settings):
     )  # fmt: skip
     field_lr: float = of_optimisation(5e-3, "Learning rate of the learned frequencies, same schedule.", least=0)
     warmup: float = of_optimisation(0.03, "Share of the steps with rising learning rate.", least=0, most=1)
+    lr_schedule: str = of_optimisation(
+        "cosine", "Fall of the learning rates after the warmup; constant: none.", choices=LR_SCHEDULES
+    )
+    least_lr: float = of_optimisation(0.0, "Where the cosine ends, as a share of the learning rates.", least=0, most=1)
+    beta2: float = of_optimisation(0.999, "Adam's decay of squared gradients; 0.95 is common.", least=0, most=1)
     weight_decay: float = of_optimisation(0.0, "On the model's matrices; never on the frequencies.", least=0)
     max_grad_norm: float = of_optimisation(1.0, "Gradient clipping, weights and frequencies each; 0: off.", least=0)
     head_lr: float = of_optimisation(3e-2, "Learning rate of the scalars of heads, same schedule.", least=0)
@@ -110,6 +145,9 @@ class TrainConfig(Settings):
     factors: str = of_sampling("log-uniform", "How t is drawn from [least factor, train factor].", choices=FACTORS)
     log_n_count: str = of_sampling(
         "keys", "What log-n counts in training: the keys a query sees, or its position.", choices=LOG_N_COUNTS
+    )
+    documents: str = of_sampling(
+        APART, "Whether tokens of a row see their own document alone, or earlier ones, too.", choices=DOCUMENTS
     )
     short_share: float = of_sampling(
         0.0, "Share of micro-batches of rows without gaps, at the smallest t for the row.", least=0, most=1
@@ -123,9 +161,31 @@ class TrainConfig(Settings):
 
     precision: str = of_running("auto", "bf16 is autocast over fp32 weights; auto: bf16 on GPUs.", choices=PRECISIONS)
     gradient_checkpointing: bool = of_running(False, "Recompute activations: less memory, slower.")
+    loss_blocks: str = of_running(
+        "auto", "Compute the loss in blocks of tokens: much less memory, the same loss; auto: where logits are many.",
+        choices=LOSS_BLOCKS,
+    )  # fmt: skip
     workers: int = of_running(0, "Data loading processes.", least=0)
     save_every: int = of_running(0, "Steps between checkpoints; a tenth of the run if 0.", least=0)
-    keep_checkpoints: bool = of_running(False, "Keep the last two checkpoints when the run is done.")
+    save_total_limit: int = of_running(
+        2, "Checkpoints to keep while training. With 1 there is none to fall back on if it is damaged.", least=1
+    )
+    keep_checkpoints: bool = of_running(False, "Keep these checkpoints when the run is done, too.")
+
+    eval_data: str | None = of_watching(
+        None, "Held-out text whose perplexity by length is measured while training.", metavar="PATH"
+    )
+    eval_every: int = of_watching(0, "Steps between these measurements; a tenth of the run if 0.", least=0)
+    eval_lengths: str | None = of_watching(
+        None, "Their lengths, such as 1x,4x; doublings of 1x up to --max-factor.", metavar="N,..."
+    )
+    eval_windows: int = of_watching(16, "Their windows of each length.", least=1)
+    stop_rise: float = of_watching(
+        3.0, "Give up when the loss is so many nats above its lowest running mean for --stop-steps steps; 0: never.",
+        least=0,
+    )  # fmt: skip
+    stop_steps: int = of_watching(20, "How many steps in a row that must be.", least=1)
+    report_to: str = of_watching("none", "Also send losses and perplexities there.", choices=TRACKERS)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
@@ -138,15 +198,20 @@ class TrainConfig(Settings):
                 f"{reserved[0]} is no option of a method. If training lets you choose it, it is a setting of its own: "
                 "see `longwave train --help`."
             )
-        rank = self.rank
-        if rank is not None and rank != "full" and (isinstance(rank, str) or rank < 1):
-            raise ValueError(f"lora rank must be a whole number >= 1, full, auto, or none, got {self.lora_rank!r}.")
-        if rank is not None and self.freeze_weights:
+        if self.lora is not None:
+            object.__setattr__(self, "lora", LoraSettings.canonical(str(self.lora)))
+        if self.lora_settings is not None and self.freeze_weights:
             raise ValueError("freeze weights leaves no LoRA to train. Leave one of the two out.")
+        if self.chat_template is not None and not Path(self.chat_template).is_file():
+            raise ValueError(f"chat template {self.chat_template} is no file. Pass a file with a Jinja template.")
         if self.long_documents is not None and self.long_times < 1:
             raise ValueError(f"long documents must be a whole number of times such as 2x, got {self.long_documents!r}.")
         if self.short_share + self.long_share > 1:
             raise ValueError(f"long share must be at most 1 together with short share, got {self.long_share!r}.")
+        if self.least_lr and self.lr_schedule != "cosine":
+            raise ValueError(
+                f"least lr ends a cosine, and lr schedule is {self.lr_schedule}. Leave one of the two out."
+            )
         if self.row_length != AUTO and not (self.row_length or "").endswith("x"):
             self.row_tokens(1)
 
@@ -161,8 +226,7 @@ class TrainConfig(Settings):
         given = {name: value for name, value in given.items() if value is not None}
         if "replay" in given:
             given["short_share"] = replayed(given["replay"], given.get("short_share"))
-        if "lora_rank" in given:
-            given["lora_rank"] = str(given["lora_rank"])
+        given = from_older(given)
         ready = bool(given.get("engine_ready"))
         if ready:
             given.setdefault("method", ENGINE_METHOD)
@@ -174,7 +238,7 @@ class TrainConfig(Settings):
             )
         recipe = dict(spec.recipe) | (dict(SHORT) if ready else {})
         if given.get("freeze_weights"):
-            recipe.pop("lora_rank", None)
+            recipe.pop("lora", None)
         short = given.get("short_share")
         if "long_share" in recipe and isinstance(short, int | float):
             recipe["long_share"] = min(recipe["long_share"], max(0.0, 1.0 - short))
@@ -205,13 +269,9 @@ class TrainConfig(Settings):
         return None if self.replay is None else Part((split_share(self.replay)[0],), self.short_share)
 
     @property
-    def rank(self) -> int | str | None:
+    def lora_settings(self) -> LoraSettings | None:
         """Of a new LoRA; None for none."""
-        if self.lora_rank in (None, NO_LORA):
-            return None
-        if self.lora_rank == AUTO:
-            return LORA_RANK
-        return int(self.lora_rank) if str(self.lora_rank).isdigit() else self.lora_rank
+        return None if self.lora is None else LoraSettings.parse(self.lora)
 
     @property
     def longest_window(self) -> int:
@@ -258,6 +318,10 @@ class TrainConfig(Settings):
         return self.save_every or max(1, self.steps // 10)
 
     @property
+    def eval_steps(self) -> int:
+        return self.eval_every or max(1, self.steps // 10)
+
+    @property
     def method_options(self) -> dict[str, Any]:
         """Keyword arguments for `extend` beyond the method, its factor and its schedule."""
         from longwave.extensions.spec import parse_spec  # needs torch
@@ -268,8 +332,13 @@ class TrainConfig(Settings):
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Settings that differ from a recorded run in a way that would make it another run."""
-        recorded = {item.name: item.default for item in fields(self)} | dict(recorded)  # older records lack some
+        known: dict[str, Any] = {
+            item.name: item.default for item in fields(self)
+        } | EARLIER_RUNS  # older records lack some
+        recorded = known | from_older(dict(recorded))
         mine = json.loads(json.dumps(self.as_dict()))  # as a record holds them: a tuple is a list there
+        if isinstance(recorded.get("lora"), str):
+            recorded["lora"] = LoraSettings.canonical(recorded["lora"])
         return [
             f"{name} {recorded.get(name)!r} -> {value!r}"
             for name, value in mine.items()

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from longwave.files import check_output, make_folder, read_object, write_json
-from longwave.layout import ADAPTERS, CHECKPOINTS, METRICS, MODEL, SETTINGS, WEIGHTS
+from longwave.layout import ADAPTERS, CHECKPOINTS, EVALUATED, LIVE_REPORT, METRICS, MODEL, SETTINGS, TRACKED, WEIGHTS
 from longwave.layout import TRAINING as RECORD
 from longwave.provenance import command, versions
-from longwave.training.checkpoints import checkpoint_step, checkpoints, discard
-from longwave.training.config import TrainConfig
+from longwave.training.checkpoints import checkpoint_step, discard, discard_rest, newest_whole, set_aside
+from longwave.training.config import EARLIER_RUNS, TrainConfig
 from longwave.training.metrics import MetricsLog, summary
 
 # Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
-RESULTS = (SETTINGS, WEIGHTS, METRICS, CHECKPOINTS, ADAPTERS, MODEL, RECORD)
+RESULTS = (
+    SETTINGS, WEIGHTS, METRICS, EVALUATED, LIVE_REPORT, TRACKED, CHECKPOINTS, ADAPTERS, MODEL, RECORD,
+)  # fmt: skip
+
+logger = logging.getLogger("longwave")
 
 EARLIER = {"status": str, "config": dict, "model": str, "data": dict}  # what a run needs of the run before
 
@@ -120,18 +126,56 @@ class RunFolder:
                 f"{self.path / found[0]} was not written by longwave: {RECORD} is missing. Write to another folder."
             )
 
-    def states(self) -> list[Path]:
-        """Checkpoints to go on from, oldest first."""
-        return checkpoints(self.checkpoints)
+    def state(self) -> Path | None:
+        """The checkpoint to go on from, None if there is none. Each newer one is damaged, and is set aside by name."""
+        found, faults = newest_whole(self.checkpoints)
+        for path, fault in faults.items():
+            aside = set_aside(path)
+            goes_on = "" if found is None else f" The run goes on from {found.name}."
+            logger.warning("%s is damaged: %s. It is now called %s.%s", path, fault, aside.name, goes_on)
+        return found
 
-    def start(self, *, resume: bool) -> MetricsLog:
-        """Write the record. A new run first deletes an earlier one's results, for which it could pass otherwise."""
-        states = self.states() if resume else []
+    def start(self, *, resume: bool, state: Path | None = None) -> MetricsLog:
+        """Write the record. A new run first deletes an earlier one's results, for which it could pass otherwise.
+
+        Arguments:
+            state: the checkpoint that the run goes on from.
+        """
         make_folder(self.path)
-        if not resume:
+        if resume:
+            discard_rest(self.checkpoints)
+        else:
             self._remove_results()
         write_json(self.path / RECORD, {"status": "running", **self.record})
-        return MetricsLog(self.path / METRICS, checkpoint_step(states[-1]) if states else 0)
+        return MetricsLog(self.path / METRICS, 0 if state is None else checkpoint_step(state))
+
+    def evaluated(self, state: Path | None) -> MetricsLog:
+        """The rows of what is measured while training.
+
+        Arguments:
+            state: the checkpoint that the run goes on from; None for a new run.
+        """
+        return MetricsLog(self.path / EVALUATED, 0 if state is None else checkpoint_step(state))
+
+    def stop(self, step: int, reason: str) -> None:
+        """Write the record of a run that was stopped before its last step. Its checkpoints stay."""
+        write_json(self.path / RECORD, {"status": "stopped", **self.record, "step": step, "stopped_by": reason})
+
+    def diverged(self, reason: str) -> None:
+        """Write the record of a run that was given up because its loss rose. Its checkpoints stay."""
+        write_json(self.path / RECORD, {"status": "diverged", **self.record, "reason": reason})
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Within, the trained model is saved; an error deletes what was written of it. The checkpoints have it all."""
+        try:
+            yield
+        except Exception:
+            for name in (SETTINGS, WEIGHTS, f".{WEIGHTS}"):
+                (self.path / name).unlink(missing_ok=True)
+            for name in (ADAPTERS, MODEL):
+                discard(self.path / name)
+            raise
 
     def finish(self, trained_length: int | None, used: Mapping[str, Any] | None = None) -> None:
         """Write the record of a run whose model is saved.
@@ -165,6 +209,13 @@ class RunFolder:
                 discard(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def kept_settings(folder: Path | str) -> dict[str, Any]:
+    """Settings that a run keeps when it is resumed and they are not given, as recorded; nothing where no run was."""
+    record = Path(folder) / RECORD
+    config = read_object(record).get("config") if record.exists() else None
+    return {name: config.get(name, before) for name, before in EARLIER_RUNS.items()} if isinstance(config, dict) else {}
 
 
 def _has(record: Path, key: str) -> bool:

@@ -39,7 +39,14 @@ class MixedRows(PackedRows):
     def spans(self, count: int, length: int, generator: torch.Generator) -> dict[str, Tensor]:
         """As of `PackedRows`; the source of each longer row is drawn by the shares."""
         chosen = self.parts_of_spans(count, generator)
-        return collate([{"input_ids": self.sources[k].spans(1, length, generator)["input_ids"][0]} for k in chosen])
+        return collate([self.sources[k].text(self.sources[k].starts(1, length, generator)[0], length) for k in chosen])
+
+    def longest_document(self) -> int:
+        return max(source.longest_document() for source in self.sources)
+
+    @property
+    def several(self) -> bool:
+        return any(source.several for source in self.sources) or super().several
 
     def parts(self, items: Sequence[int]) -> list[int]:
         return [self._place(item)[0] for item in items]

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from longwave.extensions.adapter import FULL, Adapter, LoRA
-from longwave.extensions.gate import CAPPED
+from longwave.extensions.gate import CAPPED, NONE
 from longwave.extensions.handle import Extension
-from longwave.training.config import AUTO, TrainConfig
+from longwave.training.config import TrainConfig
+from longwave.training.lora import AUTO, RANK, LoraSettings
+
+OTHER = "Leave lora out to train it further, or start from the base model."
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,22 +33,28 @@ class Parts:
     weights: tuple[Tensor, ...] = ()
 
     @classmethod
-    def of(cls, before: Extension | None, config: TrainConfig, trained_factor: float) -> Parts:
+    def of(
+        cls, before: Extension | None, config: TrainConfig, trained_factor: float, foreign: Adapter | None = None
+    ) -> Parts:
         """The parts of a run.
 
         Arguments:
             before: the extension that is trained further; None for a new one.
             trained_factor: the longest real window that a micro-batch can have, as a length factor.
+            foreign: a LoRA that PEFT has put on the model; it is trained as it is.
 
         Raises:
-            ValueError: for a LoRA of another rank or gate than the one that is trained further.
+            ValueError: for another LoRA than the one that is trained further.
         """
         adapter = None if before is None else before.adapter
         heads = None if before is None or before.heads is None else dict(before.heads.state_dict())
         scalars = config.head_scalars or heads is not None
+        if foreign is not None:
+            _require_same(foreign, config)
+            return cls(scalars, None, heads)
         if adapter is None:
-            lora = None if config.rank is None else LoRA(config.rank, trained_factor, gate=config.gate or CAPPED)
-            return cls(scalars, lora, heads)
+            asked = config.lora_settings
+            return cls(scalars, None if asked is None else _new(asked, trained_factor), heads)
         _require_same(adapter, config)
         longest = max(trained_factor, adapter.gate.trained_factor)
         lora = LoRA(adapter.config.r, longest, gate=adapter.gate.shape, config=adapter.config)
@@ -62,22 +71,51 @@ class Parts:
 
 
 def require_long_enough(config: TrainConfig, original_length: int) -> None:
-    """A `ValueError` for a LoRA without windows longer than L."""
-    if config.rank is not None and config.longest_window <= original_length:
+    """A `ValueError` for a LoRA that is off within L, without windows longer than L."""
+    asked = config.lora_settings
+    if asked is not None and asked.gate != NONE and config.longest_window <= original_length:
         raise ValueError(
             f"a LoRA is off within the original length, {original_length} tokens, and learns nothing from a train "
             f"length of {config.longest_window}. Raise the train length, best to {4 * original_length}, or set lora "
-            "rank to none."
+            "to none, or its gate."
         )
+
+
+def _new(asked: LoraSettings, trained_factor: float) -> LoRA:
+    return LoRA(
+        RANK if asked.rank == AUTO else asked.rank,
+        trained_factor,
+        targets=asked.targets,
+        gate=asked.gate or CAPPED,
+        alpha=asked.alpha,
+        dropout=asked.dropout or 0.0,
+    )
 
 
 def _require_same(adapter: Adapter, config: TrainConfig) -> None:
     """A `ValueError` for settings that ask for another LoRA than the model has."""
-    rank = FULL if adapter.config.rank_pattern else adapter.config.r
-    asked_rank = None if config.lora_rank == AUTO else config.rank or config.lora_rank
-    for name, asked, own in (("lora rank", asked_rank, rank), ("gate", config.gate, adapter.gate.shape)):
-        if asked not in (None, own):
-            raise ValueError(
-                f"the model has a LoRA with {name} {own}, not {asked}. Leave {name} out to train it further, or start "
-                "from the base model."
-            )
+    own = _as_asked(adapter)
+    if config.lora is not None and config.lora_settings is None:
+        raise ValueError(f"the model has a LoRA with {own}, and lora none is asked for. {OTHER}")
+    asked = {} if config.lora_settings is None else dict(config.lora_settings.given())
+    for key, value in asked.items():
+        has = dict(own.given()).get(key)
+        if (key, value) != ("r", AUTO) and (set(value) != set(has or ()) if key == "targets" else value != has):
+            raise ValueError(f"the model has a LoRA with {own}, and {key} {_text(value)} is asked for. {OTHER}")
+
+
+def _as_asked(adapter: Adapter) -> LoraSettings:
+    """The settings of an adapter, as `--lora` has them."""
+    config = adapter.config
+    full, targets = bool(config.rank_pattern), config.target_modules
+    return LoraSettings(
+        rank=FULL if full else config.r,
+        alpha=None if full else float(config.lora_alpha),
+        dropout=float(config.lora_dropout),
+        targets=tuple(sorted(targets)) if targets and not isinstance(targets, str) else None,
+        gate=adapter.gate.shape,
+    )
+
+
+def _text(value: object) -> str:
+    return "+".join(value) if isinstance(value, tuple) else str(value)

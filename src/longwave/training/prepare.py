@@ -7,35 +7,67 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longwave.checkpoints.folder import resolve
+from longwave.checkpoints.folder import Kind, ModelFolder, resolve
 from longwave.checkpoints.load import load
+from longwave.checkpoints.quantized import Quantization, is_quantized_on_disk
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.checkpoints.trained import Trained, trained_of
 from longwave.extensions.attach import extend, extend_again, restore, rope_of
+from longwave.extensions.documents import forget_documents
+from longwave.extensions.foreign import foreign_adapter, require_trainable, unwrapped
 from longwave.extensions.handle import extension, find_extension
 from longwave.extensions.sites import host_of
 from longwave.extensions.spec import parse_spec
 from longwave.extensions.steering import count_keys
+from longwave.files import read_object
+from longwave.layout import SETTINGS
 from longwave.schedule import Static
+from longwave.training.arguments import has_bf16
 from longwave.training.config import TrainConfig
 from longwave.training.draw import LengthSampler
+from longwave.training.frozen import require_learnable_weights, unfreeze
 from longwave.training.learned import PARTS, learned_parameters
 from longwave.training.parts import Parts, require_long_enough
 from longwave.trajectory import Trajectory
 
 
 def load_with_tokenizer(
-    model: str | Path | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    model: str | Path | nn.Module, tokenizer: PreTrainedTokenizerBase | None, config: TrainConfig
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer, weights in float32. bf16 training is autocast: bf16 weights would lose small steps."""
     if isinstance(model, str | Path):
         found = resolve(model)
-        return load(found, dtype=torch.float32), tokenizer or load_tokenizer(found)
+        quantized = quantization_for(found, config)
+        return load(found, dtype=torch.float32, **quantized), tokenizer or load_tokenizer(found)
+    if config.quantize is not None:
+        raise ValueError("quantize is for a model that training reads itself. Give its path, or leave quantize out.")
     if tokenizer is None:
         raise ValueError("training a model that is not a path needs its tokenizer: pass tokenizer=...")
-    return model, tokenizer
+    return unwrapped(model, "train"), tokenizer
+
+
+def quantization_for(found: ModelFolder, config: TrainConfig) -> dict[str, Any]:
+    """Arguments of `load` that quantize the base of a new run; none for a folder that goes on as it was trained.
+
+    Raises:
+        ValueError: for another quantization than an adapter was trained on, and where bitsandbytes is missing.
+    """
+    asked, before = config.quantize, Quantization.read(found.path)
+    if asked is None:
+        return {}
+    own = None if before is None else before.kind
+    if found.kind is Kind.LONGWAVE and "adapter" in read_object(found.path / SETTINGS) and own != asked:
+        on = "weights that are not quantized" if own is None else f"weights in {own}"
+        raise ValueError(f"{found.name} has a LoRA that was trained on {on}, not in {asked}. Leave quantize out.")
+    if is_quantized_on_disk(found):
+        raise ValueError(f"the weights of {found.name} are quantized already. Leave quantize out.")
+    if before is not None:
+        return {}
+    wide = config.precision == "bf16" or (config.precision == "auto" and has_bf16())
+    return Quantization(asked, "bfloat16" if wide and asked == "4bit" else "float32").arguments()
 
 
 def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
@@ -79,7 +111,12 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     row = config.row_tokens(original_length)
     longest = max([1, *sampler.multiples(config.batch_size, row)] if config.long_share else [1]) * row
     same = handle if handle is not None and handle.spec == spec.name else None
-    parts = Parts.of(same, config, max(1.0, longest / original_length))
+    foreign = foreign_adapter(model)
+    if foreign is not None:
+        require_trainable(foreign)
+    parts = Parts.of(same, config, max(1.0, longest / original_length), foreign)
+    adapted = parts.lora is not None or foreign is not None or config.freeze_weights
+    require_learnable_weights(model, adapted=adapted)
     (extend if handle is None else extend_again)(
         model,
         spec.name,
@@ -92,6 +129,8 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
         **options,
     )
     parts.fill(extension(model))
+    if foreign is not None:  # PEFT has frozen all else, and the extension may have been there before
+        unfreeze(model)
     count_keys(host_of(model), config.log_n_count == "keys")
     if config.freeze_weights:
         _freeze_weights(model, method.name)
@@ -183,14 +222,16 @@ def clean_up(model: PreTrainedModel, config: TrainConfig, before: Before) -> Non
     All weights count as trainable again, apart from those under a LoRA: they are frozen as long as it is on.
     """
     count_keys(host_of(model), False)
+    forget_documents(host_of(model))
     model.config.use_cache = before.use_cache
     if config.gradient_checkpointing and not before.checkpointing:
         switch_checkpointing(model, on=False)
     if config.freeze_weights:
         model.requires_grad_(True)
         handle = find_extension(model)
-        if handle is not None and handle.adapter is not None:
-            handle.adapter.freeze()
+        adapter = foreign_adapter(model) if handle is None else handle.adapter or foreign_adapter(model)
+        if adapter is not None:
+            adapter.freeze()
     model.train(before.training)
     vars(model).pop("forward", None)  # accelerate leaves one there, without the decorators of the class
     if before.forward is not None:

@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from longwave.checkpoints.folder import resolve
+from longwave.checkpoints.same_weights import base_named_by
 from longwave.checkpoints.save import save
 from longwave.checkpoints.trained import hold_trained, trained_of
+from longwave.extensions.documents import prepare_documents
+from longwave.extensions.foreign import foreign_adapter
 from longwave.extensions.handle import extension
+from longwave.extensions.sites import host_of
 from longwave.training.arguments import refuse_data_parallel, training_arguments
 from longwave.training.config import TrainConfig
-from longwave.training.folder import RunFolder
+from longwave.training.disk import told_when_full
+from longwave.training.divergence import StopOnDivergence
+from longwave.training.folder import RunFolder, kept_settings
 from longwave.training.prepare import (
     Before,
     attach_method,
@@ -25,13 +33,17 @@ from longwave.training.prepare import (
     switch_checkpointing,
     trained_before,
 )
+from longwave.training.processes import on_first
 from longwave.training.progress import ProgressCallback
+from longwave.training.stopping import StopOnSignal, Stopped
 from longwave.training.texts import Asked
+from longwave.training.trackers import check_tracker, trackers
 from longwave.training.trainer import LengthTrainer
+from longwave.training.watching import HeldOut, MeasureHeldOut
 
 
 def train(
-    model: str | Path | PreTrainedModel,
+    model: str | Path | PreTrainedModel | nn.Module,
     data: Iterable[Path | str],
     output: Path | str,
     *,
@@ -46,15 +58,16 @@ def train(
 
     Arguments:
         model: a Hugging Face folder or hub id; a folder that an earlier run wrote (with the same method its
-            frequencies are trained further); or a model, which is then extended in place.
+            frequencies are trained further); or a model, which is then extended in place; or a PeftModel around one,
+            whose LoRA is trained as PEFT runs it, at all lengths.
         data: text, jsonl, json, csv, parquet or arrow files, folders of them, or `hub:NAME`, each with a share such
             as `books@0.3` if they are to be mixed; see docs/data.md.
         output: longwave.json and longwave.safetensors (the method), model/ (the weights), the tokenizer's
             files, training.json (settings, data hashes, versions, command) and metrics.jsonl (a row per
-            step). While training, checkpoints/ holds the last two states.
+            step), with `eval_data` also eval.jsonl. While training, checkpoints/ holds the last states.
         tokenizer: needed with a model that is not a path.
-        resume: go on from the last checkpoint in `output`, or start if there is none. The resumed run is
-            bitwise equal to an uninterrupted run.
+        resume: go on from the last checkpoint in `output` that is not damaged, or start if there is none. The
+            resumed run is bitwise equal to an uninterrupted run.
         overwrite: write into a folder that is not empty; an earlier run's result there is deleted. Nothing
             that this run reads may be part of the folder.
         progress: show a progress bar on stderr.
@@ -63,13 +76,17 @@ def train(
             defaults.
 
     Returns:
-        The output folder.
+        The output folder. If a callback has stopped the run before its last step, the folder holds a checkpoint and
+        no model yet, and the status in training.json is `stopped`.
 
     Raises:
         ValueError: for settings, data or a folder that do not fit, and if the loss stops being finite
-            (the last good checkpoint is kept).
+            (the last good checkpoint is kept). Also if the disk is full, or if every checkpoint is damaged.
+        Diverged: a ValueError, if the loss stays far above its level; the status in training.json is `diverged`.
+        Stopped: after SIGINT or SIGTERM, when the checkpoint is written. It is a KeyboardInterrupt.
     """
-    config = TrainConfig.create(**settings)
+    given = {name: value for name, value in settings.items() if value is not None}
+    config = TrainConfig.create(**(kept_settings(output) if resume else {}) | given)
     named, asked = isinstance(model, str | Path), Asked.of(data, config)
     folder = RunFolder(
         Path(output), config, str(model) if named else type(model).__name__, asked.files, shares=asked.shares
@@ -93,25 +110,37 @@ def train(
             return folder.path
     if first:
         folder.require_room(resume=resume, overwrite=overwrite)
+    check_tracker(config.report_to)
 
+    full = partial(told_when_full, folder.path, folder.checkpoints)
     set_seed(config.seed)
-    network, vocabulary = load_with_tokenizer(model, tokenizer)
+    network, vocabulary = load_with_tokenizer(model, tokenizer, config)
     shown = progress and sys.stderr.isatty()
-    text = asked.text(vocabulary, progress=shown)
+    text = asked.text(vocabulary, config, progress=shown)
     text.check(network, vocabulary)
-    before, bar = Before.of(network), ProgressCallback()  # the Trainer switches the cache off for good
+    before = Before.of(network)  # the Trainer switches the cache off for good
+    bar, stop = ProgressCallback(), StopOnSignal()
     earlier = trained_before(network, config)
     sampler = attach_method(network, config)
     try:
-        rate = config.rate(network.num_parameters(), lora=extension(network).adapter is not None)
+        held = HeldOut.of(config, vocabulary, sampler.original_length)
+        watching = [*trackers(config.report_to, folder.path)]
+        adapted = extension(network).adapter is not None or foreign_adapter(network) is not None
+        rate = config.rate(network.num_parameters(), lora=adapted)
         arguments = training_arguments(config, folder.checkpoints, rate)
         refuse_data_parallel(arguments)
         consumed = config.steps * config.batch_size * config.accumulation * arguments.world_size
         rows = text.rows(config, sampler, consumed)
+        if rows.several:
+            prepare_documents(host_of(network))
 
         # Up to here nothing in the folder has been touched.
-        states = folder.states() if resume else []
-        metrics = folder.start(resume=resume) if first else None
+        state = on_first(folder.state) if resume else None
+        metrics = folder.start(resume=resume, state=state) if first else None
+        watching.append(StopOnDivergence(config, folder.diverged if first else None))
+        if held is not None:
+            evaluated = folder.evaluated(state) if first else None
+            watching.append(MeasureHeldOut(network, held, config.eval_steps, evaluated, watching[:-1]))
         trainer = LengthTrainer(
             network,
             arguments,
@@ -119,13 +148,16 @@ def train(
             field_lr=config.field_lr,
             head_lr=config.head_lr,
             metrics=metrics,
+            loss_blocks=config.loss_blocks,
             train_dataset=rows,
-            callbacks=[*callbacks, *([bar] if progress else [])],
+            keep=config.save_total_limit,
+            callbacks=[*watching, *callbacks, *([bar] if progress else []), stop],
         )
         if config.gradient_checkpointing:
             switch_checkpointing(network, on=True)
         try:
-            trainer.train(resume_from_checkpoint=str(states[-1]) if states else None)
+            with stop.caught(), full():
+                trainer.train(resume_from_checkpoint=None if state is None else str(state))
         finally:
             # accelerate put a forward in autocast on the network itself. This call takes it off.
             trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -133,11 +165,21 @@ def train(
         bar.close()
         clean_up(network, config, before)
     network.eval()
-    untouched = config.freeze_weights or extension(network).adapter is not None
+    if (step := trainer.state.global_step) < config.steps:
+        if first:
+            with full():
+                folder.stop(step, stop.reason)
+        trainer.accelerator.wait_for_everyone()
+        if stop.number:
+            raise Stopped(stop.number, step, config.steps)
+        return folder.path
+    untouched = config.freeze_weights or adapted
     hold_trained(network, earlier.further(trainer.longest_window(), weights=not untouched))
     if first:
-        base = model if untouched and isinstance(model, str | Path) else None
-        save(network, folder.path, tokenizer=vocabulary, base=base, overwrite=True)
-        folder.finish(trained_of(network).length, text.used(trainer.used()))
+        base = base_named_by(model, network) if untouched else None
+        with full():
+            with folder.all_or_nothing():
+                save(network, folder.path, tokenizer=vocabulary, base=base, overwrite=True)
+            folder.finish(trained_of(network).length, text.used(trainer.used()))
     trainer.accelerator.wait_for_everyone()  # no process returns before the folder is complete
     return folder.path

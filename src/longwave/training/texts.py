@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from longwave.data.chat_tokens import ChatStream, chat_stream
+from longwave.data.chats import hold_chats, read_chats
 from longwave.data.documents import documents_of
 from longwave.data.hashes import data_hashes
 from longwave.data.kinds import Parsing
@@ -19,10 +21,11 @@ from longwave.data.mixture import Part, parts_of
 from longwave.data.once import once_per_node
 from longwave.data.prompts import check_ids
 from longwave.data.tokens import TokenStream, tokenise
-from longwave.training.batches import PackedRows, pack
+from longwave.training.batches import PackedRows
 from longwave.training.config import TrainConfig
 from longwave.training.draw import LengthSampler
 from longwave.training.mixture import MixedRows
+from longwave.training.packing import pack_text
 from longwave.training.prepare import require_long_windows
 
 if TYPE_CHECKING:
@@ -79,22 +82,34 @@ class Asked:
         """SHA-256 of all files, for the record."""
         return {file: sha for each in self.hashes for file, sha in each.items()}
 
-    def text(self, tokenizer: PreTrainedTokenizerBase, *, progress: bool) -> Text:
+    def text(self, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, *, progress: bool) -> Text:
         """The data in tokens. The processes of a node share them, and one of them makes them.
+
+        Chats are read by every process: they are written by the template, and hold which tokens the loss counts.
 
         Arguments:
             progress: show a bar, in the process that tokenises.
         """
+        chats = [hold_chats(part.paths) for part in self.all]
 
         def make() -> list[Any]:
-            found = []
-            for part, hashes in zip(self.all, self.hashes, strict=True):
+            found: list[Any] = []
+            for part, hashes, chat in zip(self.all, self.hashes, chats, strict=True):
+                if chat:
+                    found.append(["", 0])
+                    continue
                 read = documents_of(part.paths, hashes, self.parsing)
                 found.append([str(tokenise(read.kept, tokenizer, progress=progress).file), len(read.broken)])
             return found
 
         made = once_per_node(make)
-        return Text(self, [TokenStream.open(file) for file, _ in made], sum(broken for _, broken in made))
+        if any(chats) and config.chat_template is not None:
+            tokenizer.chat_template = Path(config.chat_template).read_text("utf-8")
+        streams = [
+            TokenStream.open(file) if file else chat_stream(read_chats(part.paths), tokenizer, progress=progress)
+            for part, (file, _) in zip(self.all, made, strict=True)
+        ]
+        return Text(self, streams, sum(broken for _, broken in made))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,17 +165,19 @@ class Text:
     def _packed(self, number: int, config: TrainConfig, sampler: LengthSampler, items: int) -> PackedRows:
         stream, part = self.streams[number], self.asked.all[number]
         try:
-            rows = pack(stream.tensor(), config.row_tokens(sampler.original_length))
+            rows, marks = pack_text(stream, config.row_tokens(sampler.original_length), config.documents)
             if part is not self.asked.replay:
                 require_long_windows(rows, sampler, config)
         except ValueError as error:
             raise ValueError(f"data {part.name}: {error}") if len(self.streams) > 1 else error from None
         often = None if part is self.asked.replay else _often(stream, rows, config)
-        return PackedRows(rows, items, config.seed, often)
+        return PackedRows(rows, items, config.seed, marks, often)
 
 
 def _often(stream: TokenStream, rows: torch.Tensor, config: TrainConfig) -> torch.Tensor | None:
     """The number of each row, once for each time that it is read. Rows with their middle in a long document repeat."""
+    if isinstance(stream, ChatStream):  # whole chats in rows of their own order
+        return None
     length = rows.shape[1]
     middles = np.arange(len(rows)) * length + length // 2
     document = np.searchsorted(stream.starts, middles, side="right") - 1

@@ -13,15 +13,21 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
+from longwave.extensions.documents import documents_apart
 from longwave.extensions.handle import extension
+from longwave.extensions.sites import host_of
 from longwave.files import make_folder
 from longwave.training.arguments import refuse_data_parallel, refuse_reentrant
 from longwave.training.batches import MicroBatches, PackedRows
-from longwave.training.checkpoints import STAGING, checkpoints, publish, require_complete
+from longwave.training.checkpoints import STAGING, checkpoints, discard_rest, require_complete
 from longwave.training.draw import Draw, LengthSampler
+from longwave.training.frozen import counts_as_adapted, frozen_names, require_optimized, require_unfrozen
 from longwave.training.learned import PARTS, clip_separately, parameter_groups, require_gradient, trained
+from longwave.training.loss import AUTO, loss_in_blocks
 from longwave.training.metrics import MetricsLog
+from longwave.training.publishing import Publisher
 from longwave.training.row import Step
+from longwave.training.stopping import Shielded
 
 
 class LengthTrainer(Trainer):
@@ -40,6 +46,7 @@ class LengthTrainer(Trainer):
             weight decay.
         metrics: the log of one row per optimizer step; None writes no rows.
         keep: number of checkpoints to keep while training.
+        loss_blocks: whether the loss is computed in blocks of tokens, see `loss_in_blocks`.
         **others: as for the Trainer.
 
     Raises:
@@ -59,15 +66,18 @@ class LengthTrainer(Trainer):
         train_dataset: PackedRows | None = None,
         metrics: MetricsLog | None = None,
         keep: int = 2,
+        loss_blocks: str = AUTO,
         **others: Any,
     ) -> None:
         refuse_reentrant(model, args)
         refuse_data_parallel(args)
         self.sampler, self.metrics, self.keep = sampler, metrics, keep
         self.rates = {"field": field_lr, "heads": head_lr}
+        self.loss_blocks = loss_blocks
         self._step = Step()
         self._root = Path(str(args.output_dir))
         self._staging: Path | None = None
+        self._publisher = Publisher(self._root)
         self._reaches_field = False
         self._warned = False
         self._network = model  # as given: `self.model` may be a wrapper
@@ -79,19 +89,23 @@ class LengthTrainer(Trainer):
                 accumulation=args.gradient_accumulation_steps,
                 processes=args.world_size,
             )
-            others |= {"train_dataset": batches, "data_collator": batches.collate}
-        super().__init__(model=model, args=args, **others)
+            others |= {"train_dataset": batches, "data_collator": Shielded(batches.collate)}
+        with counts_as_adapted(model):
+            super().__init__(model=model, args=args, **others)
         self.remove_callback(PrinterCallback)  # prints a dict per step where there is no tqdm
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's `train`. Drawn t may exceed the model's max_factor, whatever `beyond` says."""
+        require_unfrozen(self._network)
         dial = extension(self._network).dial
         before = dial.now
         if self.sampler.max_factor > dial.max_factor:
             dial.set(beyond="clamp")  # the sampler has a range of its own
         try:
-            return super().train(*args, **kwargs)
+            with loss_in_blocks(host_of(self._network), self.loss_blocks):
+                return super().train(*args, **kwargs)
         finally:
+            self._publisher.wait()
             dial.set(factor=before.factor, beyond=before.beyond)
 
     def longest_window(self) -> int:
@@ -114,9 +128,11 @@ class LengthTrainer(Trainer):
     ) -> Tensor:
         batch: dict[str, Any] = dict(inputs)
         draw: Draw = batch.pop("draw")
+        documents: Tensor | None = batch.pop("document_ids", None)
         self._step.add(self.state.global_step, draw)
         extension(self._network).dial.set(factor=draw.t)  # not through a policy: t may be beyond the largest in use
-        loss = super().training_step(model, batch, num_items_in_batch)
+        with documents_apart(host_of(self._network), None if documents is None else documents.to(self.args.device)):
+            loss = super().training_step(model, batch, num_items_in_batch)
         self._require_finite("loss", loss)
         if not (self._reaches_field or self.is_deepspeed_enabled):  # DeepSpeed keeps gradients elsewhere
             require_gradient(trained(self._network, "field"))
@@ -131,6 +147,7 @@ class LengthTrainer(Trainer):
             kind, arguments = self.get_optimizer_cls_and_kwargs(self.args, model)
             groups = parameter_groups(model, decayed, weight_decay=self.args.weight_decay, rates=self.rates)
             self.optimizer = kind(groups, **arguments)
+        require_optimized(self._network, self.optimizer)
         return self.optimizer
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -179,6 +196,7 @@ class LengthTrainer(Trainer):
     def _require_finite(self, what: str, value: Tensor | float) -> None:
         if math.isfinite(float(value)):
             return
+        self._publisher.wait()
         last = checkpoints(self._root)
         kept = f"Last good checkpoint: {last[-1]}; go on from it" if last else "No checkpoint yet; start again"
         raise ValueError(
@@ -204,14 +222,20 @@ class LengthTrainer(Trainer):
         return str(self._staging or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._publisher.wait()
+        self.accelerator.wait_for_everyone()  # nobody writes while the checkpoint before is published
         self._staging = self._root / STAGING
         try:
             super()._save_checkpoint(model, trial)
+        except BaseException:
+            if self.args.should_save:
+                discard_rest(self._root)
+            raise
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            publish(self._root, f"checkpoint-{self.state.global_step}", keep=self.keep)
+            self._publisher.start(f"checkpoint-{self.state.global_step}", keep=self.keep)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Save weights and field as one safetensors file; an extended model's `save_pretrained` refuses this."""
@@ -219,7 +243,12 @@ class LengthTrainer(Trainer):
             return
         folder = Path(output_dir or self._root)
         make_folder(folder)
-        if state_dict is None:
+        frozen = frozen_names(self._network)
+        if state_dict is None and not frozen:
             save_model(self._network, str(folder / "model.safetensors"))
+        elif state_dict is None:  # frozen weights are those of the base, which is there
+            state = self._network.state_dict()
+            kept = {name: tensor.contiguous() for name, tensor in state.items() if name not in frozen}
+            save_file(kept, folder / "model.safetensors")
         else:
             save_file(state_dict, folder / "model.safetensors")

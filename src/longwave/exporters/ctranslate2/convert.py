@@ -23,7 +23,8 @@ def converted(source: Source, rope: Su, quantize: str | None, changes: Changes) 
     model = restore(load(source.path, dtype="auto")).requires_grad_(False)
     for name, parameter in model.named_parameters():
         if (change := changes.of(name)) is not None:
-            parameter.copy_(change(parameter))
+            # Rounded once, to the type of the export: not first to that of the file.
+            parameter.data = change(parameter) if quantize else change(parameter).to(parameter.dtype)
     weights = sum(tensor.numel() for tensor in model.state_dict().values())
     _as_the_loader_expects(model, rope)
     spec = _loaded(model, load_tokenizer(source.tokenizer), source.path)

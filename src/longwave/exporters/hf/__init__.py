@@ -23,12 +23,12 @@ class HF(Exporter):
     general = True
     exact = True
     merges = True
+    quantizations = ("keep", "float32")
 
     def plan(self, source: Source, snapshot: Snapshot, quantize: str | None = None) -> Plan:
         from longwave.exporters.hf.plan import plan_folder
 
-        self.quantization(quantize)
-        return plan_folder(source, snapshot)
+        return plan_folder(source, snapshot, wide=self.quantization(quantize) == "float32")
 
     def serving(self, source: Source, snapshot: Snapshot, folder: str) -> str:
         length = snapshot.max_length

@@ -24,8 +24,12 @@ REPLACED = (
 LENGTHS = ("max_position_embeddings", "model_max_length", "max_sequence_length", "seq_length", "max_seq_len")
 
 
-def hf_config(source: Source, snapshot: Snapshot) -> dict[str, Any]:
-    """config.json with the snapshot's frequencies, in the one form that every engine reads the same way."""
+def hf_config(source: Source, snapshot: Snapshot, *, wide: bool = False) -> dict[str, Any]:
+    """config.json with the snapshot's frequencies, in the one form that every engine reads the same way.
+
+    Arguments:
+        wide: for weights in float32.
+    """
     config: dict[str, Any] = {**source.config}
     config.pop("auto_map", None)
     text = _text_part(source, config)
@@ -49,6 +53,10 @@ def hf_config(source: Source, snapshot: Snapshot) -> dict[str, Any]:
         text["head_dim"] = source.head_dim
     if "original_max_position_embeddings" in text:
         text["original_max_position_embeddings"] = length
+    if wide:
+        for part in (config, text):
+            part.pop("torch_dtype", None)  # as transformers 4 wrote it
+            part["dtype"] = "float32"
     config[RECORD] = _record(source, snapshot)  # for `longwave.load`; engines pass over it
     return config
 

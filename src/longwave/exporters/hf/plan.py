@@ -18,7 +18,7 @@ from longwave.exporters.base import Plan, Unsupported
 from longwave.exporters.changes import Changes
 from longwave.exporters.companions import code_notes, copy_beside
 from longwave.exporters.hf.config import hf_config, unknown_key
-from longwave.exporters.notes import ROUNDING, partial_heads, stored_type, weight_notes
+from longwave.exporters.notes import ROUNDING, partial_heads, refuse_quantized, stored_type, weight_notes
 from longwave.exporters.source import Source
 from longwave.extensions.sites import find_sites
 from longwave.extensions.standin import frequency_name
@@ -29,42 +29,54 @@ from longwave.trajectory import Snapshot
 
 @dataclass(frozen=True, eq=False)
 class FolderPlan(Plan):
-    """The files of the source, and a config in the place of its own."""
+    """The files of the source, and a config in the place of its own; `wide` for weights in float32."""
 
     source: Source
     snapshot: Snapshot
     config: dict[str, Any]
     changes: Changes
+    wide: bool
 
     def write(self, folder: Path) -> None:
-        copy_weights(self.source.model, folder, self.source.dropped, self.changes.of)
+        copy_weights(self.source.model, folder, self.source.dropped, self.changes.of, wide=self.wide)
         copy_beside(self.source, self.snapshot, folder)
         write_json(folder / CONFIG, self.config)
 
 
-def plan_folder(source: Source, snapshot: Snapshot) -> FolderPlan:
+def plan_folder(source: Source, snapshot: Snapshot, *, wide: bool = False) -> FolderPlan:
     """The files of a model. A plain model is built from the config: some families do not read `longrope` as others do.
 
     Raises:
         Unsupported: if the model does not get these frequencies from a config.
     """
+    if wide:
+        refuse_quantized(source, "float32")
     reason = unknown_key(source)
-    config = {} if reason else hf_config(source, snapshot)
+    config = {} if reason else hf_config(source, snapshot, wide=wide)
     reason = reason or _misread(config, source, snapshot)
     if reason:
         raise Unsupported(f"{source.model_type} cannot express these frequencies in a transformers config: {reason}")
     changes = source.changes(snapshot)
     # for another build or other numbers of threads, that is: here the difference of weights that are copied is 0
-    rounding = ROUNDING.get(stored_type(source), 1.0)
+    stored = stored_type(source)
+    rounding = ROUNDING.get("float32" if wide else stored, 1.0)
     return FolderPlan(
-        notes=[*_notes(source, snapshot), *changes.notes()],
-        size=sum(path.stat().st_size for path in source.shards),
+        notes=[*_notes(source, snapshot), *changes.notes(), *_rounded(changes, stored, wide)],
+        size=sum(path.stat().st_size for path in source.shards) * (2 if wide and stored != "float32" else 1),
         tolerance=rounding if changes.names else rounding / 100,
         source=source,
         snapshot=snapshot,
         config=config,
         changes=changes,
+        wide=wide,
     )
+
+
+def _rounded(changes: Changes, stored: str, wide: bool) -> list[str]:
+    """That weights which change are rounded to the type of the file."""
+    if wide or not changes.names or stored == "float32":
+        return []
+    return [f"The changed weights are rounded to {stored}, the type of the others. --quantize float32 keeps them."]
 
 
 def _notes(source: Source, snapshot: Snapshot) -> list[str]:

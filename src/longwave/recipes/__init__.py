@@ -11,7 +11,7 @@ from typing import Any
 SHORT: Mapping[str, Any] = MappingProxyType(
     {
         "head_scalars": True,
-        "lora_rank": "auto",
+        "lora": "auto",
         "row_length": "auto",
         "long_share": 0.5,
         "least_factor": 4.0,

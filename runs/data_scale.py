@@ -173,12 +173,14 @@ def loader(args: argparse.Namespace) -> dict[str, float]:
     from longwave.data.kinds import Parsing
     from longwave.data.mixture import parts_of
     from longwave.training.batches import MicroBatches, PackedRows, pack
+    from longwave.training.config import TrainConfig
     from longwave.training.draw import LengthSampler
     from longwave.training.texts import Asked
 
     asked = Asked(parts_of([args.work / "text"]), None, Parsing(strict=False))
     tokenizer = AutoTokenizer.from_pretrained(args.work / "model")
-    stream = asked.text(tokenizer, progress=False).streams[0].tensor()
+    config = TrainConfig.create(train_length=ROW, max_factor=8)
+    stream = asked.text(tokenizer, config, progress=False).streams[0].tensor()
     rows = PackedRows(pack(stream, ROW), 4000 * ROWS, 0)
     sampler = LengthSampler(original_length=128, max_factor=8.0, chunks=4)
     batches = MicroBatches(rows, sampler, size=ROWS)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_save_and_load import legacy_folder
 from transformers import LlamaForCausalLM
+from transformers.utils import is_bitsandbytes_available
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
 import longwave
@@ -111,8 +112,14 @@ QUANTIZED = {
 
 @pytest.mark.parametrize("method", QUANTIZED)
 def test_a_quantized_model_without_its_library(
-    method: str, plain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    method: str,
+    plain: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
+    is_bitsandbytes_available.cache_clear()
+    request.addfinalizer(is_bitsandbytes_available.cache_clear)  # transformers keeps the answer for later tests
     for name in ("optimum", "bitsandbytes", "gptqmodel"):
         monkeypatch.setitem(sys.modules, name, None)
     edit(plain / "config.json", quantization_config=QUANTIZED[method])

@@ -25,6 +25,7 @@ from longwave.evaluation.cells import fingerprint
 from longwave.evaluation.comparison import Comparison
 from longwave.evaluation.suites import parse_suite
 from longwave.models import open_model
+from longwave.training.config import TrainConfig
 from longwave.training.prepare import load_with_tokenizer
 
 OTHER = "f" * 40
@@ -82,7 +83,8 @@ def test_a_pushed_folder_has_its_tokenizer(plain: Path, trained: Path, cache: Pa
     lay_out(cache, "me/plain", plain)
     for name in ("me/model", "me/plain"):
         assert load_tokenizer(name)("abc").input_ids == load_tokenizer(trained)("abc").input_ids
-        assert load_with_tokenizer(name, None)[1]("abc").input_ids == load_tokenizer(trained)("abc").input_ids
+        config = TrainConfig(train_length=64, max_factor=2)
+        assert load_with_tokenizer(name, None, config)[1]("abc").input_ids == load_tokenizer(trained)("abc").input_ids
 
 
 def test_a_revision_is_another_model(plain: Path, trained: Path, cache: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longwave.schedule import tokens_at
 from longwave.training import config
 from longwave.training.draw import FACTORS, POSITIONS, LengthSampler, counter_generator
 
@@ -93,7 +94,7 @@ def test_defect_train_length_not_multiple(name, factors, original, length, maxim
     t, ids = sampler(2, length, step=0)
     assert 1 <= t <= maximum * (1 + 1e-12)
     assert t >= length / original
-    assert (ids < max(length, math.floor(t * original))).all()
+    assert (ids < max(length, tokens_at(t, original))).all()
     assert (ids.diff(dim=1) >= 1).all()
 
 

@@ -24,6 +24,8 @@ def merge(model: Model, output: Output, quantize: Quantize = None, overwrite: Ov
     It is for a LoRA of `--lora r=16,gate=none`. One that follows the length has other weights at each t: `longwave
     export` writes those of one t.
 
+    Example:
+
     longwave merge out --output merged
     """
     check_inputs(model)

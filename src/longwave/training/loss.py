@@ -64,11 +64,11 @@ class BlockwiseLoss:
         self.refused = self._refusal()
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
-        labels = inputs.get("labels")
+        labels: Tensor | None = inputs.get("labels")
         wanted = labels is not None and torch.is_grad_enabled() and labels.numel() * self.vocabulary > self.many
         if args or not wanted or inputs.get("logits_to_keep"):
             return self.original(*args, **inputs)
-        if not self.refused:
+        if not self.refused and labels is not None:
             given = {name: value for name, value in inputs.items() if name not in OF_LOSS}
             with _watched(self.model.base_model) as seen:
                 output = self.original(**given, logits_to_keep=1)

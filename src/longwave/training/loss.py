@@ -27,7 +27,7 @@ from longwave.training.documents import IGNORED
 
 AUTO, ON, OFF = WAYS = ("auto", "on", "off")
 MANY = 2**27  # logits from which on `auto` makes blocks: 0.5 GB in float32
-BLOCK = {"cpu": 2**25, "cuda": 2**27}  # logits of a block; on a GPU more, since a block costs a pass over the weights
+BLOCK = {"cpu": 2**24, "cuda": 2**27}  # logits of a block; on a GPU more, since a block costs a pass over the weights
 
 
 @contextmanager
@@ -183,6 +183,7 @@ class _Gradients(torch.autograd.Function):
                     known = sums[number]
                     # In float32: a sum of many blocks in bfloat16 would lose the small ones.
                     sums[number] = gradient.float() if known is None else known.add_(gradient)
+            del first, found
         ctx.save_for_backward(into, *sums)
         ctx.dtypes = [parameter.dtype for parameter in parameters]
         return total

@@ -31,7 +31,7 @@ def gradients(model: nn.Module, way: str, scale: float = 1.0, **given: Any) -> t
         output = model(input_ids=ids, labels=labels, use_cache=False, **given)
     assert (output.logits is None) == (way == "on")
     (output.loss * scale).backward()
-    return float(output.loss), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return float(output.loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def alike(model: nn.Module, tolerance: float = 1e-6, **given: Any) -> None:

@@ -27,7 +27,7 @@ from longwave.training.documents import IGNORED
 
 AUTO, ON, OFF = WAYS = ("auto", "on", "off")
 MANY = 2**27  # logits from which on `auto` makes blocks: 0.5 GB in float32
-BLOCK = {"cpu": 2**25, "cuda": 2**27}  # logits of a block; on a GPU more, since a block costs a pass over the weights
+BLOCK = {"cpu": 2**24, "cuda": 2**27}  # logits of a block; on a GPU more, since a block costs a pass over the weights
 
 
 @contextmanager
@@ -64,11 +64,11 @@ class BlockwiseLoss:
         self.refused = self._refusal()
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
-        labels = inputs.get("labels")
+        labels: Tensor | None = inputs.get("labels")
         wanted = labels is not None and torch.is_grad_enabled() and labels.numel() * self.vocabulary > self.many
         if args or not wanted or inputs.get("logits_to_keep"):
             return self.original(*args, **inputs)
-        if not self.refused:
+        if not self.refused and labels is not None:
             given = {name: value for name, value in inputs.items() if name not in OF_LOSS}
             with _watched(self.model.base_model) as seen:
                 output = self.original(**given, logits_to_keep=1)
@@ -183,6 +183,7 @@ class _Gradients(torch.autograd.Function):
                     known = sums[number]
                     # In float32: a sum of many blocks in bfloat16 would lose the small ones.
                     sums[number] = gradient.float() if known is None else known.add_(gradient)
+            del first, found
         ctx.save_for_backward(into, *sums)
         ctx.dtypes = [parameter.dtype for parameter in parameters]
         return total

@@ -64,7 +64,7 @@ def test_what_ends_a_file_early_is_refused_all_the_same(tmp_path: Path, damage: 
     import gzip
 
     if damage == "gzip":
-        file, content = tmp_path / "a.jsonl.gz", gzip.compress(GOOD * 999)[:-20]
+        file, content = tmp_path / "a.jsonl.gz", gzip.compress(GOOD * 999, mtime=0)[:-20]
     else:
         file, content = tmp_path / "a.csv", b'text\ngood\n"never closed\ngood\n' + b"good\n" * 99
     file.write_bytes(content)
@@ -79,7 +79,7 @@ def test_json_lines_under_any_name(tmp_path: Path, name: str) -> None:
     content = b'{"id": 1, "text": "' + b"good " * 4000 + b'"}\n{"text": "good"}\n'
     if name.endswith("zst"):
         content = pa.compress(content, codec="zstd", asbytes=True)
-    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    (tmp_path / name).write_bytes(gzip.compress(content, mtime=0) if name.endswith("gz") else content)
     assert [text[:4] for text in read_documents([tmp_path])["text"]] == ["good", "good"]
 
 

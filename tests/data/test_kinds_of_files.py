@@ -77,8 +77,8 @@ ROWS = [{"id": i, "text": text} for i, text in enumerate(TEXTS)]
         ("dictionary.parquet", parquet(pa.array(TEXTS).dictionary_encode())),
         ("stream.arrow", arrow()),
         ("file.arrow", arrow(pyarrow.ipc.new_file)),
-        ("a.jsonl.gz", gzip.compress(LINES)),
-        ("a.JSON.GZ", gzip.compress(array(ROWS))),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)),
+        ("a.JSON.GZ", gzip.compress(array(ROWS), mtime=0)),
         ("not packed.jsonl.gz", LINES),
         ("a.csv.bz2", bz2.compress(table(","))),
         ("a.tsv.xz", lzma.compress(table("\t"))),
@@ -94,7 +94,7 @@ def test_documents_of_every_kind(tmp_path: Path, name: str, content: bytes, in_f
 def test_one_object_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(array(ROWS[0], indent=2))
     (tmp_path / "b.json").write_bytes(array(ROWS[1]))
-    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"packed\r\ntext"))
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"packed\r\ntext", mtime=0))
     assert list(read_documents([tmp_path])["text"]) == [*TEXTS[:2], "packed\ntext"]
 
 
@@ -129,8 +129,8 @@ SURROGATE = b'{"text": "ok"}\n{"text": "a \\ud800 b"}\n'
         ("a.parquet", b"", "not a parquet file"),
         ("a.arrow", b"no", "not an arrow file"),
         ("a.arrow", arrow()[:100_000], "damaged after row 0"),
-        ("a.parquet.gz", gzip.compress(b"x"), "Unpack it first"),
-        ("a.jsonl.gz", gzip.compress(LINES)[:-20], "damaged gzip file"),
+        ("a.parquet.gz", gzip.compress(b"x", mtime=0), "Unpack it first"),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-20], "damaged gzip file"),
         ("a.txt.xz", lzma.compress(LINES)[:-20], "damaged xz file"),
         ("a.jsonl.zst", zstd(LINES)[:-9], "damaged zstd file"),
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),

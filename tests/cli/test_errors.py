@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import linecache
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,3 +117,11 @@ def test_a_chat_template_that_fails(
     assert main(["chat", str(plain)]) == 1  # turns from a pipe, none of them answered
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(said) == 2 and all(message in line for line in said)  # each turn is told, and the chat goes on
+
+
+def test_nothing_but_json_comes_on_stdout_where_deepspeed_is_installed() -> None:
+    """It logs to stdout when it is imported, which PEFT does."""
+    pytest.importorskip("deepspeed")
+    code = "from longwave.cli.notes import notes\nwith notes():\n    import deepspeed"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""

@@ -23,12 +23,22 @@ class Notes(logging.Handler):
             typer.echo(message, err=True)
 
 
+def off_stdout(record: logging.LogRecord) -> bool:
+    """DeepSpeed logs to stdout, from its import on, where `--json` promises JSON and nothing else."""
+    if record.levelno >= logging.ERROR:
+        typer.echo(f"DeepSpeed: {record.getMessage()}", err=True)
+    return False
+
+
 @contextmanager
 def notes() -> Iterator[None]:
-    """Within, warnings of the library are printed; for the length of one command."""
+    """Within, warnings of the library are printed, and DeepSpeed's errors alone; for the length of one command."""
     logger, handler = logging.getLogger("longwave"), Notes()
+    deepspeed = logging.getLogger("DeepSpeed")
     logger.addHandler(handler)
+    deepspeed.addFilter(off_stdout)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        deepspeed.removeFilter(off_stdout)

@@ -52,8 +52,9 @@ def draws(folder: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("engine", "tied"), [("ddp", False), *((engine, tied) for engine in ENGINES[1:] for tied in (False, True))]
+)
 def test_two_processes_are_one(llama, tokenizer, book, tmp_path, engine, tied):
     """Draws, losses, the first gradient of the field, and the weights in the end; `load` reads the result."""
     if engine.startswith("zero"):

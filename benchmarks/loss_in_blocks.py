@@ -2,8 +2,8 @@
 
     python benchmarks/loss_in_blocks.py [--pairs 5] [--tokens 2048] [--json loss_in_blocks.json]
 
-Forward and backward of a model with a vocabulary of 128,000 (hidden 256, 2 layers). Time: interleaved pairs in one
-process, whose order alternates. Memory: 8,192 tokens, each way in a process of its own; what counts is the peak
+Forward and backward of a model with a vocabulary of 128,000 (hidden 256, 2 layers). Time (of the processor): interleaved
+pairs in one process, whose order alternates. Memory: 8,192 tokens, each way in a process of its own; what counts is the peak
 resident memory during the step minus the resident memory before it, weights and their gradients included in neither.
 """
 
@@ -53,14 +53,14 @@ def model_and_ids(tokens: int):
 
 
 def step(model, ids, way: str) -> tuple[float, float]:
-    """Loss and seconds of a forward and backward."""
+    """Loss and seconds of a forward and backward: of the processor, which others on the machine do not change."""
     from longwave.training.loss import loss_in_blocks
 
-    started = time.perf_counter()
+    started = time.process_time()
     with loss_in_blocks(model, way):
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
     loss.backward()
-    return float(loss.detach()), time.perf_counter() - started
+    return float(loss.detach()), time.process_time() - started
 
 
 def memory(way: str) -> dict[str, float]:

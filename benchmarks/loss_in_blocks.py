@@ -2,9 +2,10 @@
 
     python benchmarks/loss_in_blocks.py [--pairs 5] [--tokens 2048] [--json loss_in_blocks.json]
 
-Forward and backward of a model with a vocabulary of 128,000 (hidden 256, 2 layers). Time (of the processor): interleaved
-pairs in one process, whose order alternates. Memory: 8,192 tokens, each way in a process of its own; what counts is the peak
-resident memory during the step minus the resident memory before it, weights and their gradients included in neither.
+Forward and backward of a model with a vocabulary of 128,000 (hidden 256, 2 layers). Time (of the processor):
+interleaved pairs in one process, whose order alternates. Memory: 8,192 tokens, each way in a process of its own; what
+counts is the peak resident memory during the step minus the resident memory before it, weights and their gradients
+included in neither.
 """
 
 from __future__ import annotations

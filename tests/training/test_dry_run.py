@@ -14,7 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import longwave
 from longwave.cli.main import main
 from longwave.training.kept import Forward, count_kept
+from longwave.training.loss import held_at_once
 from longwave.training.machine import GIB, Machine
+from longwave.training.memory import Sizes
 from longwave.training.plan import plan
 
 SETTINGS = {"train_length": 256, "max_factor": 8, "batch_size": 4}
@@ -154,3 +156,19 @@ def test_the_estimate_is_near_the_measured_peak(
     print(method, checkpointing, {k: round(v / GIB, 3) for k, v in estimate.as_dict().items()}, measured / GIB)
     assert estimate.total == pytest.approx(measured, rel=0.25)
     assert longwave.load(tmp_path / "out") is not None
+
+
+def test_a_quantized_base_and_a_loss_in_blocks_need_less(llama: LlamaForCausalLM) -> None:
+    """What the plan takes off: three and a half bytes of each weight of a layer, and all logits but a block's."""
+    sizes = Sizes.of(llama)
+    layers = sum(w.numel() for n, w in llama.named_parameters() if "proj" in n)
+    for parameter in llama.parameters():
+        parameter.requires_grad_(False)
+    frozen = Sizes.of(llama)
+    assert frozen.saved("4bit") == pytest.approx(3.48 * layers, rel=1e-6)
+    assert frozen.saved("8bit") == pytest.approx(2.99 * layers, rel=1e-6)
+    assert sizes.saved(None) == 0
+    many = 2**30
+    assert held_at_once(many, "off", "cuda") == many
+    assert held_at_once(many, "auto", "cuda") == held_at_once(many, "on", "cuda") < many
+    assert held_at_once(1000, "auto", "cpu") == 1000

@@ -30,6 +30,18 @@ MANY = 2**27  # logits from which on `auto` makes blocks: 0.5 GB in float32
 BLOCK = {"cpu": 2**24, "cuda": 2**27}  # logits of a block; on a GPU more, since a block costs a pass over the weights
 
 
+def held_at_once(logits: int, way: str, kind: str) -> int:
+    """How many of the logits of a micro-batch are in memory at the same time.
+
+    Arguments:
+        way: as for `loss_in_blocks`.
+        kind: of the device, `cpu` or `cuda`.
+    """
+    if way == OFF or (way == AUTO and logits <= MANY):
+        return logits
+    return min(logits, BLOCK.get(kind, BLOCK["cuda"]))
+
+
 @contextmanager
 def loss_in_blocks(model: PreTrainedModel, way: str = AUTO) -> Iterator[None]:
     """Within the block, forwards of the model with labels compute their loss in blocks.

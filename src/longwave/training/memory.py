@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from torch import nn
@@ -15,6 +14,9 @@ ADAM = 2 * FULL  # two moments
 LOGITS = 12.5  # bytes of a logit in training: itself, its softmax and its gradient, measured
 BUCKET = 500_000_000  # numbers that DeepSpeed sends at a time
 LIVE = 1_000_000_000  # weights that ZeRO-3 holds gathered
+# Bytes of a weight of a quantized layer, with its scales: nf4 has a byte of 8 bits for each 64 weights, bitsandbytes'
+# 8 bits a float32 for each row.
+QUANTIZED = {"4bit": 0.52, "8bit": 1.01}
 PROGRAM = {"cpu": 700 * 2**20, "cuda": 2**30}  # Python, torch and its kernels
 
 
@@ -51,6 +53,13 @@ class Sizes:
             max(inside, default=0),
             total - sum(inside),
         )
+
+    def saved(self, quantize: str | None) -> int:
+        """Bytes that a quantized base saves: of linear layers in decoder layers, which bitsandbytes replaces."""
+        if quantize is None:
+            return 0
+        narrow = min(self.linear, self.total - self.outside) - self.trained
+        return int(max(0, narrow) * (FULL - QUANTIZED[quantize]))
 
 
 @dataclass(frozen=True)
@@ -92,10 +101,11 @@ class Load:
 
     Arguments:
         kept: by the forward of a micro-batch.
-        logits: their number in a micro-batch.
+        logits: how many of a micro-batch are in memory at once.
         checkpointing: whether activations are computed again.
         bf16: whether matrices are multiplied in bfloat16.
         kind: of the device, `cpu` or `cuda`.
+        quantize: of the base: `4bit`, `8bit`, or None.
     """
 
     kept: Kept
@@ -103,12 +113,17 @@ class Load:
     checkpointing: bool
     bf16: bool
     kind: str
+    quantize: str | None = None
 
 
 def memory(sizes: Sizes, load: Load, engine: str, devices: int) -> Memory:
     """What each of so many devices holds at the worst moment of a step."""
-    dealt: Mapping[str, int] = _DEALT[engine](sizes, devices, HALF if load.bf16 else FULL)
-    casts = sizes.linear * HALF if load.bf16 and engine in ("ddp", "zero2") else 0
+    dealt: dict[str, int] = _DEALT[engine](sizes, devices, HALF if load.bf16 else FULL)
+    whole = engine in ("ddp", "zero2")
+    dealt["weights"] -= sizes.saved(load.quantize) // (1 if whole else devices)
+    casts = sizes.linear * HALF if load.bf16 and whole else 0
+    if load.quantize is not None:  # a layer is widened when it is used, and forgotten
+        casts = min(casts, 2 * HALF * sizes.layer)
     return Memory(
         casts=casts,
         activations=load.kept.total(checkpointing=load.checkpointing),

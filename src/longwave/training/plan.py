@@ -18,6 +18,7 @@ from longwave.extensions.handle import extension
 from longwave.training.config import TrainConfig
 from longwave.training.draw import LengthSampler
 from longwave.training.kept import Forward, count_kept
+from longwave.training.loss import held_at_once
 from longwave.training.machine import GIB, Machine
 from longwave.training.memory import Load, Memory, Sizes, memory
 from longwave.training.prepare import attach_method
@@ -136,8 +137,9 @@ def plan(model: str, settings: Mapping[str, Any], machine: Machine) -> Plan:
     forward = Forward(rows, length, bf16, bands, dense, not config.freeze_weights)
     kept = count_kept(read_outline(found).plain, forward)
     sizes, vocabulary = Sizes.of(network), network.config.get_text_config().vocab_size
+    logits = held_at_once(rows * length * vocabulary, config.loss_blocks, kind)
     needs = [
-        None if kept is None else memory(sizes, Load(kept, rows * length * vocabulary, checkpointing, bf16, kind),
+        None if kept is None else memory(sizes, Load(kept, logits, checkpointing, bf16, kind, config.quantize),
                                          str(machine.engine), devices)
         for checkpointing in (config.gradient_checkpointing, not config.gradient_checkpointing)
     ]  # fmt: skip

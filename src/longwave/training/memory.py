@@ -30,6 +30,7 @@ class Sizes:
         linear: those of linear layers, which autocast copies.
         layer: those of the largest decoder layer.
         outside: those outside the decoder layers.
+        frozen: those of linear layers in decoder layers that training does not change.
     """
 
     total: int
@@ -37,6 +38,7 @@ class Sizes:
     linear: int
     layer: int
     outside: int
+    frozen: int = 0
 
     @classmethod
     def of(cls, model: nn.Module) -> Sizes:
@@ -46,20 +48,21 @@ class Sizes:
         everything = list(model.parameters())
         total = sum(parameter.numel() for parameter in everything)
         linear = {id(module.weight): module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+        own = (module.weight for layer in layers for module in layer.modules() if isinstance(module, nn.Linear))
         return cls(
             total,
             sum(parameter.numel() for parameter in everything if parameter.requires_grad),
             sum(weight.numel() for weight in linear.values()),
             max(inside, default=0),
             total - sum(inside),
+            sum(weight.numel() for weight in own if not weight.requires_grad),
         )
 
     def saved(self, quantize: str | None) -> int:
         """Bytes that a quantized base saves: of linear layers in decoder layers, which bitsandbytes replaces."""
         if quantize is None:
             return 0
-        narrow = min(self.linear, self.total - self.outside) - self.trained
-        return int(max(0, narrow) * (FULL - QUANTIZED[quantize]))
+        return int(self.frozen * (FULL - QUANTIZED[quantize]))
 
 
 @dataclass(frozen=True)

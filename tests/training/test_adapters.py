@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 import longwave
 from longwave.checkpoints.quantized import Quantization
+from longwave.checkpoints.same_weights import base_named_by
 from longwave.cli.main import main
 from longwave.training.config import TrainConfig
 from longwave.training.learned import learned_parameters
@@ -242,3 +243,19 @@ def test_another_trainer_trains_the_field_within_drawn_lengths(llama: LlamaForCa
     assert longwave.extension(model).dial.now.factor is None
     longwave.save(model, tmp_path / "out")
     assert torch.equal(logits(longwave.load(tmp_path / "out")), logits(model))
+
+
+def test_a_base_is_named_only_where_all_its_weights_are_there(plain: Path) -> None:
+    model = longwave.load(plain)
+    assert base_named_by(model, model) == plain
+    model.resize_token_embeddings(300)
+    assert base_named_by(model, model) is None
+    model = longwave.load(plain)
+    names = [name for name, _ in model.named_parameters()]
+    for name in names:
+        parameter = model.get_parameter(name)
+        with torch.no_grad():
+            parameter.add_(1e-3)
+        assert base_named_by(model, model) is None, name
+        with torch.no_grad():
+            parameter.copy_(longwave.load(plain).get_parameter(name))

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import settings as rules
 from hypothesis import strategies as st
 
+import longwave
 from longwave.data.chat_tokens import ChatEncoder, ChatStream, chat_stream
 from longwave.data.chats import hold_chats, read_chats
+from longwave.data.kinds import Parsing
 from longwave.training.metrics import read_metrics
 from longwave.training.packing import best_fit, pack_chats
 
@@ -85,6 +87,40 @@ def test_where_chats_are_found(tmp_path, book) -> None:
     assert found == [short, short, TALK, TALK]
     with pytest.raises(ValueError, match=r"l.jsonl holds chats, and .*book.txt holds none"):
         hold_chats([lines, book])
+    assert not hold_chats(chats, Parsing("content")), "another column was asked for"
+
+
+def test_chats_and_texts_are_mixed_by_shares(speaker, llama, book, tmp_path) -> None:
+    """Rows of both: the chats have documents to keep apart, a row of the book is one document."""
+    path = chat_file(tmp_path / "chats.jsonl", [TALK] * 60)
+    out = longwave.train(
+        llama, [f"{path}@0.5", f"{book}@0.5"], tmp_path / "out", tokenizer=speaker, method="clex", train_length=128,
+        max_factor=8, steps=6, batch_size=4, progress=False,
+    )  # fmt: skip
+    used = json.loads((out / "training.json").read_text())["result"]["tokens_by_source"]
+    assert len(used) == 2 and all(used.values())
+
+
+def test_a_template_without_chats_is_refused(train, llama, book, tmp_path) -> None:
+    (tmp_path / "template").write_text(LAST_ONLY)
+    with pytest.raises(ValueError, match=r"template is for chats, and the data hold none.*Leave it out"):
+        train(llama, data=[book], chat_template=str(tmp_path / "template"))
+
+
+def test_another_template_is_another_run(speaker, train, llama, tmp_path) -> None:
+    template = tmp_path / "template"
+    template.write_text(speaker.chat_template)
+    settings = {
+        "data": [chat_file(tmp_path / "chats.jsonl", [TALK] * 60)],
+        "chat_template": str(template),
+        "steps": 2,
+        "train_length": 128,
+    }
+    train(llama, **settings)
+    longwave.restore(llama)
+    template.write_text(speaker.chat_template.replace("<", "["))
+    with pytest.raises(ValueError, match="the data are not the same"):
+        train(llama, resume=True, **settings)
 
 
 @pytest.mark.parametrize(

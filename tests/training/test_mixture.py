@@ -138,7 +138,7 @@ def test_a_resumed_run_has_the_same_shares(llama, train, folders: Path) -> None:
     ("settings", "message"),
     [
         ({"strict": True}, "line 2: not JSON"),
-        ({"text_column": "body"}, "no documents|expected|--text-column"),
+        ({"text_column": "body"}, "`body`"),
         ({"long_documents": "2x", "train_length": 5000, "max_factor": 128, "row_length": 48, "long_share": 0.1,
           "batch_size": 128}, "hold none"),
         ({"long_documents": "twice"}, "a whole number of times such as 2x, got 'twice'"),

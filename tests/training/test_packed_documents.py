@@ -15,6 +15,7 @@ from longwave.training.batches import MicroBatches, PackedRows
 from longwave.training.documents import Marks
 from longwave.training.draw import LengthSampler
 from longwave.training.metrics import read_metrics
+from longwave.training.mixture import MixedRows
 
 SETTINGS = {"train_length": 48, "max_factor": 8, "lr": 1e-3, "batch_size": 4}
 
@@ -72,14 +73,44 @@ def test_documents_of_a_real_window_have_no_gaps() -> None:
     assert batches.longest_window() == 50
 
 
-@pytest.mark.parametrize("method", ["clex", "two-band"])
-def test_a_run_trains_on_documents_apart(llama, train, notes, method) -> None:
+def test_the_longest_document_is_one_that_teaches() -> None:
+    """What fills a row up is no document, the dropped end of one does not count, and the replay does."""
+    tokens = torch.arange(4 * 16).view(4, 16)
+    starts = np.array([0, 5, 20, 60])
+    assert Marks(starts).longest(64) == 40 and Marks(starts).longest(50) == 30
+    learned = np.ones(64, bool)
+    learned[20:60] = False
+    assert Marks(starts, learned).longest(64) == 15
+    rows = PackedRows(tokens, 8, 0, Marks(starts, learned))
+    rows.replay = PackedRows(tokens, 8, 0, Marks(np.array([0, 30])))
+    assert rows.longest_document() == 34
+    mixed = MixedRows([PackedRows(tokens, 8, 0, Marks(starts, learned)), PackedRows(tokens, 8, 0)], [0.5, 0.5], 8, 0)
+    assert mixed.longest_document() == 64 and mixed.several
+    assert not MixedRows([PackedRows(tokens, 8, 0)] * 2, [0.5, 0.5], 8, 0).several
+
+
+def test_a_run_trains_on_documents_apart(llama, train, notes) -> None:
     """Far frequencies learn from documents that are all shorter than L, and the model is left without a trace."""
-    parts = {"head_scalars": True, "lora_rank": "none", "long_share": 0.0, "row_length": "48"}
-    folder = train(llama, method=method, data=[notes], steps=4, **(parts if method == "two-band" else {}))
-    rows = read_metrics(folder / "metrics.jsonl")
-    assert all(row["field_grad_norm"] for row in rows) or method == "two-band"
-    assert attention_of(llama) == ("longwave-sdpa" if method == "clex" else "longwave-sdpa-bands")
+    folder = train(llama, method="clex", data=[notes], steps=4)
+    assert all(row["field_grad_norm"] for row in read_metrics(folder / "metrics.jsonl"))
+    assert attention_of(llama) == "longwave-sdpa"
+    longwave.restore(llama)
+    assert attention_of(llama) == "sdpa"
+
+
+def test_bands_train_on_documents_apart(llama, train, tmp_path) -> None:
+    """Mass and temperature count the keys of a document, so they learn from those that are longer than L."""
+    texts = ("".join(f"{n + k} sheep. " for k in range(16 + n % 6)) for n in range(120))
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    train(
+        llama, method="two-band", data=[path], steps=4, train_length=192, lora="none", long_share=0.0, row_length="192"
+    )
+    heads = longwave.extension(llama).heads
+    assert heads is not None
+    for name, start in (("log_n", 0.0), ("mass", 1.0)):
+        assert bool((dict(heads.named_parameters())[name] != start).all()), name
+    assert attention_of(llama) == "longwave-sdpa-bands"
     longwave.restore(llama)
     assert attention_of(llama) == "sdpa"
 

@@ -142,6 +142,9 @@ def test_a_loss_far_above_its_level_stops_a_run_and_scatter_does_not() -> None:
     follow(new(stop_rise=0.0), [*start, *[9.0] * 100])
     with pytest.raises(Diverged, match=r"the loss is 9 at step 220, and for 20 steps more than 3 above its level of 2"):
         follow(new(), start + [9.0] * 20)
+    with pytest.raises(Diverged, match="at step 20, "):  # a run that goes on knows its level
+        config = TrainConfig.create(train_length=128, max_factor=8)
+        follow(StopOnDivergence(config, losses=start), [9.0] * 20)
 
 
 def test_a_diverged_run_keeps_the_checkpoint_from_before(plain: Path, train, tmp_path: Path, capsys) -> None:

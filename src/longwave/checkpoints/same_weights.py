@@ -32,27 +32,39 @@ def base_named_by(model: Any, network: PreTrainedModel) -> Path | str | None:
     if place == Path() or (not (place / SINGLE).is_file() and not (place / INDEX).is_file()):
         return None
     try:
-        require_same_weights(place, network)
+        compared = require_same_weights(place, network, samples=None)
     except ValueError:
         return None
-    return place
+    return place if compared else None
 
 
-def require_same_weights(folder: Path, model: nn.Module) -> None:
+def require_same_weights(folder: Path, model: nn.Module, samples: int | None = SAMPLES) -> int:
     """A `ValueError` if the weights in a folder are not those of a model, as far as some tensors tell.
 
     Tensors are compared under the names that both have, in the type of the model.
+
+    Arguments:
+        samples: how many tensors of each file are compared, evenly spread; None for all.
+
+    Returns:
+        How many tensors were compared. Those that the model has quantized, or on the meta device, are not.
     """
+    compared = 0
     own = {name.replace(".base_layer.", "."): tensor for name, tensor in model.named_parameters()}
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             shared = [name for name in file.keys() if name in own and own[name].is_floating_point()]  # noqa: SIM118
-            for name in shared[:: max(1, len(shared) // SAMPLES)]:
-                there, here = file.get_tensor(name), own[name].detach().cpu()
-                if here.is_meta or there.shape != here.shape or not there.is_floating_point():
+            for name in shared[:: 1 if samples is None else max(1, len(shared) // samples)]:
+                here = own[name].detach()
+                if here.is_meta:
                     continue
-                if not torch.equal(there.to(here.dtype), here):
+                there = file.get_tensor(name)
+                if not there.is_floating_point():  # quantized in the file
+                    continue
+                compared += 1
+                if there.shape != here.shape or not torch.equal(there.to(here.dtype), here.cpu()):
                     raise ValueError(
                         f"{name} of the model is not that of {folder}: its own weights were changed. Leave base out, "
                         "so that they are saved, too."
                     )
+    return compared

@@ -14,7 +14,7 @@ import pyarrow.parquet
 from longwave.data.bars import progress_bars
 from longwave.data.json_array import JsonArray, NotJson
 from longwave.data.json_texts import parsed
-from longwave.data.kinds import PARQUET, Source
+from longwave.data.kinds import PARQUET, Parsing, Source
 from longwave.data.sources import find
 from longwave.errors import first_line
 from longwave.files import sha256
@@ -31,13 +31,17 @@ READING = 1  # part of the cache key: raise it when chats are read in another wa
 WANTED = "expected a list of messages, each with a `role` and a `content`"
 
 
-def hold_chats(paths: Iterable[Path | str]) -> bool:
+def hold_chats(paths: Iterable[Path | str], parsing: Parsing | None = None) -> bool:
     """Whether the data are chats: their first row has a column of messages, and no `text`.
+
+    Data whose texts have another column by their `parsing` are none.
 
     Raises:
         ValueError: for chats beside other data.
     """
-    sources = find(paths).sources
+    if parsing is not None and parsing.column != Parsing().column:
+        return False
+    sources = find(paths, parsing).sources
     chats = [source for source in sources if _is_chat(source)]
     if chats and len(chats) < len(sources):
         other = next(source for source in sources if source not in chats)
@@ -47,14 +51,19 @@ def hold_chats(paths: Iterable[Path | str]) -> bool:
     return bool(chats)
 
 
-def read_chats(paths: Iterable[Path | str]) -> datasets.Dataset:
+def read_chats(paths: Iterable[Path | str], hashes: Mapping[str, str] | None = None) -> datasets.Dataset:
     """Chats as a `datasets.Dataset`: each as JSON {"messages": [...], "tools": ...}, and where it stands.
+
+    Arguments:
+        hashes: what `data_hashes` of the files returned.
 
     Raises:
         ValueError: naming the file and the row that is no chat, or that has no message of the assistant.
     """
     sources = find(paths).sources
-    arguments = {"sources": sources, "hashes": [sha256(source.file) for source in sources], "reading": READING}
+    found = {} if hashes is None else hashes
+    keys = [found.get(str(source.file)) or sha256(source.file) for source in sources]
+    arguments = {"sources": sources, "hashes": keys, "reading": READING}
     with progress_bars(False):
         try:
             return datasets.Dataset.from_generator(_rows, features=FEATURES, gen_kwargs=arguments)

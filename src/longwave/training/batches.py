@@ -102,8 +102,9 @@ class PackedRows(torch.utils.data.Dataset[dict[str, Tensor]]):
         return own or (self.replay is not None and self.replay.several)
 
     def longest_document(self) -> int:
-        """Tokens of the longest document."""
-        return self.rows.numel() if self.marks is None else self.marks.longest(self.rows.numel())
+        """Tokens of the longest document, the replay's included."""
+        own = self.rows.numel() if self.marks is None else self.marks.longest(self.rows.numel())
+        return own if self.replay is None else max(own, self.replay.longest_document())
 
     def text(self, first: int, length: int) -> dict[str, Tensor]:
         ids = self.rows.view(-1)[first : first + length].long()

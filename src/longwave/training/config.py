@@ -279,11 +279,6 @@ class TrainConfig(Settings):
         """Of a new LoRA; None for none."""
         return None if self.lora is None else LoraSettings.parse(self.lora)
 
-    @property
-    def longest_window(self) -> int:
-        """The longest real window that training sees, in tokens."""
-        return self.train_length
-
     def row_tokens(self, original_length: int) -> int:
         """Tokens of a row of a model with this original length.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,23 @@ class StopOnDivergence(TrainerCallback):
 
     The rise is a difference and no ratio: three nats are a perplexity 20 times as high, whatever it was before. Losses
     of single steps scatter by their t, which is why one step decides nothing. While the loss is high no checkpoint is
-    written, so the last one is from before.
+    written, unless a signal asks for one; so the last one is from before.
 
     Arguments:
         config: `stop_rise`, 0 for never, and `stop_steps`.
         told: called with the reason before the run ends, in the process that writes; None for nobody.
+        losses: of the steps so far, where the run goes on.
     """
 
-    def __init__(self, config: TrainConfig, told: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, told: Callable[[str], None] | None = None, losses: Iterable[float] = ()
+    ) -> None:
         self.rise, self.steps, self.told = config.stop_rise, config.stop_steps, told
         self.lowest: float | None = None
         self.high = 0
         self._total, self._weight = 0.0, 0.0
+        for loss in losses:
+            self._is_high(loss)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
@@ -51,15 +56,21 @@ class StopOnDivergence(TrainerCallback):
         Raises:
             Diverged: if it was high for too long.
         """
-        if self.rise and self.lowest is not None and loss > self.lowest + self.rise:
+        if self._is_high(loss):
             self.high += 1
             if self.high >= self.steps:
                 self._give_up(loss, step, root)
-            return
-        self.high = 0
+        else:
+            self.high = 0
+
+    def _is_high(self, loss: float) -> bool:
+        """Whether a loss is far above the level; if not, it is part of it."""
+        if self.rise and self.lowest is not None and loss > self.lowest + self.rise:
+            return True
         self._total, self._weight = DECAY * self._total + loss, DECAY * self._weight + 1
         mean = self._total / self._weight
         self.lowest = mean if self.lowest is None else min(mean, self.lowest)
+        return False
 
     def _give_up(self, loss: float, step: int, root: Path) -> None:
         last = checkpoints(root)

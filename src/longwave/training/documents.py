@@ -34,8 +34,14 @@ class Marks:
         return self.starts is not None and len(self.starts) > 1
 
     def longest(self, tokens: int) -> int:
-        """Tokens of the longest document in a stream of so many tokens."""
-        return tokens if self.starts is None else int(np.diff(self.starts, append=tokens).max())
+        """Tokens of the longest document in a stream of so many tokens, of those that the loss counts a token of."""
+        if self.starts is None:
+            return tokens
+        starts = self.starts[self.starts < tokens]
+        sizes = np.diff(starts, append=tokens)
+        if self.learned is not None:  # what fills a row up is no document
+            sizes = sizes * np.logical_or.reduceat(self.learned[:tokens], starts)
+        return int(sizes.max())
 
     def of(self, first: int, ids: Tensor) -> dict[str, Tensor]:
         """`document_ids` and `labels` of the token ids [n] that begin at the place `first`.

@@ -163,8 +163,9 @@ def require_engine(trainer: Trainer) -> None:
 
 def require_readable(checkpoint: Path, arguments: TrainingArguments) -> None:
     """A `ValueError` for a checkpoint of another engine, or of a number of processes that its engine is bound to."""
-    ranks = len(list(checkpoint.glob("global_step*/*optim_states.pt")))
-    by = "DEEPSPEED" if ranks else "FSDP" if list(checkpoint.glob("pytorch_model_fsdp*")) else None
+    ranks = len(list(checkpoint.glob("global_step*/*optim_states.pt")))  # none of stage 0
+    traces = {"DEEPSPEED": "global_step*", "FSDP": "pytorch_model_fsdp*"}
+    by = next((engine for engine, trace in traces.items() if any(checkpoint.glob(trace))), None)
     now = "DEEPSPEED" if arguments.deepspeed_plugin is not None else asked_for()
     if by != now:
         said = [NAMES[by], NAMES[now]]

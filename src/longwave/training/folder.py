@@ -15,7 +15,7 @@ from longwave.layout import TRAINING as RECORD
 from longwave.provenance import command, versions
 from longwave.training.checkpoints import checkpoint_step, discard, discard_rest, newest_whole, set_aside
 from longwave.training.config import EARLIER_RUNS, TrainConfig
-from longwave.training.metrics import MetricsLog, summary
+from longwave.training.metrics import ANEW, MetricsLog, read_metrics, summary
 from longwave.training.ranks import Ranks
 
 # Deleted in this order: without the first a folder is incomplete, by the last it is known to be ours.
@@ -162,6 +162,16 @@ class RunFolder:
             state: the checkpoint that the run goes on from; None for a new run.
         """
         return MetricsLog(self.path / EVALUATED, 0 if state is None else checkpoint_step(state))
+
+    def losses(self, state: Path | None) -> list[float]:
+        """The losses of the steps before a checkpoint.
+
+        Arguments:
+            state: the checkpoint that the run goes on from; None for a new run.
+        """
+        if state is None:
+            return []
+        return [row["loss"] for row in read_metrics(self.path / METRICS, ANEW) if row["step"] <= checkpoint_step(state)]
 
     def stop(self, step: int, reason: str) -> None:
         """Write the record of a run that was stopped before its last step. Its checkpoints stay."""

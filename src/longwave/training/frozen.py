@@ -35,7 +35,7 @@ def unfreeze(model: nn.Module) -> nn.Module:
 
 
 def require_unfrozen(model: nn.Module) -> None:
-    """Frequencies and scalars have a gradient, and a LoRA has it in all its layers or, where it stays, in none.
+    """Frequencies and scalars have a gradient, and a LoRA has it in all its layers or in none, where it is not trained.
 
     Raises:
         ValueError: naming the part that is frozen.

@@ -23,9 +23,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 
+from longwave.training.config import LOSS_BLOCKS
 from longwave.training.documents import IGNORED
 
-AUTO, ON, OFF = WAYS = ("auto", "on", "off")
+AUTO, ON, OFF = LOSS_BLOCKS
 MANY = 2**27  # logits from which on `auto` makes blocks: 0.5 GB in float32
 BLOCK = {"cpu": 2**24, "cuda": 2**27}  # logits of a block; on a GPU more, since a block costs a pass over the weights
 

@@ -42,7 +42,8 @@ class MixedRows(PackedRows):
         return collate([self.sources[k].text(self.sources[k].starts(1, length, generator)[0], length) for k in chosen])
 
     def longest_document(self) -> int:
-        return max(source.longest_document() for source in self.sources)
+        parts = [*self.sources, *([] if self.replay is None else [self.replay])]
+        return max(part.longest_document() for part in parts)
 
     @property
     def several(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left, insort
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,9 +14,6 @@ from longwave.data.tokens import TokenStream
 from longwave.training.batches import pack
 from longwave.training.config import APART
 from longwave.training.documents import Marks
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger("longwave")
 

@@ -73,10 +73,10 @@ class Parts:
 def require_long_enough(config: TrainConfig, original_length: int) -> None:
     """A `ValueError` for a LoRA that is off within L, without windows longer than L."""
     asked = config.lora_settings
-    if asked is not None and asked.gate != NONE and config.longest_window <= original_length:
+    if asked is not None and asked.gate != NONE and config.train_length <= original_length:
         raise ValueError(
             f"a LoRA is off within the original length, {original_length} tokens, and learns nothing from a train "
-            f"length of {config.longest_window}. Raise the train length, best to {4 * original_length}, or set lora "
+            f"length of {config.train_length}. Raise the train length, best to {4 * original_length}, or set lora "
             "to none, or its gate."
         )
 

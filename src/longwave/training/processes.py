@@ -17,7 +17,7 @@ def are_several() -> bool:
 
 
 def on_first(function: Callable[[], Result]) -> Result:
-    """Call a function in the first process alone. Each process gets its result, or its `ValueError`."""
+    """Call a function in the first process alone. Each process gets its result, or its error as a `ValueError`."""
     if not are_several():
         return function()
     from accelerate.utils import broadcast_object_list
@@ -26,7 +26,7 @@ def on_first(function: Callable[[], Result]) -> Result:
     if distributed.get_rank() == 0:
         try:
             told[0] = function()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             told[1] = str(error)
     broadcast_object_list(told)
     if told[1] is not None:

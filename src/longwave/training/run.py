@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,7 @@ def train(
             *([model] if isinstance(model, str | Path) else []),
             *asked.paths,
             *folder.files,
+            *(path for path in (config.eval_data, config.deepspeed) if path is not None),
             *([below.path] if below else []),
         ]
     )
@@ -118,7 +120,7 @@ def train(
     set_seed(config.seed)
     network, vocabulary = load_with_tokenizer(model, tokenizer, config)
     shown = progress and sys.stderr.isatty()
-    text = asked.text(vocabulary, config, progress=shown)
+    text = asked.text(vocabulary, progress=shown)
     text.check(network, vocabulary)
     before = Before.of(network)  # the Trainer switches the cache off for good
     bar, stop = ProgressCallback(), StopOnSignal()
@@ -126,7 +128,7 @@ def train(
     sampler = attach_method(network, config)
     try:
         held = HeldOut.of(config, vocabulary, sampler.original_length)
-        watching = [*trackers(config.report_to, folder.path)]
+        told = trackers(config.report_to, folder.path)
         adapted = extension(network).adapter is not None or foreign_adapter(network) is not None
         rate = config.rate(network.num_parameters(), lora=adapted)
         arguments = training_arguments(config, folder.checkpoints, rate, accumulation=folder.layout.accumulation)
@@ -141,10 +143,10 @@ def train(
             require_readable(state, arguments)
         # Up to here nothing in the folder has been touched.
         metrics = folder.start(resume=resume, state=state) if first else None
-        watching.append(StopOnDivergence(config, folder.diverged if first else None))
+        watching = [*told, StopOnDivergence(config, folder.diverged if first else None, folder.losses(state))]
         if held is not None:
             evaluated = folder.evaluated(state) if first else None
-            watching.append(MeasureHeldOut(network, held, config.eval_steps, evaluated, watching[:-1]))
+            watching.append(MeasureHeldOut(network, held, config.eval_steps, evaluated, told))
         trainer = LengthTrainer(
             network,
             arguments,
@@ -171,6 +173,8 @@ def train(
     finally:
         bar.close()
         clean_up(network, config, before)
+    if copied is not None:
+        clean_up(copied, config, replace(before, forward=None))
     network.eval()
     if (step := trainer.state.global_step) < config.steps:
         if first:
@@ -184,7 +188,7 @@ def train(
     result = network if copied is None else copied.eval()
     hold_trained(result, earlier.further(trainer.longest_window(), weights=not untouched))
     if first:
-        base = base_named_by(model, network) if untouched else None
+        base = base_named_by(model, result) if untouched else None
         with full():
             with folder.all_or_nothing():
                 save(result, folder.path, tokenizer=vocabulary, base=base, overwrite=True)

@@ -21,6 +21,7 @@ from longwave.data.mixture import Part, parts_of
 from longwave.data.once import once_per_node
 from longwave.data.prompts import check_ids
 from longwave.data.tokens import TokenStream, tokenise
+from longwave.files import sha256
 from longwave.training.batches import PackedRows
 from longwave.training.config import TrainConfig
 from longwave.training.draw import LengthSampler
@@ -40,19 +41,21 @@ class Asked:
 
     Arguments:
         parts: of the mixture; one if nothing is mixed.
-        replay: data for the micro-batches of rows without gaps; None if these read the parts, too.
+        replay: data for the micro-batches of rows without gaps. With None, these read the parts.
         parsing: how files are read.
+        template: file with the chat template; None for the tokenizer's.
     """
 
     parts: tuple[Part, ...]
     replay: Part | None
     parsing: Parsing
+    template: str | None = None
 
     @classmethod
     def of(cls, data: Iterable[Path | str], config: TrainConfig) -> Asked:
         """The data as given, and what the settings say of them."""
         replay = config.replay_part
-        return cls(parts_of(data), replay, Parsing(config.text_column, config.strict))
+        return cls(parts_of(data), replay, Parsing(config.text_column, config.strict), config.chat_template)
 
     @property
     def all(self) -> tuple[Part, ...]:
@@ -80,17 +83,26 @@ class Asked:
     @property
     def files(self) -> dict[str, str]:
         """SHA-256 of all files, for the record."""
-        return {file: sha for each in self.hashes for file, sha in each.items()}
+        own = {} if self.template is None else {self.template: sha256(Path(self.template))}
+        return {file: sha for each in self.hashes for file, sha in each.items()} | own
 
-    def text(self, tokenizer: PreTrainedTokenizerBase, config: TrainConfig, *, progress: bool) -> Text:
+    def text(self, tokenizer: PreTrainedTokenizerBase, *, progress: bool) -> Text:
         """The data in tokens. The processes of a node share them, and one of them makes them.
 
         Chats are read by every process: they are written by the template, and hold which tokens the loss counts.
 
         Arguments:
             progress: show a bar, in the process that tokenises.
+
+        Raises:
+            ValueError: for a chat template where no part holds chats.
         """
-        chats = [hold_chats(part.paths) for part in self.all]
+        chats = [hold_chats(part.paths, self.parsing) for part in self.all]
+        if self.template is not None and not any(chats):
+            raise ValueError(
+                f"chat template {self.template} is for chats, and the data hold none: rows with a column `messages`. "
+                "Leave it out."
+            )
 
         def make() -> list[Any]:
             found: list[Any] = []
@@ -103,11 +115,13 @@ class Asked:
             return found
 
         made = once_per_node(make)
-        if any(chats) and config.chat_template is not None:
-            tokenizer.chat_template = Path(config.chat_template).read_text("utf-8")
+        if self.template is not None:
+            tokenizer.chat_template = Path(self.template).read_text("utf-8")
         streams = [
-            TokenStream.open(file) if file else chat_stream(read_chats(part.paths), tokenizer, progress=progress)
-            for part, (file, _) in zip(self.all, made, strict=True)
+            TokenStream.open(file)
+            if file
+            else chat_stream(read_chats(part.paths, hashes), tokenizer, progress=progress)
+            for part, hashes, (file, _) in zip(self.all, self.hashes, made, strict=True)
         ]
         return Text(self, streams, sum(broken for _, broken in made))
 

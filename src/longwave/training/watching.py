@@ -22,12 +22,14 @@ from transformers import (
 
 from longwave.data.documents import read_documents
 from longwave.data.hashes import data_hashes
+from longwave.data.kinds import Parsing
 from longwave.data.tokens import token_stream
 from longwave.evaluation.lengths import doublings, parse_lengths
 from longwave.evaluation.losses import LengthLoss
 from longwave.evaluation.perplexity import PerplexitySettings, perplexity
 from longwave.extensions.sites import host_of
 from longwave.extensions.steering import count_keys, steering_of
+from longwave.schedule import tokens_at
 from longwave.training.config import TrainConfig
 from longwave.training.metrics import MetricsLog
 
@@ -56,11 +58,12 @@ class HeldOut:
         if config.eval_data is None:
             return None
         lengths = parse_lengths(config.eval_lengths or doublings(config.max_factor), original_length)
-        longest = int(config.max_factor * original_length)
+        longest = tokens_at(config.max_factor, original_length)
         if max(lengths) > longest:
             raise ValueError(f"eval lengths go up to max factor x {original_length} = {longest}, got {max(lengths)}.")
         paths = [Path(config.eval_data)]
-        tokens = token_stream(read_documents(paths, data_hashes(paths)), tokenizer)
+        parsing = Parsing(config.text_column)
+        tokens = token_stream(read_documents(paths, data_hashes(paths, parsing), parsing), tokenizer)
         try:
             PerplexitySettings.create(windows=config.eval_windows).plan(tokens.numel(), lengths, original_length, None)
         except ValueError as error:

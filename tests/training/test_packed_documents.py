@@ -98,6 +98,17 @@ def test_a_run_trains_on_documents_apart(llama, train, notes) -> None:
     assert attention_of(llama) == "sdpa"
 
 
+def test_plain_attention_keeps_documents_apart_too(llama, train, notes) -> None:
+    """Without log-n and bands a model has its stock attention, which a run lets respect documents for a while."""
+    losses = {}
+    for documents in ("apart", "joined"):
+        out = train(llama, documents, method="ntk", log_n=0.0, data=[notes], steps=1, documents=documents, lr=0.0)
+        losses[documents] = read_metrics(out / "metrics.jsonl")[0]["loss"]
+        assert attention_of(llama) == "sdpa"
+        longwave.restore(llama)
+    assert losses["apart"] != losses["joined"]
+
+
 def test_bands_train_on_documents_apart(llama, train, tmp_path) -> None:
     """Mass and temperature count the keys of a document, so they learn from those that are longer than L."""
     texts = ("".join(f"{n + k} sheep. " for k in range(16 + n % 6)) for n in range(120))

@@ -111,7 +111,7 @@ def test_options_come_before_the_recipe(plain: Path, tmp_path: Path, monkeypatch
     assert main(["train", "--config", "r.yaml", "--steps", "2", "--without", "seed", "--json"]) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["steps"] == 2
-    assert "the recipe is for 8 devices, and this run has 1. Pass --accumulation 8" in said.err
+    assert "this is for 8 devices, and the run has 1. Pass --accumulation 8" in said.err
     config = json.loads(Path("out/training.json").read_text())["config"]
     assert (config["steps"], config["seed"], config["freeze_weights"], config["train_length"]) == (2, 0, True, 128)
     assert Path("out/report.html").exists()

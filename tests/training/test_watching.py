@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from interrupted import Stop
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -213,3 +214,30 @@ def test_a_report_of_a_run_without_measurements(plain: Path, train) -> None:
     text = page([], trainings=[training])
     assert training.evaluated == [] and len(training.factors) == 3
     assert "one for each micro-batch" in text and "held-out" not in text
+
+
+def test_a_run_that_goes_on_knows_its_level(plain: Path, train, tmp_path: Path) -> None:
+    """The loss is high from the first step after the resume: without the rows from before, that would be its level."""
+
+    class Spoil(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
+            if state.global_step == 4:
+                with torch.no_grad():
+                    model.lm_head.weight.mul_(200)
+
+    settings = {"steps": 20, "save_every": 2, "lr": 0.0, "field_lr": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        train(plain, callbacks=[Stop(4)], **settings)
+    with pytest.raises(Diverged, match=r"at step 9, and for 5 steps"):
+        train(plain, callbacks=[Spoil()], resume=True, stop_steps=5, **settings)
+
+
+def test_windows_that_stay_short_of_the_train_length_are_told(
+    plain: Path, train, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"method": "two-band", "train_length": 256, "steps": 1, "row_length": "64"}
+    train(plain, "short", batch_size=2, **settings)
+    assert "longest real window has 128 tokens and not the train length of 256" in caplog.text
+    caplog.clear()
+    train(plain, "whole", batch_size=4, **settings)
+    assert "longest real window" not in caplog.text

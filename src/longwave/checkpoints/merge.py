@@ -44,7 +44,11 @@ def merge(path: Path | str, output: Path | str, *, quantize: str | None = None, 
     if adapter.is_gated:
         raise ValueError(
             f"the LoRA of {path} follows t: within the original length it is off, so no one set of weights is it. "
-            f"Write the weights at one t: longwave export {path} --factor T --output DIR."
+            + (
+                f"Write the weights at one t: longwave export {path} --factor T --output DIR."
+                if handle.attention is None
+                else f"No engine runs {handle.spec} either: run it with longwave, or train with --engine-ready."
+            )
         )
     known = trained_of(model)
     _add(model, found.path / ADAPTERS / ADAPTER_WEIGHTS)

@@ -17,14 +17,25 @@ if TYPE_CHECKING:
     from longwave.training.plan import Plan
 
 
-def note_devices(machine: Machine, accumulation: int | None) -> None:
-    """Say on stderr that a recipe was made for another number of devices: a step has other tokens then."""
-    found, meant = int(os.environ.get("WORLD_SIZE", 1)), machine.devices
-    if meant is None or meant == found or int(os.environ.get("RANK", 0)) > 0:
+def note_devices(machine: Machine, accumulation: int | None, deepspeed: str | None) -> None:
+    """Say on stderr that the run has another engine, or another number of devices, than was said or a recipe is for.
+
+    With other devices a step has other tokens.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
         return
-    same, rest = divmod(meant * (accumulation or 1), found)
-    remedy = "" if rest else f" Pass --accumulation {same} for as many tokens a step."
-    typer.echo(f"note: the recipe is for {meant} devices, and this run has {found}.{remedy}", err=True)
+    found, meant = int(os.environ.get("WORLD_SIZE", 1)), machine.devices
+    if meant is not None and meant != found:
+        same, rest = divmod(meant * (accumulation or 1), found)
+        remedy = "" if rest else f" Pass --accumulation {same} for as many tokens a step."
+        typer.echo(f"note: this is for {meant} devices, and the run has {found}.{remedy}", err=True)
+    divided = deepspeed is not None or {"ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"} & set(os.environ)
+    if machine.engine not in (None, "ddp") and not divided:
+        typer.echo(
+            f"note: this is for {machine.engine}, which a launcher starts, and the run has none: see docs/training.md, "
+            "Several processes.",
+            err=True,
+        )
 
 
 def planned(model: str, data: list[Path], settings: dict[str, Any], machine: Machine, as_json: bool) -> None:

@@ -87,7 +87,7 @@ def train(
         planned(model, data, settings, machine, as_json)
         return
     check_inputs(model, data=[Path(split_share(path)[0]) for path in data])
-    note_devices(machine, settings["accumulation"])
+    note_devices(machine, settings["accumulation"], settings["deepspeed"])
 
     from transformers.utils.logging import disable_progress_bar
 

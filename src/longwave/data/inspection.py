@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.compute
 
+from longwave.data.chats import hold_chats
 from longwave.data.documents import documents_of
 from longwave.data.kinds import Parsing
 from longwave.data.mixture import Part, parts_of
@@ -101,6 +102,11 @@ def inspect(
     """
     found = []
     for part in parts_of(data):
+        if hold_chats(part.paths, parsing):
+            raise ValueError(
+                f"data {part.name} hold chats, and data inspect reads texts. `longwave train` says how many chats are "
+                "longer than a row."
+            )
         read = documents_of(part.paths, parsing=parsing or Parsing(strict=False))
         sizes = _characters(read.kept) if tokenizer is None else tokenise(read.kept, tokenizer, progress=progress).sizes
         unit = "characters" if tokenizer is None else "tokens"

@@ -12,7 +12,7 @@ from typing import ClassVar
 from longwave.settings import Settings, setting
 
 GIB = 2**30
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 ENGINES = ("ddp", "fsdp2", "zero2", "zero3")
 
 
@@ -49,7 +49,7 @@ class Machine(Settings):
 
 def memory_of(text: str) -> int:
     """Bytes of `24GB` or `24GiB`: both are 24·2^30, as on the box of a graphics card."""
-    found = re.fullmatch(r"([\d.]+)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    found = re.fullmatch(r"([\d.]+)\s*([KMGT])(?:i?B)?", text.strip(), re.IGNORECASE)
     try:
         size = 0 if found is None else int(float(found[1]) * UNITS[found[2].upper()])
     except ValueError:

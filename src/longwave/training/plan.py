@@ -129,6 +129,9 @@ def plan(model: str, settings: Mapping[str, Any], machine: Machine) -> Plan:
     found.check()
     network = read_outline(found).extended()
     sampler = attach_method(network, config)
+    adapted = extension(network).adapter is not None or config.freeze_weights
+    if config.quantize is not None and not adapted:
+        raise ValueError(f"quantize {config.quantize} holds weights that cannot be trained. Train a LoRA (lora r=16).")
     row, devices = config.row_tokens(sampler.original_length), machine.devices or 1
     bf16 = config.precision == "bf16" or (config.precision == "auto" and kind != "cpu")
     most = max([1, *(sampler.multiples(config.batch_size, row) if config.long_share else [])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from longwave.training.frozen import require_learnable_weights, unfreeze
 from longwave.training.learned import PARTS, learned_parameters
 from longwave.training.parts import Parts, require_long_enough
 from longwave.trajectory import Trajectory
+
+logger = logging.getLogger("longwave")
 
 
 def load_with_tokenizer(
@@ -98,6 +101,7 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
         seed=config.seed,
     )
     sampler.check(config.batch_size, config.row_tokens(original_length))  # here, and not in the first batch
+    _tell_of_shorter_windows(sampler, config, config.row_tokens(original_length))
     options, learned, beyond = config.method_options, None, "error"
     if handle is not None:
         options, learned = _carried_over(model, spec.name, options | {"original_length": original_length})
@@ -155,6 +159,19 @@ def require_long_windows(rows: torch.Tensor, sampler: LengthSampler, config: Tra
         raise ValueError(
             f"long share cuts windows of {longest} tokens, the data holds {rows.numel()}. Pass more --data."
         )
+
+
+def _tell_of_shorter_windows(sampler: LengthSampler, config: TrainConfig, row: int) -> None:
+    """Warn where real windows stay shorter than the train length because m rows of a window have to divide a batch."""
+    if not config.long_share:
+        return
+    longest = row * max(sampler.multiples(config.batch_size, row))
+    if longest + row <= config.train_length:
+        logger.warning(
+            "the longest real window has %d tokens and not the train length of %d: a window is m rows of %d tokens, "
+            "and m divides the batch size, %d. Raise the batch size or the row length.",
+            longest, config.train_length, row, config.batch_size,
+        )  # fmt: skip
 
 
 def _original_length(model: PreTrainedModel, config: TrainConfig) -> int:

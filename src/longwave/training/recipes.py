@@ -66,6 +66,8 @@ def text_of(recipe: str) -> str:
         return resources.files("longwave.recipes").joinpath(f"{recipe}{SUFFIX}").read_text("utf-8")
     path = Path(recipe)
     if not path.is_file():
+        if path.suffix or len(path.parts) > 1:
+            raise ValueError(f"there is no file {recipe}. Pass a YAML file, or one of {', '.join(names())}.")
         raise ValueError(unknown("recipe", recipe, names()).rstrip(".") + ", or a YAML file.")
     try:
         return path.read_text("utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -214,6 +215,8 @@ def test_a_config_of_deepspeed_that_cannot_be(tmp_path, content, settings, messa
     path = tmp_path / "zero.json"
     if content is not None:
         path.write_text(content)
+    if content == "{}" and find_spec("deepspeed") is None:
+        message = r"--deepspeed needs DeepSpeed: pip install 'longwave\[deepspeed\]'"
     config = TrainConfig.create(train_length=48, max_factor=8, deepspeed=str(path), **settings)
     with pytest.raises(ValueError, match=message):
         training_arguments(config, tmp_path, 1e-3)

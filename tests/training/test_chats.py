@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as rules
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 import longwave
 from longwave.data.chat_tokens import ChatEncoder, ChatStream, chat_stream
@@ -107,7 +108,7 @@ def test_a_template_without_chats_is_refused(train, llama, book, tmp_path) -> No
         train(llama, data=[book], chat_template=str(tmp_path / "template"))
 
 
-def test_another_template_is_another_run(speaker, train, llama, tmp_path) -> None:
+def test_another_template_is_another_run(speaker, tokenizer, train, llama, tmp_path) -> None:
     template = tmp_path / "template"
     template.write_text(speaker.chat_template)
     settings = {
@@ -116,7 +117,10 @@ def test_another_template_is_another_run(speaker, train, llama, tmp_path) -> Non
         "steps": 2,
         "train_length": 128,
     }
-    train(llama, **settings)
+    before = tokenizer.chat_template
+    out = train(llama, **settings)
+    assert tokenizer.chat_template == before, "the caller's tokenizer"
+    assert AutoTokenizer.from_pretrained(out).chat_template == template.read_text()
     longwave.restore(llama)
     template.write_text(speaker.chat_template.replace("<", "["))
     with pytest.raises(ValueError, match="the data are not the same"):

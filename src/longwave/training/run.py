@@ -120,6 +120,7 @@ def train(
     set_seed(config.seed)
     network, vocabulary = load_with_tokenizer(model, tokenizer, config)
     shown = progress and sys.stderr.isatty()
+    vocabulary = asked.with_template(vocabulary)
     text = asked.text(vocabulary, progress=shown)
     text.check(network, vocabulary)
     before = Before.of(network)  # the Trainer switches the cache off for good

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,6 +87,14 @@ class Asked:
         own = {} if self.template is None else {self.template: sha256(Path(self.template))}
         return {file: sha for each in self.hashes for file, sha in each.items()} | own
 
+    def with_template(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """The tokenizer; a copy of it where the settings name a chat template, which the copy has."""
+        if self.template is None:
+            return tokenizer
+        copied = copy.deepcopy(tokenizer)
+        copied.chat_template = Path(self.template).read_text("utf-8")
+        return copied
+
     def text(self, tokenizer: PreTrainedTokenizerBase, *, progress: bool) -> Text:
         """The data in tokens. The processes of a node share them, and one of them makes them.
 
@@ -115,8 +124,6 @@ class Asked:
             return found
 
         made = once_per_node(make)
-        if self.template is not None:
-            tokenizer.chat_template = Path(self.template).read_text("utf-8")
         streams = [
             TokenStream.open(file)
             if file

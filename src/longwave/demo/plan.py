@@ -26,7 +26,7 @@ class DemoSettings:
     """
 
     max_factor: float = 16
-    steps: int = 72  # fewer than the recipe has: the whole demo is to end within ten minutes
+    steps: int = 60  # fewer than the recipe has: the whole demo is to end within ten minutes
     batch_size: int = 16
     lengths: tuple[str, ...] = ("1x", "2x", "4x", "8x", "16x")
     windows: int = 32

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, ClassVar, Self, TypedDict, Union, Unpack, get_args, get_origin, get_type_hints
 
 from longwave.names import unknown
@@ -60,6 +60,9 @@ class Settings:
 
     whose: ClassVar[str] = ""  # in messages: `windows of perplexity must be ...`
     noun: ClassVar[str] = "setting"  # in messages: `unknown training setting ...`
+    # What stands in place of a field's default where nothing is named, and whose it is: help pages say both.
+    recipe: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    recipe_of: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))

@@ -6,6 +6,7 @@ import copy
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -18,6 +19,7 @@ from transformers import AutoTokenizer
 import longwave
 from longwave.data.chat_tokens import ChatEncoder, ChatStream, chat_stream
 from longwave.data.chats import hold_chats, read_chats
+from longwave.data.documents import read_documents
 from longwave.data.kinds import Parsing
 from longwave.training.metrics import read_metrics
 from longwave.training.packing import best_fit, pack_chats
@@ -91,6 +93,23 @@ def test_where_chats_are_found(tmp_path, book) -> None:
     assert not hold_chats(chats, Parsing("content")), "another column was asked for"
 
 
+def test_chats_of_a_saved_data_set_and_of_the_hub(tmp_path) -> None:
+    rows = [{"messages": TALK, "source": "x", "tools": None}, {"messages": TALK[:3], "source": "y", "tools": None}]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    hub = tmp_path / "owner" / "talks"
+    hub.mkdir(parents=True)
+    (hub / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    for data in (arrow, f"hub:{hub}"):
+        assert hold_chats([data])
+        found = [json.loads(row["chat"])["messages"] for row in read_chats([data])]
+        assert found == [TALK, TALK[:3]]
+    whole = arrow.read_bytes()
+    arrow.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"\.arrow.* is (damaged after row 0|not an arrow file)"):
+        list(read_documents([arrow]) if not hold_chats([arrow]) else read_chats([arrow]))
+
+
 def test_chats_and_texts_are_mixed_by_shares(speaker, llama, book, tmp_path) -> None:
     """Rows of both: the chats have documents to keep apart, a row of the book is one document."""
     path = chat_file(tmp_path / "chats.jsonl", [TALK] * 60)
@@ -130,7 +149,7 @@ def test_another_template_is_another_run(speaker, tokenizer, train, llama, tmp_p
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"messages": TALK[:2]}, "line 2: the chat has no message of the assistant"),
+        ({"messages": TALK[:3]}, "line 2: the chat has no message of the assistant"),
         ({"messages": "hi"}, "line 2: expected a list of messages"),
         ({"messages": [{"content": "hi"}]}, "line 2: expected a list of messages, each with a `role`"),
         ({"conversations": [{"from": "bard", "value": "x"}]}, "line 2: a message is from 'bard'"),

@@ -34,7 +34,7 @@ def with_settings(
         signature, kinds = inspect.signature(command, eval_str=True), get_type_hints(settings)
         own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         read_as = {name: str if name in as_text else kind for name, kind in kinds.items()}
-        added = [_option(item, read_as[item.name], group) for item in fields(settings)]
+        added = [_option(item, read_as[item.name], group, settings) for item in fields(settings)]
         command.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
         return command
 
@@ -65,10 +65,21 @@ def with_fields(name: str, kind: type[Any]) -> Callable[[Callable[..., None]], C
     return decorate
 
 
-def _option(item: Field[Any], kind: Any, group: str | None) -> inspect.Parameter:
-    choices, text, kind = item.metadata["choices"], item.metadata["help"], kind_of(kind)
-    if isinstance(item.default, int | float | str) and item.default is not False and item.default != "":
-        text += f' Default "{item.default}".' if " " in str(item.default) else f" Default {item.default}."
+def _default(item: Field[Any], settings: type[Settings]) -> str:
+    """The sentence of the help page that says what a setting is if it is not given; empty if the help says it."""
+    plain = None if item.default is False else item.default
+    shown = f'"{plain}"' if " " in str(plain) else plain
+    said = isinstance(plain, int | float | str) and plain != ""
+    own = settings.recipe.get(item.name)
+    if own is None:
+        return f" Default {shown}." if said else ""
+    own = "on" if own is True else own
+    return f" Default {own} for {settings.recipe_of}" + (f", {shown} for most others." if said else ".")
+
+
+def _option(item: Field[Any], kind: Any, group: str | None, settings: type[Settings]) -> inspect.Parameter:
+    choices, kind = item.metadata["choices"], kind_of(kind)
+    text = item.metadata["help"] + _default(item, settings)
     listed, pairs = "|".join(choices), get_origin(kind) is Mapping
     if len(listed) > WIDEST:
         text += f" One of: {', '.join(choices)}."

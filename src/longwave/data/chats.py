@@ -1,4 +1,4 @@
-"""Chats in JSON lines, JSON arrays and parquet: a column `messages`, or `conversations` as ShareGPT writes them."""
+"""Chats in JSON, parquet and arrow: a column `messages`, or `conversations` as ShareGPT writes them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow
-import pyarrow.parquet
 
 from longwave.data.bars import progress_bars
+from longwave.data.columns import AGAIN, FAILURES, opened_table
 from longwave.data.json_array import JsonArray, NotJson
 from longwave.data.json_texts import parsed
-from longwave.data.kinds import PARQUET, Parsing, Source
+from longwave.data.kinds import ARROW, PARQUET, Parsing, Source
 from longwave.data.sources import find
 from longwave.errors import first_line
 from longwave.files import sha256
 from longwave.names import shortened
 
 COLUMNS = ("messages", "conversations")
+TABLES = (PARQUET, ARROW)
 JSON = (".jsonl", ".ndjson", ".jsonlines", ".json")
 ROLES = {  # of ShareGPT
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
@@ -118,7 +118,7 @@ def _message(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_chat(source: Source) -> bool:
-    if source.kind not in (*JSON, PARQUET):
+    if source.kind not in (*JSON, *TABLES):
         return False
     try:
         _, first = next(_records(source), ("", None))
@@ -129,8 +129,8 @@ def _is_chat(source: Source) -> bool:
 
 def _records(source: Source) -> Iterator[tuple[str, Any]]:
     """The rows of a file, each with its place."""
-    if source.kind == PARQUET:
-        yield from _parquet(source)
+    if source.kind in TABLES:
+        yield from _of_columns(source)
         return
     with source.opened_text() as handle:
         array = source.kind == ".json" and source.head().lstrip().startswith(b"[")
@@ -146,14 +146,14 @@ def _records(source: Source) -> Iterator[tuple[str, Any]]:
             raise source.error(str(error), "Correct or remove it.", "" if array else at) from None
 
 
-def _parquet(source: Source) -> Iterator[tuple[str, Any]]:
-    try:
-        with pyarrow.parquet.ParquetFile(source.file) as table:
-            wanted = [name for name in (*COLUMNS, "tools", "text") if name in table.schema_arrow.names]
-            number = 0
-            for batch in table.iter_batches(batch_size=256, columns=wanted):
+def _of_columns(source: Source) -> Iterator[tuple[str, Any]]:
+    number = 0
+    with opened_table(source) as table:
+        rows = table.batches([name for name in (*COLUMNS, "tools", "text") if name in table.schema.names])
+        try:
+            for batch in rows:
                 for record in batch.to_pylist():
                     number += 1
                     yield f"row {number}", record
-    except pyarrow.ArrowException as error:
-        raise source.error(f"is not a parquet file ({first_line(error)})", "Get the file again.") from None
+        except FAILURES as error:
+            raise source.error(f"is damaged after row {number} ({first_line(error)})", AGAIN) from None

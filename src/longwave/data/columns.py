@@ -1,14 +1,16 @@
-"""Documents in the column `text` of parquet and arrow files."""
+"""Parquet and arrow files: documents in the column `text`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 
-from longwave.data.kinds import DataError, Source
+from longwave.data.kinds import PARQUET, DataError, Source
 from longwave.errors import first_line
 from longwave.names import shortened
 
@@ -18,35 +20,46 @@ OTHER_COLUMN = "Pass the column that holds the texts: --text-column NAME."
 AGAIN = "Get the file again."
 
 
-def parquet_texts(source: Source) -> Iterator[str | DataError]:
-    """The column of texts of a parquet file."""
-    _require_unpacked(source)
-    try:
-        table = pyarrow.parquet.ParquetFile(source.file)
-    except FAILURES as error:
-        raise source.error(f"is not a parquet file ({first_line(error)})", AGAIN) from None
-    with table:
-        _require_text(source, table.schema_arrow)
-        yield from _values(source, table.iter_batches(batch_size=ROWS, columns=[source.parsing.column]))
+def column_texts(source: Source) -> Iterator[str | DataError]:
+    """The column of texts of a parquet or arrow file."""
+    with opened_table(source) as table:
+        _require_text(source, table.schema)
+        yield from _values(source, table.batches([source.parsing.column]))
 
 
-def arrow_texts(source: Source) -> Iterator[str | DataError]:
-    """The column of texts of an arrow file, in the format of files or of streams (`datasets.save_to_disk`)."""
-    _require_unpacked(source)
+@dataclass(frozen=True)
+class Table:
+    """An open file of columns: its schema, and its rows in batches of the columns that are named."""
+
+    schema: pyarrow.Schema
+    batches: Callable[[list[str]], Iterator[pyarrow.RecordBatch]]
+
+
+@contextmanager
+def opened_table(source: Source) -> Iterator[Table]:
+    """A parquet file, or an arrow file in the format of files or of streams (`datasets.save_to_disk`).
+
+    Raises:
+        DataError: if it is none.
+    """
+    if source.compression:
+        raise source.error(f"is a {source.kind} file inside a {source.compression} file", "Unpack it first.")
+    if source.kind == PARQUET:
+        try:
+            parquet = pyarrow.parquet.ParquetFile(source.file)
+        except FAILURES as error:
+            raise source.error(f"is not a parquet file ({first_line(error)})", AGAIN) from None
+        with parquet:
+            yield Table(parquet.schema_arrow, lambda names: parquet.iter_batches(batch_size=ROWS, columns=names))
+        return
     is_file = source.head().startswith(b"ARROW1")
     try:
         mapped = pyarrow.memory_map(str(source.file))
-        table = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(mapped)
+        arrow = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(mapped)
     except FAILURES as error:
         raise source.error(f"is not an arrow file ({first_line(error)})", AGAIN) from None
-    _require_text(source, table.schema)
-    batches = (table.get_batch(i) for i in range(table.num_record_batches)) if is_file else iter(table)
-    yield from _values(source, (batch.select([source.parsing.column]) for batch in batches))
-
-
-def _require_unpacked(source: Source) -> None:
-    if source.compression:
-        raise source.error(f"is a {source.kind} file inside a {source.compression} file", "Unpack it first.")
+    batches = (arrow.get_batch(i) for i in range(arrow.num_record_batches)) if is_file else iter(arrow)
+    yield Table(arrow.schema, lambda names: (batch.select(names) for batch in batches))
 
 
 def _require_text(source: Source, schema: pyarrow.Schema) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterator
 
-from longwave.data.columns import arrow_texts, parquet_texts
+from longwave.data.columns import column_texts
 from longwave.data.csv_texts import csv_texts, tsv_texts
 from longwave.data.json_texts import json_file, json_lines
 from longwave.data.kinds import ARROW, JSON_LINES, PARQUET, POINTER, TEXT, DataError, Source
@@ -30,8 +30,8 @@ READERS: dict[str, Callable[[Source], Iterator[str | DataError]]] = {
     ".json": json_file,
     ".csv": csv_texts,
     ".tsv": tsv_texts,
-    PARQUET: parquet_texts,
-    ARROW: arrow_texts,
+    PARQUET: column_texts,
+    ARROW: column_texts,
 }
 # Files of these kinds are often no data: pictures, settings, tables of numbers.
 OFTEN_OTHER = {TEXT, ".json", ".csv", ".tsv"}

@@ -69,6 +69,8 @@ class TrainConfig(Settings):
     """
 
     noun: ClassVar[str] = "training setting"
+    recipe: ClassVar[Mapping[str, Any]] = SHORT
+    recipe_of: ClassVar[str] = "two-band"
 
     train_length: int = of_length(REQUIRED, "Longest real window that training sees, in tokens.", least=2)
     max_factor: float = of_length(

@@ -116,7 +116,7 @@ SURROGATE = b'{"text": "ok"}\n{"text": "a \\ud800 b"}\n'
         ("a.json", b'[{"text": "ok"}, {"text": "cut', "item 2: not JSON"),
         ("a.json", b'[{"text": "ok"}', "item 2: not JSON .* the end of the file"),
         ("a.json", b"[1, 2]", "item 1: .* got int"),
-        ("a.json", b'{\n "a": 1,\n "b": 2\n}', "expected an object with a string `text`, got a, b"),
+        ("a.json", b'{\n "a": 1,\n "b": 2\n}', "expected an object with a string `text`, got one with a, b"),
         ("a.json", b"{\n oops", "not JSON .*line 2"),
         ("a.csv", b"id,body\n1,x\n", "no column `text`; it has id, body"),
         ("a.csv", b"text\n" + b"one, two\n", "line 2: the row has 2 fields, the first line 1"),

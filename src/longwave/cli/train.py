@@ -128,8 +128,8 @@ def train(
         return
     lengths = doublings(settings["max_factor"])
     typer.echo(
-        f"{summary['steps']} steps, {summary['tokens']:,} tokens, loss {summary['first_loss']:.3f} -> "
-        f"{summary['last_loss']:.3f} (mean of the last {min(10, summary['steps'])}), written to {folder}\n"
+        f"{summary['steps']} steps, {summary['tokens']:,} tokens. Loss of the first step {summary['first_loss']:.3f}, "
+        f"of the last {min(10, summary['steps'])} {summary['last_loss']:.3f}. Written to {folder}\n"
         f"{_longest(summary['trained_length'])}"
         f"Next: longwave perplexity {folder} --data HELD_OUT.txt --lengths {lengths}{_export(folder, settings)}"
     )

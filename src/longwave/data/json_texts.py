@@ -144,7 +144,7 @@ def text_of(value: Any, column: str = "text") -> str:
     if not isinstance(value, dict):
         raise NoText(f"{wanted}, got {type(value).__name__}")
     if column not in value:
-        raise OtherFields(f"{wanted}, got {shortened(value)}")
+        raise OtherFields(f"{wanted}, got one with {shortened(value)}")
     if not isinstance(value[column], str):
         raise BadText(f"{wanted}, got the `{column}` {shortened([json.dumps(value[column])])}")
     return checked(value[column])

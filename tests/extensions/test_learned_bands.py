@@ -78,7 +78,7 @@ def far_frequencies(model: LlamaForCausalLM, positions: Tensor) -> Tensor:
     """θ of the far band as the layers get it."""
     steering = steering_of(model)
     assert steering is not None
-    (group,) = steering.bands.plan(positions).groups
+    (group,) = steering.bands.planner.plan(positions).groups
     theta: Tensor = group.spectrum.theta
     return theta
 

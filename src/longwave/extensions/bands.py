@@ -12,15 +12,15 @@ from transformers import Cache, DynamicCache
 
 from longwave.attention.bands import Attention
 from longwave.attention.columns import is_columns, is_custom, plain_mask
-from longwave.attention.documents import Documents, documents_of
+from longwave.attention.documents import documents_of
 from longwave.attention.engine import Scoring, attend
 from longwave.attention.hook import BANDED, NUMBER, ON_LAYER
 from longwave.attention.layout import Layout
-from longwave.attention.placement import Spectrum
 from longwave.attention.rows import RowWise
 from longwave.extensions.bounded import bound
 from longwave.extensions.memory import remembering
-from longwave.extensions.plan import Group, Plan, of_columns, together
+from longwave.extensions.plan import Plan, of_columns, together
+from longwave.extensions.planner import Planner
 from longwave.extensions.rotary import ScaledRotary
 from longwave.extensions.rotation import Turn
 from longwave.extensions.selecting import attend_rows
@@ -44,10 +44,11 @@ class BandedAttention:
     def __init__(self, attention: Attention, rotary: ScaledRotary, layout: Layout, layers: Collection[int]) -> None:
         self.attention, self.rotary, self.layout, self.layers = attention, rotary, layout, layers
         self.numbers: set[int] = set()  # of those layers in a cache
-        self._last: tuple[Tensor, Tensor, Any, Plan] | None = None
+        self.planner = Planner(attention, rotary)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_last": None}
+    def follow(self, rotary: ScaledRotary) -> None:
+        """Take the trajectory and the dial of another rotary module, a copy that PEFT has put into the model."""
+        self.rotary = self.planner.rotary = rotary
 
     def put_on(self, number: int, layer: nn.Module) -> None:
         """Let an attention layer rotate its queries and keys as the method stores them, if the layer has bands."""
@@ -62,26 +63,6 @@ class BandedAttention:
         for key in [key for key, hook in layer._forward_pre_hooks.items() if hook is store_rotated]:
             del layer._forward_pre_hooks[key]
             layer._forward_pre_hooks_with_kwargs.pop(key, None)
-
-    def plan(self, position_ids: Tensor, documents: Documents | None = None) -> Plan:
-        """The plan of a forward; its layers all get the same position ids.
-
-        Arguments:
-            documents: of rows that hold several.
-
-        Raises:
-            ValueError: for packed rows without `documents`, and positions on several axes.
-        """
-        setting, last = self.rotary.dial.now, self._last
-        same = last is not None and last[0] is position_ids and last[2] is setting and last[3].documents is documents
-        if last is not None and same and not torch.is_grad_enabled() and torch.equal(last[1], position_ids):
-            parameters = list(self.rotary.trajectory.parameters())
-            if not parameters or self.rotary.frequencies.solutions.are_of(parameters):
-                return last[3]
-        plan = self._planned(position_ids, documents)
-        plan.prompts = getattr(setting.call, "lengths", ())
-        self._last = position_ids, position_ids.clone(), setting, plan
-        return plan
 
     def prepare(self, cache: Any, padding: int = 0) -> None:
         """Let an empty cache hold no more than the method sees.
@@ -113,7 +94,7 @@ class BandedAttention:
             stock: the model's own attention, for rows within L.
             kwargs: what the layer hands to its attention function.
         """
-        plan = self.plan(kwargs["position_ids"], documents_of(module.config))
+        plan = self.planner.plan(kwargs["position_ids"], documents_of(module.config))
         cache, _THREAD.cache = _THREAD.cache, None
         held = getattr(_layer_of(cache, module), "columns", None)  # which columns the cache holds; None for all
         if plan.plain:
@@ -193,61 +174,6 @@ class BandedAttention:
             return False
         return frequencies.same(attention.factor(a), attention.factor(b))
 
-    def _planned(self, position_ids: Tensor, documents: Documents | None) -> Plan:
-        if position_ids.ndim != 2:
-            raise ValueError(
-                f"{self.attention.name} needs positions on one axis, got position ids of shape "
-                f"{tuple(position_ids.shape)}. Use a scaling method without an attention method here."
-            )
-        factor = self.rotary.dial.read(position_ids)
-        if documents is not None:
-            return self._of_documents(position_ids, factor, documents)
-        if bool((torch.as_tensor(factor) > 1).any()) and bool((position_ids.diff(dim=1) < 0).any()):
-            raise ValueError(
-                f"{self.attention.name} takes one sequence in each row, and rows were packed with several. "
-                "Give each its own row, or use a scaling method alone."
-            )
-        if isinstance(factor, Tensor) and factor.ndim == 2:
-            factor = factor.amax(1)  # padding in front of a row counts as sequences of one token
-        if not isinstance(factor, Tensor):
-            return Plan(position_ids, [self._group(float(factor), None)])
-        factors = factor.tolist()
-        position_ids = position_ids.expand(len(factors), -1)
-        rows = {t: [row for row, own in enumerate(factors) if own == t] for t in sorted(set(factors))}
-        if len(rows) == 1:
-            return Plan(position_ids, [self._group(factors[0], None)])
-        return Plan(position_ids, [self._group(t, torch.tensor(own)) for t, own in rows.items()])
-
-    def _of_documents(self, position_ids: Tensor, factor: float | Tensor, documents: Documents) -> Plan:
-        """The plan of rows that hold several documents. They have one t, as training draws it."""
-        if self.attention.remembers:
-            raise ValueError(
-                f"{self.attention.name} remembers one text for each row, and rows hold several documents. Give each "
-                "document its own row."
-            )
-        factors = set(torch.as_tensor(factor).reshape(-1).tolist())
-        if len(factors) > 1:
-            raise ValueError(
-                f"{self.attention.name} takes rows of several documents at one t, got {len(factors)} of them. Fix t: "
-                'set_policy(model, "fixed", t).'
-            )
-        return Plan(position_ids, [self._group(float(factors.pop()), None)], documents)
-
-    def _group(self, t: float, rows: Tensor | None) -> Group:
-        if t <= 1:
-            return Group(rows, t)
-        attention, rotary = self.attention, self.rotary
-        bands = attention.bands(t)
-        wide = torch.float32 if rotary.frequencies.own.device.type == "mps" else torch.float64
-        at = attention.factor(t)  # training may draw a t over max_factor: the far keys follow it
-        spectrum = Spectrum(
-            rotary.frequencies.own.to(wide),
-            rotary.frequencies.at(at).to(wide),
-            rotary.trajectory.attention_scaling(at) * attention.scaling,
-        )
-        stored = None if attention.stored is None else bands[attention.stored]
-        return Group(rows, t, bands, spectrum, stored)
-
 
 def store_rotated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Before a layer's forward: cos and sin of the places where its keys are stored."""
@@ -258,7 +184,7 @@ def store_rotated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     if positions is None:
         raise ValueError(f"{type(layer).__name__} is not told the positions of its tokens. Pass position_ids.")
     bands: BandedAttention = steering.bands
-    plan = bands.plan(positions, documents_of(layer.config))
+    plan = bands.planner.plan(positions, documents_of(layer.config))
     _THREAD.cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
     if plan.plain:
         return None

@@ -110,7 +110,7 @@ class Extension:
             self.dial.followers = followers
             steering = steering_of(self.host)
             if steering is not None and steering.bands is not None:
-                steering.bands.rotary = self.in_use[0]
+                steering.bands.follow(self.in_use[0])
             if steering is not None and steering.temperature is not None:
                 steering.temperature.heads = self.in_use[0].heads
         return self

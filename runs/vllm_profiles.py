@@ -1,6 +1,7 @@
 """The plugin for vLLM against longwave: every request at its own length factor.
 
     python runs/vllm_profiles.py make FOLDER [MODEL]    with longwave: exports with profiles, and what longwave answers
+    python runs/vllm_profiles.py refused FOLDER    the same: what must not start
     python runs/vllm_profiles.py check FOLDER [CASE ...]    with vLLM and the plugin: `pip install --no-deps longwave` there
 
 Eight prompts of 40 to 2,000 tokens (t = 1, 1, 1, 2, 2, 4, 4, 8), 24 greedy tokens each, for an export of the demo's
@@ -74,7 +75,9 @@ def make(folder: Path, model: Path | None) -> None:
         if source is None:
             plain = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
             longwave.extend(plain, "yarn", max_factor=16, log_n=1.0 if name == "log-n" else 0.0)
-            source = longwave.save(plain, folder / f".{name}", tokenizer=AutoTokenizer.from_pretrained(BASE), overwrite=True)
+            source = longwave.save(
+                plain, folder / f".{name}", tokenizer=AutoTokenizer.from_pretrained(BASE), overwrite=True
+            )
         if not (folder / name).exists():
             longwave.export(source, folder / name, profiles=FACTORS)
         extended = longwave.load(source, dtype="float32").eval()
@@ -113,9 +116,18 @@ def run(folder: Path, case: str) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
 
     export, how, options, _ = CASES[case]
-    asked, wanted = json.loads((folder / "prompts.json").read_text()), json.loads((folder / f"{export}.json").read_text())
+    asked, wanted = (
+        json.loads((folder / "prompts.json").read_text()),
+        json.loads((folder / f"{export}.json").read_text()),
+    )
     plain = os.environ.get("VLLM_PLUGINS") == ""
-    settings = {"dtype": "float32", "enforce_eager": True, "disable_log_stats": True, "enable_prefix_caching": False, "seed": 0}
+    settings = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "disable_log_stats": True,
+        "enable_prefix_caching": False,
+        "seed": 0,
+    }
     llm = LLM(str(folder / export), **settings | {} if plain else {"max_model_len": LIMIT} | settings | options)
     sampling = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, logprobs=1)
     within = [number for number, prompt in enumerate(asked) if len(prompt) + NEW <= 256]
@@ -123,7 +135,13 @@ def run(folder: Path, case: str) -> dict[str, Any]:
     def ask(numbers: list[int]) -> list[tuple[list[int], list[float]]]:
         results = llm.generate([{"prompt_token_ids": asked[number]} for number in numbers], sampling, use_tqdm=False)
         return [
-            (list(one.outputs[0].token_ids), [step[token].logprob for token, step in zip(one.outputs[0].token_ids, one.outputs[0].logprobs)])
+            (
+                list(one.outputs[0].token_ids),
+                [
+                    step[token].logprob
+                    for token, step in zip(one.outputs[0].token_ids, one.outputs[0].logprobs, strict=False)
+                ],
+            )
             for one in results
         ]
 
@@ -143,11 +161,60 @@ def run(folder: Path, case: str) -> dict[str, Any]:
     line: dict[str, Any] = {"equal": {}, "difference": 0.0, "t": {}}
     for number, (tokens, log_probs) in found.items():
         own = wanted[number]
-        same = next((i for i, (a, b) in enumerate(zip(tokens, own["tokens"])) if a != b), NEW)
+        same = next((i for i, (a, b) in enumerate(zip(tokens, own["tokens"], strict=False)) if a != b), NEW)
         line["equal"][str(LENGTHS[number])], line["t"][str(LENGTHS[number])] = same, own["t"]
-        line["difference"] = max([line["difference"], *(abs(a - b) for a, b in zip(log_probs[:same], own["log_probs"]))])
+        line["difference"] = max(
+            [line["difference"], *(abs(a - b) for a, b in zip(log_probs[:same], own["log_probs"], strict=False))]
+        )
     line["within"] = {str(number): found[number] for number in within if number in found}
     return line
+
+
+# What must not start: the export, keyword arguments of vllm.LLM, what is changed before, and a part of the message.
+REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "a text longer than the largest profile": ("yarn", {"max_model_len": 8192}, "", "more than the 4096 tokens"),
+    "another release of vLLM": ("yarn", {}, "release", "was tested with vLLM 0.32, and this is 9.9"),
+    "a changed function": ("yarn", {}, "signature", "preprocess_add_request takes self, request_list, and not self"),
+    "another base": ("yarn", {}, "base", "rotates by other frequencies than the profiles were made for"),
+    "a LoRA, and none is on": ("model", {}, "", "Start with --enable-lora --max-loras 2"),
+    "one place for LoRAs": ("model", {"enable_lora": True, "max_loras": 1, "max_lora_rank": 64}, "", "--max-loras 2"),
+    "no plugin": ("yarn", {"max_model_len": 4096}, "plugin", "max_model_len"),
+}
+
+
+def refused(folder: Path, name: str) -> dict[str, Any]:
+    """Start what must not start, and say what was said."""
+    export, options, change, _ = REFUSED[name]
+    if change == "release":
+        import vllm
+
+        vllm.__version__ = "9.9.0"
+    if change == "signature":
+        from vllm.v1.engine.core import EngineCore
+
+        EngineCore.preprocess_add_request = lambda self, request_list: None
+    if change == "base":
+        options = {**options, "hf_overrides": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}}
+    from vllm import LLM
+
+    settings = {"dtype": "float32", "enforce_eager": True, "disable_log_stats": True}
+    try:
+        LLM(str(folder / export), **settings | options)
+    except Exception as error:
+        return {"refused": f"{type(error).__name__}: {error}"}
+    return {"refused": None}
+
+
+def check_refused(folder: Path) -> dict[str, bool]:
+    found = {}
+    for name, (_, _, change, message) in REFUSED.items():
+        environment = os.environ | {"LONGWAVE_CASE": name} | ({"VLLM_PLUGINS": ""} if change == "plugin" else {})
+        line = [sys.executable, __file__, "refused", str(folder)]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True)
+        said = json.loads(done.stdout.strip().splitlines()[-1])["refused"] if done.returncode == 0 else done.stderr
+        found[name] = said is not None and message in said
+        print(f"{name}: {'refused' if found[name] else f'NOT AS EXPECTED: {said}'}", flush=True)
+    return found
 
 
 def check(folder: Path, cases: list[str]) -> None:
@@ -156,7 +223,9 @@ def check(folder: Path, cases: list[str]) -> None:
         if not (folder / CASES[case][0]).exists():
             continue
         environment = os.environ | CASES[case][3] | {"LONGWAVE_CASE": case}
-        done = subprocess.run([sys.executable, __file__, "one", str(folder)], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "one", str(folder)], env=environment, capture_output=True, text=True
+        )
         known = json.loads(path.read_text()) if path.exists() else {}
         last = done.stdout.strip().splitlines()
         known[case] = json.loads(last[-1]) if done.returncode == 0 else {"error": done.stderr[-3000:]}
@@ -182,6 +251,10 @@ if __name__ == "__main__":
     what, where, *rest = sys.argv[1:]
     if what == "make":
         make(Path(where), Path(rest[0]) if rest else None)
+    elif what == "refused" and "LONGWAVE_CASE" in os.environ:
+        print(json.dumps(refused(Path(where), os.environ["LONGWAVE_CASE"])))
+    elif what == "refused":
+        sys.exit(not all(check_refused(Path(where)).values()))
     elif what == "one":
         print(json.dumps(run(Path(where), os.environ["LONGWAVE_CASE"])))
     else:

@@ -2,7 +2,7 @@
 
     python runs/vllm_profiles.py make FOLDER [MODEL]    with longwave: exports with profiles, and what longwave answers
     python runs/vllm_profiles.py refused FOLDER    the same: what must not start
-    python runs/vllm_profiles.py check FOLDER [CASE ...]    with vLLM and the plugin: `pip install --no-deps longwave` there
+    python runs/vllm_profiles.py check FOLDER [CASE ...]    with vLLM and, by `pip install --no-deps`, longwave
 
 Eight prompts of 40 to 2,000 tokens (t = 1, 1, 1, 2, 2, 4, 4, 8), 24 greedy tokens each, for an export of the demo's
 model under YaRN, one with log-n, and MODEL, a folder of longwave. longwave answers with full forwards without cache at
@@ -23,6 +23,7 @@ BASE = ROOT / "src" / "longwave" / "demo" / "model"
 LENGTHS = (40, 150, 232, 260, 480, 520, 1000, 2000)
 FACTORS, NEW, LIMIT = "1,2,4,8,16", 24, 4096
 RESULTS = "results.json"
+PLAIN = {"VLLM_PLUGINS": ""}
 V2 = {"VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1"}
 
 # Case -> the export, how it is asked, keyword arguments of vllm.LLM, and the environment.
@@ -41,10 +42,15 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, str]]] = {
     "yarn, mixed, V2": ("yarn", "mixed", {"max_num_batched_tokens": 192}, V2),
     "log-n, mixed, V2": ("log-n", "mixed", {"max_num_batched_tokens": 192}, V2),
     "model, mixed": (
-        "model", "mixed", {"enable_lora": True, "max_loras": 2, "max_lora_rank": 64, "max_num_batched_tokens": 192}, {},
+        "model", "mixed", {"enable_lora": True, "max_loras": 5, "max_lora_rank": 64, "max_num_batched_tokens": 192}, {},
     ),
-    "log-n, tensor parallel 2": ("log-n", "mixed", {"tensor_parallel_size": 2}, {}),
-    "log-n, plain vLLM": ("log-n", "within", {}, {"VLLM_PLUGINS": ""}),
+    "heads, mixed": ("heads", "mixed", {"max_num_batched_tokens": 192}, {}),
+    "heads, tensor parallel 2": ("heads", "mixed", {"tensor_parallel_size": 2}, {}),
+    "plain vLLM": ("log-n", "within", {}, PLAIN),
+    "plain vLLM, compiled": ("log-n", "within", {"enforce_eager": False}, PLAIN),
+    "plain vLLM, V2": ("log-n", "within", {}, PLAIN | V2),
+    "plain vLLM, heads": ("heads", "within", {}, PLAIN),
+    "plain vLLM, bfloat16": ("yarn", "within", {"dtype": "bfloat16"}, PLAIN),
     "yarn, no salt": ("yarn", "salt", {"enable_prefix_caching": True}, {"LONGWAVE_NO_SALT": "1"}),
     "yarn, salt": ("yarn", "salt", {"enable_prefix_caching": True}, {}),
     "factors 1": ("ones", "alone", {}, {}),
@@ -70,8 +76,10 @@ def make(folder: Path, model: Path | None) -> None:
     (folder / "prompts.json").write_text(json.dumps(asked))
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    sources = {"yarn": None, "log-n": None, **({"model": model} if model else {})}
+    sources = {"yarn": None, "log-n": None, "heads": None, **({"model": model} if model else {})}
     for name, source in sources.items():
+        if source is None and name == "heads":
+            source = random_heads(folder / ".heads")
         if source is None:
             plain = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
             longwave.extend(plain, "yarn", max_factor=16, log_n=1.0 if name == "log-n" else 0.0)
@@ -93,6 +101,27 @@ def make(folder: Path, model: Path | None) -> None:
     (folder / "ones.json").write_text((folder / "yarn.json").read_text())
 
 
+def random_heads(folder: Path) -> Path:
+    """A random Llama of four heads, whose exponents of log-n differ by head."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    import longwave
+
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(BASE)
+    config.update({"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "num_hidden_layers": 3})
+    model = AutoModelForCausalLM.from_config(config).float()
+    longwave.extend(model, "ntk", max_factor=16, head_scalars=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(2)  # random, but attention has something to choose
+        for parameter in longwave.extension(model).learned["heads"]:
+            parameter.uniform_(0, 2)
+    return longwave.save(model, folder, tokenizer=AutoTokenizer.from_pretrained(BASE), overwrite=True)
+
+
 def answer(model: Any, prompt: list[int]) -> dict[str, Any]:
     """24 greedy tokens and their log-probabilities by full forwards at the t of the whole."""
     import torch
@@ -111,8 +140,36 @@ def answer(model: Any, prompt: list[int]) -> dict[str, Any]:
     return {"t": t, "tokens": ids[len(prompt) :], "log_probs": found}
 
 
+def leave_salt_alone() -> None:
+    """A control: keys that one t has cached are found by another."""
+    from longwave.serving.vllm import admission
+
+    assign = admission.assign
+
+    def without(request: Any, *arguments: Any, **named: Any) -> Any:
+        own = request.cache_salt
+        choice = assign(request, *arguments, **named)
+        request.cache_salt = own
+        return choice
+
+    admission.assign = without
+
+
+def interpret_triton() -> None:
+    """Let vLLM take Triton's interpreter for a backend of this CPU: model runner V2 has kernels of Triton."""
+    from types import SimpleNamespace
+
+    from triton.backends import backends
+
+    backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True))
+
+
 def run(folder: Path, case: str) -> dict[str, Any]:
     """One case, in this process."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        interpret_triton()
+    if os.environ.get("LONGWAVE_NO_SALT") == "1":
+        leave_salt_alone()
     from vllm import LLM, SamplingParams
 
     export, how, options, _ = CASES[case]
@@ -128,22 +185,14 @@ def run(folder: Path, case: str) -> dict[str, Any]:
         "enable_prefix_caching": False,
         "seed": 0,
     }
-    llm = LLM(str(folder / export), **settings | {} if plain else {"max_model_len": LIMIT} | settings | options)
+    llm = LLM(str(folder / export), **({} if plain else {"max_model_len": LIMIT}) | settings | options)
     sampling = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, logprobs=1)
     within = [number for number, prompt in enumerate(asked) if len(prompt) + NEW <= 256]
 
     def ask(numbers: list[int]) -> list[tuple[list[int], list[float]]]:
         results = llm.generate([{"prompt_token_ids": asked[number]} for number in numbers], sampling, use_tqdm=False)
-        return [
-            (
-                list(one.outputs[0].token_ids),
-                [
-                    step[token].logprob
-                    for token, step in zip(one.outputs[0].token_ids, one.outputs[0].logprobs, strict=False)
-                ],
-            )
-            for one in results
-        ]
+        outputs = [one.outputs[0] for one in results]
+        return [(list(each.token_ids), chosen(each)) for each in outputs]
 
     if how == "salt":
         # The same long prompt at its t, and a part of it that needs a smaller t: no key of the one may serve the other.
@@ -176,8 +225,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "another release of vLLM": ("yarn", {}, "release", "was tested with vLLM 0.32, and this is 9.9"),
     "a changed function": ("yarn", {}, "signature", "preprocess_add_request takes self, request_list, and not self"),
     "another base": ("yarn", {}, "base", "rotates by other frequencies than the profiles were made for"),
-    "a LoRA, and none is on": ("model", {}, "", "Start with --enable-lora --max-loras 2"),
-    "one place for LoRAs": ("model", {"enable_lora": True, "max_loras": 1, "max_lora_rank": 64}, "", "--max-loras 2"),
+    "a LoRA, and none is on": ("model", {}, "", "Start with --enable-lora --max-loras 5"),
+    "too few places for LoRAs": (
+        "model",
+        {"enable_lora": True, "max_loras": 4, "max_lora_rank": 64},
+        "",
+        "--max-loras 5",
+    ),
     "no plugin": ("yarn", {"max_model_len": 4096}, "plugin", "max_model_len"),
 }
 
@@ -203,6 +257,11 @@ def refused(folder: Path, name: str) -> dict[str, Any]:
     except Exception as error:
         return {"refused": f"{type(error).__name__}: {error}"}
     return {"refused": None}
+
+
+def chosen(output: Any) -> list[float]:
+    """The log-probability of each token of an answer."""
+    return [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)]
 
 
 def check_refused(folder: Path) -> dict[str, bool]:
@@ -237,9 +296,10 @@ def check(folder: Path, cases: list[str]) -> None:
 
 def compare(known: dict[str, Any]) -> None:
     """Texts within L against plain vLLM, case by case: bit for bit."""
-    plain = known.get("log-n, plain vLLM", {}).get("within")
     for case, line in known.items():
-        if plain and line.get("within") and "bfloat16" not in case and "model" not in case:
+        kind = next((kind for kind in ("compiled", "V2", "heads", "bfloat16") if kind in case), None)
+        plain = known.get("plain vLLM" if kind is None else f"plain vLLM, {kind}", {}).get("within")
+        if plain and line.get("within") and "tensor" not in case:  # two processes add in another order
             print(f"{case}: within L {'equal to' if line['within'] == plain else 'OTHER THAN'} plain vLLM")
 
 

@@ -250,10 +250,20 @@ def _reason(vllm_config: Any, model: Any) -> str | None:
         isinstance(module, Attention) and module.sliding_window is not None for module in modules
     ):
         return "log-n leaves sliding layers alone, and here they share the rotary module with the others."
-    if any(each.adapter for each in profiles.profiles):
-        lora = vllm_config.lora_config
-        if lora is None:
-            return "the weights follow the length factor by a LoRA. Start with --enable-lora --max-loras 2 or more."
-        if lora.max_loras < 2:
-            return "with --max-loras 1 this vLLM may give the LoRA to requests without one. Start with --max-loras 2."
+    adapters = sum(each.adapter is not None for each in profiles.profiles)
+    return _lora_reason(vllm_config.lora_config, adapters) if adapters else None
+
+
+def _lora_reason(lora: Any, adapters: int) -> str | None:
+    """What is wrong with the places for LoRAs, of which the model has one for each t > 1."""
+    from vllm.platforms import current_platform
+
+    if lora is None:
+        return f"the weights follow the length factor by a LoRA. Start with --enable-lora --max-loras {adapters + 1}."
+    # vLLM's kernels for CPUs read the last place where a request has no LoRA (index -1). It must stay empty.
+    if current_platform.is_cpu() and lora.max_loras <= adapters:
+        return (
+            f"on a CPU, requests without a LoRA would get the one in the last of {lora.max_loras} places. Start with "
+            f"--max-loras {adapters + 1}, and more if you serve other LoRAs, too."
+        )
     return None

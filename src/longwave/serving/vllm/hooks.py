@@ -250,8 +250,18 @@ def _reason(vllm_config: Any, model: Any) -> str | None:
         isinstance(module, Attention) and module.sliding_window is not None for module in modules
     ):
         return "log-n leaves sliding layers alone, and here they share the rotary module with the others."
+    if profiles.scales_queries and _reads_tables(model):
+        return (
+            f"the attention of {type(model).__name__} reads cos and sin itself, and log-n would not reach its queries."
+        )
     adapters = sum(each.adapter is not None for each in profiles.profiles)
     return _lora_reason(vllm_config.lora_config, adapters) if adapters else None
+
+
+def _reads_tables(model: Any) -> bool:
+    """Whether the model's own code takes rows of the table, past the rotary module that scales queries."""
+    source = inspect.getsource(inspect.getmodule(type(model)) or type(model))
+    return "cos_sin_cache" in source
 
 
 def _lora_reason(lora: Any, adapters: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Rotary modules that scale queries by log-n, after they have rotated them."""
+"""Rotary modules that scale queries by log-n, beside rotating them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,36 @@ from torch import Tensor
 
 @cache
 def scaled_class(kind: Any) -> Any:
-    """A rotary class of vLLM whose queries grow with their position.
+    """A rotary class of vLLM whose queries grow with their position, each head by its own exponent.
 
-    The query in row r becomes q·s_r, or q·exp(e_h·s_r) where heads have exponents e_h. s_r is exactly 1 (or 0) within
-    L, and q then keeps its bits.
+    The query in row r becomes q·exp(e_h·s_r), with the buffers `query_ratios` (s, one for each row) and
+    `query_exponents` (e, one for each head). s_r is exactly 0 within L, and q then keeps its bits.
     """
 
     class Scaled(kind):  # type: ignore[misc]
         def forward(self, positions: Tensor, query: Tensor, key: Tensor | None = None, *rest: Any) -> Any:
             query, key = super().forward(positions, query, key, *rest)
-            scales = self.query_scales[positions.flatten()]
-            heads = query.view(scales.shape[0], -1, self.head_size)
-            if self.query_exponents is None:
-                scale = scales[:, None, None]
-            else:
-                scale = torch.exp(scales[:, None] * self.query_exponents)[..., None]
-            return (heads.float() * scale).to(query.dtype).view(query.shape), key
+            ratios = self.query_ratios[positions.flatten()]
+            scales = torch.exp(ratios[:, None] * self.query_exponents)
+            heads = query.view(ratios.shape[0], -1, self.head_size)
+            return (heads * scales[..., None]).to(query.dtype).view(query.shape), key
 
     Scaled.__name__ = Scaled.__qualname__ = f"LogN{kind.__name__}"
     return Scaled
+
+
+@cache
+def tabled_class(kind: Any) -> Any:
+    """The same where all heads have one exponent and are rotated whole: cos and sin of queries hold the scale.
+
+    Queries pass the module `queries`, whose table is larger by exp(e·s_r), and keys pass this one. No tensor is made
+    that was not made before: a product in float32 costs more than the rotation of a long prompt.
+    """
+
+    class Tabled(kind):  # type: ignore[misc]
+        def forward(self, positions: Tensor, query: Tensor, key: Tensor | None = None, *rest: Any) -> Any:
+            query = self.queries(positions, query, None, *rest)[0]
+            return query, None if key is None else super().forward(positions, key, None, *rest)[0]
+
+    Tabled.__name__ = Tabled.__qualname__ = f"LogNTable{kind.__name__}"
+    return Tabled

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from longwave.serving.profiles import Profile, Profiles
+from longwave.serving.vllm.queries import scaled_class, tabled_class
 
 MARK = "longwave_starts"  # on a model whose tables are extended
 CHECKED = 1000  # the row of a profile that is compared with longwave's own frequencies
@@ -126,26 +127,29 @@ def log_ratios(profiles: Profiles, starts: list[int], rows: int, padding: int) -
 def _scale_queries(
     places: list[tuple[str, nn.Module, str, Any]], profiles: Profiles, starts: list[int], padding: int
 ) -> None:
-    """Let every attention layer scale its queries: each gets a rotary module of its own, which shares the table."""
-    from longwave.serving.vllm.queries import scaled_class
-
-    ratios = log_ratios(profiles, starts, places[0][3].cos_sin_cache.shape[0], padding)
+    """Put rotary modules that scale queries in the places of the others, whose tables they share."""
+    module = places[0][3]
+    ratios = log_ratios(profiles, starts, module.cos_sin_cache.shape[0], padding).to(module.cos_sin_cache.device)
     shared: dict[int, Any] = {}
     for name, parent, own, module in places:
-        kind: Any = type(module)
-        device = module.cos_sin_cache.device
-        if profiles.log_n_heads is None:
-            if id(module) not in shared:
-                scales = (profiles.log_n * ratios).exp()
-                shared[id(module)] = _copy(module, scaled_class(kind), scales.to(device), None)
-            parent.register_module(own, shared[id(module)])
-            continue
-        number = re.search(r"\.(\d+)\.", f".{name}.")
-        exponents = profiles.log_n_heads.get(int(number[1])) if number else None
+        exponents = _exponents(name, parent, profiles)
         if exponents is None:
             continue  # a layer that log-n leaves alone
-        heads = _heads_of(parent, torch.tensor(exponents, dtype=torch.float32))
-        parent.register_module(own, _copy(module, scaled_class(kind), ratios.to(device), heads.to(device)))
+        if exponents.numel() > 1 or module.rotary_dim != module.head_size:
+            parent.register_module(own, _by_head(module, ratios, exponents))
+            continue
+        if id(module) not in shared:
+            shared[id(module)] = _by_table(module, (float(exponents) * ratios).exp())
+        parent.register_module(own, shared[id(module)])
+
+
+def _exponents(name: str, attention: nn.Module, profiles: Profiles) -> Tensor | None:
+    """The exponents of an attention layer: one for all heads, or those of this rank's heads; None for none."""
+    if profiles.log_n_heads is None:
+        return torch.tensor([profiles.log_n], dtype=torch.float32)
+    number = re.search(r"\.(\d+)\.", f".{name}.")
+    found = profiles.log_n_heads.get(int(number[1])) if number else None
+    return None if found is None else _heads_of(attention, torch.tensor(found, dtype=torch.float32))
 
 
 def _heads_of(attention: nn.Module, exponents: Tensor) -> Tensor:
@@ -159,12 +163,28 @@ def _heads_of(attention: nn.Module, exponents: Tensor) -> Tensor:
     return exponents[first : first + count]
 
 
-def _copy(module: Any, kind: Any, ratios: Tensor, heads: Tensor | None) -> Any:
+def _by_head(module: Any, ratios: Tensor, exponents: Tensor) -> Any:
+    kind: Any = type(module)
+    made = _copy(module, scaled_class(kind))
+    made.register_buffer("query_ratios", ratios, persistent=False)
+    made.register_buffer("query_exponents", exponents.to(ratios.device), persistent=False)
+    return made
+
+
+def _by_table(module: Any, scales: Tensor) -> Any:
+    kind: Any = type(module)
+    made, queries = _copy(module, tabled_class(kind)), _copy(module, kind)
+    queries.cos_sin_cache = (module.cos_sin_cache.float() * scales[:, None]).to(module.cos_sin_cache.dtype)
+    if getattr(module, "cos_sin_cache_bf16", None) is not None:
+        queries.cos_sin_cache_bf16 = queries.cos_sin_cache.to(torch.bfloat16)
+    made.queries = queries
+    return made
+
+
+def _copy(module: Any, kind: Any) -> Any:
     """The module in another class, with tables that it shares."""
     made = copy.copy(module)
     made._buffers, made._modules = dict(module._buffers), dict(module._modules)
     made.__class__ = kind
     made._forward_method = getattr(made, module._forward_method.__name__)
-    made.register_buffer("query_scales", ratios, persistent=False)
-    made.register_buffer("query_exponents", heads, persistent=False)
     return made

@@ -69,6 +69,7 @@ def test_a_changed_function_is_named_and_left_alone(engine: str, name: str, para
 @dataclass
 class Sampling:
     max_tokens: int | None = 10
+    min_tokens: int = 0
     extra_args: dict | None = None
 
 
@@ -92,17 +93,17 @@ def test_a_request_within_l_keeps_its_salt() -> None:
     request = Request([1] * 50, cache_salt="mine")
     assign(request, profiles(), limit=400, folder="m")
     assert request.cache_salt == "mine" and request.sampling_params.extra_args == {PROFILE: 0}
-    assert assign(request, profiles(), limit=400, folder="m") is None, "a second front end changes nothing"
+    assert assign(request, profiles(), limit=400, folder="m", front=False) is None, "the engine changes nothing"
 
 
 def test_keys_of_another_t_are_never_found() -> None:
     salts = set()
     for tokens in (50, 150, 350):
-        for own in (None, "mine", "yours"):
+        for own in (None, "mine", "yours", "rope-profile 2.0", "rope-profile 2.0 mine", "rope-profile 1.0 mine"):
             request = Request([1] * tokens, cache_salt=own)
             assign(request, profiles(), limit=400, folder="m")
             salts.add(request.cache_salt)
-    assert len(salts) == 9
+    assert len(salts) == 18
 
 
 def test_no_limit_is_a_limit_that_fills_the_engine() -> None:
@@ -111,7 +112,20 @@ def test_no_limit_is_a_limit_that_fills_the_engine() -> None:
     assert request.sampling_params.max_tokens == 80 and request.sampling_params.extra_args[PROFILE] == 0
 
 
+def test_an_answer_that_must_be_long_gets_the_room() -> None:
+    request = Request([1] * 20, Sampling(max_tokens=380, min_tokens=150))
+    assign(request, profiles(), limit=400, folder="m")
+    assert request.sampling_params.max_tokens == 180 and request.sampling_params.extra_args[PROFILE] == 1
+
+
 def test_what_the_sender_must_change() -> None:
+    for number in (0, 2, 9, "1"):
+        sent = Request([1] * 350, Sampling(extra_args={PROFILE: number}))
+        with pytest.raises(OutOfRange, match=r"rope_profile is chosen by the server. Send rope_factor."):
+            assign(sent, profiles(), limit=400, folder="m")
+    forged = Request([1] * 350, Sampling(extra_args={PROFILE: 2}), cache_salt="mine")
+    with pytest.raises(OutOfRange, match="chosen by the server"):
+        assign(forged, profiles(), limit=400, folder="m", front=False)
     with pytest.raises(OutOfRange, match="generates text"):
         assign(Request([1], None), profiles(), limit=400, folder="m")
     with pytest.raises(OutOfRange, match="resumed"):

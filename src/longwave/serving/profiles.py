@@ -136,7 +136,9 @@ class Profiles:
         """Tokens that an answer without a limit may have at least: a quarter of L."""
         return max(1, self.original_length // 4)
 
-    def choose(self, prompt: int, new: int | None, wanted: float | None = None, limit: int | None = None) -> Choice:
+    def choose(
+        self, prompt: int, new: int | None, wanted: float | None = None, limit: int | None = None, least: int = 0
+    ) -> Choice:
         """The least t for a text: prompt + new <= ⌊t·L⌋.
 
         An answer without a limit gets the least t that leaves room for `reserve` tokens, and may fill that room. So a
@@ -147,6 +149,7 @@ class Profiles:
             new: the most tokens that may follow; None for no limit.
             wanted: t, where the sender chose it. It must be one of the profiles, and large enough.
             limit: the longest text that the engine was started for; None for that of the profiles.
+            least: tokens that an answer without a limit must have, if they are more than `reserve`.
 
         Raises:
             OutOfRange: for a text that is too long, and a t that there is not or that is too small.
@@ -154,7 +157,7 @@ class Profiles:
         most = min(self.max_length, limit or self.max_length)
         if prompt >= most:
             raise OutOfRange(f"the prompt has {prompt} tokens, and a text may have {most}, the answer included.")
-        needed = min(prompt + (self.reserve if new is None else new), most)
+        needed = min(prompt + (max(self.reserve, least) if new is None else new), most)
         number = next(number for number, each in enumerate(self.profiles) if each.length >= needed)
         if wanted is not None:
             number = self._wanted(wanted, number, needed)

@@ -95,7 +95,7 @@ def _front_end(found: Callable[..., Any]) -> Callable[..., Any]:
 
         request = found(self, *arguments, **named)
         try:
-            _admit(request, self.vllm_config)
+            _admit(request, self.vllm_config, front=True)
         except OutOfRange as error:
             raise VLLMValidationError(str(error)) from None
         return request
@@ -107,13 +107,13 @@ def _core(found: Callable[..., Any]) -> Callable[..., Any]:
     """Choose t for requests of a front end without the plugin, before their tokens are hashed."""
 
     def preprocess_add_request(self: Any, request: Any) -> Any:
-        _admit(request, self.vllm_config)
+        _admit(request, self.vllm_config, front=False)
         return found(self, request)
 
     return preprocess_add_request
 
 
-def _admit(request: Any, vllm_config: Any) -> None:
+def _admit(request: Any, vllm_config: Any, *, front: bool) -> None:
     from longwave.serving.vllm.admission import assign
     from longwave.serving.vllm.counting import count
 
@@ -121,7 +121,7 @@ def _admit(request: Any, vllm_config: Any) -> None:
     profiles = profiles_of(model)
     if profiles is None:
         return
-    choice = assign(request, profiles, limit=model.max_model_len, folder=model.model)
+    choice = assign(request, profiles, limit=model.max_model_len, folder=model.model, front=front)
     if choice is not None:
         count(profiles.profiles[choice.profile].factor, request)
 

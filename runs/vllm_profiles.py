@@ -45,7 +45,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, str]]] = {
         "model", "mixed", {"enable_lora": True, "max_loras": 5, "max_lora_rank": 64, "max_num_batched_tokens": 192}, {},
     ),
     "heads, mixed": ("heads", "mixed", {"max_num_batched_tokens": 192}, {}),
-    "heads, tensor parallel 2": ("heads", "mixed", {"tensor_parallel_size": 2}, {}),
+    "heads, tensor parallel 2": ("heads", "mixed", {"tensor_parallel_size": 2}, {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}),
     "plain vLLM": ("log-n", "within", {}, PLAIN),
     "plain vLLM, compiled": ("log-n", "within", {"enforce_eager": False}, PLAIN),
     "plain vLLM, V2": ("log-n", "within", {}, PLAIN | V2),

@@ -149,7 +149,7 @@ def test_another_template_is_another_run(speaker, tokenizer, train, llama, tmp_p
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"messages": TALK[:3]}, "line 2: the chat has no message of the assistant"),
+        ({"messages": TALK[:2]}, "line 2: the chat has no message of the assistant"),
         ({"messages": "hi"}, "line 2: expected a list of messages"),
         ({"messages": [{"content": "hi"}]}, "line 2: expected a list of messages, each with a `role`"),
         ({"conversations": [{"from": "bard", "value": "x"}]}, "line 2: a message is from 'bard'"),

@@ -122,6 +122,7 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_interrupt_is_exit_code_130(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "longwave", "demo", "--quick", "--output", str(tmp_path / "out")]
     process = subprocess.Popen(

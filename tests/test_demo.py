@@ -142,6 +142,7 @@ def test_the_whole_demo_and_its_second_start(base: Path, tmp_path: Path) -> None
     assert ratios["scalars + LoRA"][0].value == 1
 
 
+@pytest.mark.slow
 def test_overwrite_starts_over(base: Path, tmp_path: Path) -> None:
     run_demo(tmp_path, TINY, base=base, console=quiet())
     made = [tmp_path / name for name in ("steps/text.json", "scalars/training.json", "recipe/training.json")]

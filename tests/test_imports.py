@@ -133,6 +133,7 @@ def blocked(*names: str) -> str:
     return "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in names)
 
 
+@pytest.mark.slow
 def test_methods_and_attention_need_no_transformers() -> None:
     rooms = "import longwave.methods, longwave.attention.temperature, longwave.attention.kernels"
     done = python(blocked("transformers", "accelerate", "datasets") + rooms)

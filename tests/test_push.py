@@ -76,6 +76,7 @@ def test_no_hub_is_one_line(plain: Path, tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE" in complaint(offline)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "message"),
     [

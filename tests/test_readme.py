@@ -64,6 +64,7 @@ def workplace(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: p
     return tmp_path
 
 
+@pytest.mark.slow
 def test_readme_from_top_to_bottom(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran, names = [], {}
     for language, body in BLOCK.findall(README):
@@ -82,6 +83,7 @@ def test_readme_from_top_to_bottom(workplace: Path, capsys: pytest.CaptureFixtur
     assert (workplace / "my-model-16x" / "longwave.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_make_targets_and_commands_exist(document: Path) -> None:
     for command, *arguments in commands(document.read_text("utf-8")):

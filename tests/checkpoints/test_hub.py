@@ -110,6 +110,7 @@ def out(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["longwave", "plain", "official"])
 def test_commands_take_a_name(
     kind: str,

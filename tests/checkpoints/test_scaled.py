@@ -92,6 +92,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), FAMILIES)
 def test_computes_what_transformers_computes(family: str, name: str, tmp_path: Path) -> None:
     scaled(family, SCALINGS[name]).save_pretrained(tmp_path)
@@ -275,6 +276,7 @@ def test_save_pretrained_writes_what_was_loaded(name: str, tmp_path: Path) -> No
         continued.save_pretrained(tmp_path / "refused")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yarn", "llama3", "linear"])
 def test_compiles_in_one_graph_as_the_plain_model_does(name: str) -> None:
     model = follow_config(scaled("llama", SCALINGS[name]))

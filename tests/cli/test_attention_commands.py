@@ -47,6 +47,7 @@ def test_a_saved_folder_is_measured_under_its_own_method(saved: Path, text: Path
     assert [row["label"] for row in read(tmp_path / "passkey" / "passkey.json")["rows"]] == ["two-band"]
 
 
+@pytest.mark.slow
 def test_a_saved_folder_in_suites(saved: Path, plain: Path, text: Path, tmp_path: Path) -> None:
     suite = tmp_path / "suite.yaml"
     suite.write_text("- perplexity: {windows: 4, targets: 16}\n- passkey: {trials: 2, depths: 2}\n  lengths: 4x\n")
@@ -78,6 +79,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["two-band", "clex+two-band", "yarn+dca"])
 def test_trained_through_the_bands_resumed_is_uninterrupted(
     llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text: Path, tmp_path: Path, method: str

@@ -119,6 +119,7 @@ def test_a_chat_template_that_fails(
     assert len(said) == 2 and all(message in line for line in said)  # each turn is told, and the chat goes on
 
 
+@pytest.mark.slow
 def test_nothing_but_json_comes_on_stdout_where_deepspeed_is_installed() -> None:
     """It logs to stdout when it is imported, which PEFT does."""
     pytest.importorskip("deepspeed")

@@ -60,6 +60,7 @@ def complaint(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     return errors[0]
 
 
+@pytest.mark.slow
 def test_the_folder_names_the_base_and_holds_what_was_learned(place: Path) -> None:
     folder = place / "ours"
     settings = json.loads((folder / "longwave.json").read_text())
@@ -75,6 +76,7 @@ def test_the_folder_names_the_base_and_holds_what_was_learned(place: Path) -> No
         assert not torch.equal(model(ids).logits, longwave.extend(base, max_factor=8)(ids).logits)
 
 
+@pytest.mark.slow
 def test_an_adapter_folder_is_taken_further(place: Path) -> None:
     """One step at rate zero leaves scalars and LoRA as they were, of whatever rank; one at a rate moves both."""
     before = learned(place / "ours")

@@ -34,6 +34,7 @@ def results(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path / "results"
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_training_run_and_a_model(
     results: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +67,7 @@ def test_records_alone_and_an_output_that_exists(results: Path, capsys: pytest.C
     assert "<title>other</title>" in Path("a.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_plain_model_alone(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("report", "--model", plain) == 0
@@ -121,6 +123,7 @@ def test_what_cannot_be_shown_is_an_error(
     assert not list(tmp_path.glob("*.html"))
 
 
+@pytest.mark.slow
 def test_attention_methods_are_drawn_with_their_distances(plain: Path, tmp_path: Path) -> None:
     """Without weights; the frequencies of an attention method are those below it, and `none` below it is none."""
     methods = "none,ntk,two-band,yarn+dca,self-extend,streaming-llm"

@@ -77,6 +77,7 @@ def test_a_stream_that_was_not_finished_is_made_again(books: Path, tokenizer, mo
     assert len(tokenise(documents, tokenizer).ids)
 
 
+@pytest.mark.slow
 def test_one_process_of_a_launch_works(tmp_path: Path) -> None:
     """Four processes of a launcher ask twice. Each answer was found once, and all have it."""
     code = """

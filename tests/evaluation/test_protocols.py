@@ -53,6 +53,7 @@ def independent(model: LlamaForCausalLM, tokens: Tensor, length: int, protocol: 
 COUNT = (1100 - 256) // TARGETS + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_equal_to_an_independent_computation(model: LlamaForCausalLM, tokens: Tensor, protocol: str) -> None:
     result = longwave.perplexity(

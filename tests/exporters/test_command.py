@@ -30,6 +30,7 @@ from longwave.files import read_json, sha256
 from longwave.trajectory import Snapshot
 
 
+@pytest.mark.slow
 def test_the_folder_is_complete(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["export", str(trained), "--factor", "3", "-o", str(out), "--verify", "--json"]) == 0

@@ -116,6 +116,7 @@ def difference(model: PreTrainedModel, folder: Path, length: int = LONG) -> tupl
     return worst, equal
 
 
+@pytest.mark.slow
 @engine
 @pytest.mark.parametrize("method", ["clex", "yarn", "ntk"])
 @pytest.mark.parametrize("family", FAMILIES)

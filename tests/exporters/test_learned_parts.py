@@ -83,6 +83,7 @@ def distance(model: PreTrainedModel, other: PreTrainedModel) -> float:
     return float((own - other(text()).logits.log_softmax(-1)).abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_runs_the_export_as_frozen_runs_the_model(family: str, tmp_path: Path) -> None:
     model, own = saved(family, tmp_path / "own")
@@ -118,6 +119,7 @@ def test_an_export_with_factors_of_one_is_another_model(tmp_path: Path) -> None:
     assert distance(model, AutoModelForCausalLM.from_pretrained(done.folder)) > 100 * TOLERANCE
 
 
+@pytest.mark.slow
 def test_log_n_may_be_dropped(tmp_path: Path) -> None:
     model, own = saved("qwen3", tmp_path / "own")
     for parameter in longwave.extension(model).learned["heads"]:
@@ -126,6 +128,7 @@ def test_log_n_may_be_dropped(tmp_path: Path) -> None:
     assert distance(model, AutoModelForCausalLM.from_pretrained(done.folder)) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["hf", "gguf", "ctranslate2"])
 @pytest.mark.parametrize("family", SEEN)
 def test_verify_runs_the_export_in_its_engine_against_the_same_parts(family: str, target: str, tmp_path: Path) -> None:
@@ -144,6 +147,7 @@ def test_verify_runs_the_export_in_its_engine_against_the_same_parts(family: str
     assert done.agreement.max_difference is not None and done.agreement.max_difference < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["hf", "ctranslate2"])
 def test_float32_keeps_what_a_base_of_16_bits_would_round(target: str, tmp_path: Path) -> None:
     """W + g·ΔW of a bfloat16 base has more digits than the base. In bfloat16 the engine would differ by 0.1."""

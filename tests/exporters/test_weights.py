@@ -66,6 +66,7 @@ def verified(folder: Path, to: str, output: Path) -> Exported:
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ENGINES)
 def test_a_head_of_its_own_is_exported_though_the_config_ties_it(to: str, plain: Path, tmp_path: Path) -> None:
     set_config(plain, tie_word_embeddings=True)

@@ -133,6 +133,7 @@ def test_a_row_does_not_depend_on_its_padding_or_its_neighbours(model: PreTraine
         torch.testing.assert_close(together[row : row + 1, long - length :], alone, **EXACT)
 
 
+@pytest.mark.slow
 def test_generate_with_every_cache(model: PreTrainedModel, one_function: str) -> None:
     longwave.extend(model, one_function, max_factor=factor_of(one_function))
     prompt = text(int(factor_of(one_function) * L) - 8, 2)

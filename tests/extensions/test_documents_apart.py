@@ -93,6 +93,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_n", [0.0, 1.0])
 @pytest.mark.parametrize(("family", "method", "skips"), CASES)
 def test_packed_documents_are_separate_ones(family: str, method: str, skips: bool, log_n: float) -> None:

@@ -235,6 +235,7 @@ def greedy(model: LlamaForCausalLM, ids: Tensor, new: int) -> Tensor:
     return ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, "static"])
 @pytest.mark.parametrize("chunk", [None, 16])
 def test_grow_is_exactly_greedy_decoding_without_a_cache(

@@ -74,6 +74,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "policy", "cache", "dtype"), CELLS)
 def test_scores_are_those_of_full_forwards(family: str, mode: str, policy: str, cache: str | None, dtype: str) -> None:
     kind, tolerance = DTYPES[dtype]
@@ -100,6 +101,7 @@ def test_sliding_windows(windowed: str, policy: str, cache: str | None) -> None:
     torch.testing.assert_close(torch.stack(result.logits, dim=1), expected, atol=DTYPES["float32"][1], rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["fit", "grow"])
 @pytest.mark.parametrize("cache", [None, "static"])
 def test_beams_with_and_without_a_cache(family: str, policy: str, cache: str | None) -> None:
@@ -126,6 +128,7 @@ def test_assisted_by_a_smaller_model_is_greedy(family: str) -> None:
     assert torch.equal(model.generate(prompt(), assistant_model=assistant, **options), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["fit", "grow"])
 @pytest.mark.parametrize("cache", [None, "static"])
 def test_eight_padded_rows_are_eight_single_runs(family: str, policy: str, cache: str | None) -> None:

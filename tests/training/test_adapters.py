@@ -87,6 +87,7 @@ def test_older_names_and_records_are_the_same_run() -> None:
         TrainConfig.create(train_length=128, max_factor=8, lora_rank=8, lora="r=8")
 
 
+@pytest.mark.slow
 def test_a_plain_lora_is_on_everywhere_saved_exactly_and_merged(base: Path, train: Train, tmp_path: Path) -> None:
     out = train(base, lora="r=4,alpha=16,dropout=0.1,targets=q_proj+v_proj,gate=none", **LONG, lr=1e-2)
     config = json.loads((out / "adapter" / "adapter_config.json").read_text())
@@ -108,6 +109,7 @@ def test_a_plain_lora_is_on_everywhere_saved_exactly_and_merged(base: Path, trai
         train(out, "refused", lora="gate=hard", **LONG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["4bit", "8bit"])
 def test_a_lora_on_a_quantized_base(base: Path, train: Train, tmp_path: Path, kind: str) -> None:
     """Within L it is the quantized base, bit for bit. It is saved beside its base, reloaded exactly, and goes on."""
@@ -135,6 +137,7 @@ def test_a_lora_on_a_quantized_base(base: Path, train: Train, tmp_path: Path, ki
         longwave.load(out)
 
 
+@pytest.mark.slow
 def test_a_quantized_run_goes_on_bit_for_bit(base: Path, train: Train) -> None:
     pytest.importorskip("bitsandbytes", reason="needs the extra longwave[qlora]")
     how = LONG | {"lora": "r=4", "quantize": "4bit", "steps": 4, "save_every": 2, "lr": 1e-2}
@@ -166,6 +169,7 @@ def test_quantizing_what_cannot_be(base: Path, llama: LlamaForCausalLM, train: T
         train(base, "refused", quantize="4bit", lora="r=4", **LONG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False], ids=["extend, then PEFT", "PEFT alone"])
 def test_a_model_that_peft_has_wrapped_trains_and_is_saved_whole(
     base: Path, train: Train, before: bool, tmp_path: Path
@@ -222,6 +226,7 @@ def trainer_of(model: Any, folder: Path, length: int = 32) -> Trainer:
     return Trainer(model, arguments, train_dataset=rows)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_another_trainer_trains_the_field_within_drawn_lengths(llama: LlamaForCausalLM, tmp_path: Path) -> None:
     """PEFT after extend freezes the field without a word; rows of L tokens alone would teach it nothing."""

@@ -110,6 +110,7 @@ def test_chats_of_a_saved_data_set_and_of_the_hub(tmp_path) -> None:
         list(read_documents([arrow]) if not hold_chats([arrow]) else read_chats([arrow]))
 
 
+@pytest.mark.slow
 def test_chats_and_texts_are_mixed_by_shares(speaker, llama, book, tmp_path) -> None:
     """Rows of both: the chats have documents to keep apart, a row of the book is one document."""
     path = chat_file(tmp_path / "chats.jsonl", [TALK] * 60)

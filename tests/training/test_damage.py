@@ -27,6 +27,7 @@ def change(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [truncate, change, Path.unlink])
 def test_each_file_in_turn(llama, train, tmp_path, harm):
     with pytest.raises(KeyboardInterrupt):
@@ -52,6 +53,7 @@ def test_each_file_in_turn(llama, train, tmp_path, harm):
         shutil.rmtree(root)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before(llama, train, tmp_path, caplog):
     start, broken = copy.deepcopy(llama), tmp_path / "broken"
     whole = train(copy.deepcopy(start), "whole", **QUICK)
@@ -83,6 +85,7 @@ def test_without_a_whole_checkpoint_nothing_is_started(llama, train, tmp_path):
     assert [path.name for path in sorted(root.iterdir())] == ["checkpoint-2", "checkpoint-4"]
 
 
+@pytest.mark.slow
 def test_checkpoints_of_an_older_version_are_used(llama, train, tmp_path):
     start, broken = copy.deepcopy(llama), tmp_path / "broken"
     whole = train(copy.deepcopy(start), "whole", **QUICK)
@@ -107,6 +110,7 @@ def save_and_save(root: Path) -> None:
         publish(root, staged.name, keep=2)
 
 
+@pytest.mark.slow
 def test_killed_at_any_time_each_checkpoint_is_whole(tmp_path):
     for index in range(30):
         root = tmp_path / str(index)

@@ -41,6 +41,7 @@ def _unlimited() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "kept"), [(2, ["checkpoint-2"]), (6, ["checkpoint-4", "checkpoint-6"])])
 def test_a_checkpoint_or_the_result_does_not_fit(llama, train, tmp_path, step, kept):
     start, out = copy.deepcopy(llama), tmp_path / "out"
@@ -73,6 +74,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_the_disk_is_full(llama, train, small_disk):
     start, out = copy.deepcopy(llama), small_disk / "out"
     whole = train(copy.deepcopy(start), "whole", **QUICK)

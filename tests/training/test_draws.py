@@ -15,6 +15,7 @@ from longwave.training.config import TrainConfig
 from longwave.training.draw import FACTORS, POSITIONS, LengthSampler, counter_generator
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_no_draw_has_a_row_of_more_real_tokens_than_the_train_length(data: st.DataObject) -> None:
@@ -43,6 +44,7 @@ def test_no_draw_has_a_row_of_more_real_tokens_than_the_train_length(data: st.Da
             assert torch.equal(ids, torch.arange(ids.shape[1]).expand_as(ids))
 
 
+@pytest.mark.slow
 def test_the_short_recipe() -> None:
     """Half of the micro-batches are real windows of 2 L and 4 L, the others rows of 2 L that skip to 4 L ... 32 L."""
     sampler = LengthSampler(256, 32.0, chunks=8, long_share=0.5, train_length=1024, least_factor=4.0, seed=7)

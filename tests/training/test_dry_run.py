@@ -29,6 +29,7 @@ def config_only(tmp_path: Path, llama: LlamaForCausalLM) -> Path:
     return tmp_path / "model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", [{}, {"method": "clex", "row_length": 64}, {"freeze_weights": True}, {"method": "ntk"}]
 )
@@ -52,6 +53,7 @@ def test_windows_are_those_that_are_drawn(config_only: Path) -> None:
     assert found["tokens_per_step"] == 4 * 128 * 2
 
 
+@pytest.mark.slow
 def test_engines_divide_what_they_say(config_only: Path) -> None:
     """Of 8 devices each has an eighth of what its engine divides, and all of the rest."""
     settings = SETTINGS | {"method": "ntk", "row_length": 256}
@@ -103,6 +105,7 @@ def test_what_a_forward_keeps_is_what_autograd_keeps(llama: LlamaForCausalLM, tm
     assert kept.inputs == 2 * 2 * 48 * 64 * 4
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_refused(config_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["train", str(config_only), "--dry-run", "--train-length", "256", "--max-factor", "8"]
     assert main([*line, "--device-memory", "24GB", "--devices", "4", "--engine", "fsdp2"]) == 0

@@ -15,6 +15,7 @@ FIELD = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze_weights", [False, True])
 def test_a_few_steps_change_the_frequencies_and_they_come_back(llama, train, freeze_weights):
     weights = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
@@ -43,6 +44,7 @@ def test_frozen_weights_and_windows_within_l(llama, train):
     assert torch.equal(longwave.extension(llama).trajectory.inv_freq(8.0), before)
 
 
+@pytest.mark.slow
 def test_taken_further_with_what_it_has_learned(llama, train):
     settings = {**FIELD, "freeze_weights": True, "options": {"cosines": 2}}
     first = train(llama, "first", **settings)

@@ -113,6 +113,7 @@ def test_a_head_that_needs_more_than_hidden_states_is_run_plainly(monkeypatch: p
         assert model(input_ids=ids, labels=ids).logits is not None
 
 
+@pytest.mark.slow
 def test_a_run_with_blocks_is_a_run_without(llama, train) -> None:
     from longwave.training.metrics import read_metrics
 

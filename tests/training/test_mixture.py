@@ -116,6 +116,7 @@ def record(folder: Path) -> dict:
     return json.loads((folder / "training.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mixture(llama, train, folders: Path) -> None:
     (folders / "web" / "b.jsonl").write_text('{"text": "w"}\nbroken\n', "utf-8")
     data = [f"{folders}/books@0.25", f"{folders}/code"]
@@ -128,6 +129,7 @@ def test_a_run_on_a_mixture(llama, train, folders: Path) -> None:
     assert len(tokens) == 3 and all(tokens) and sum(tokens) == used["tokens"] == 8 * 4 * 48
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_shares(llama, train, folders: Path) -> None:
     train(llama, data=[f"{folders}/books@0.25", f"{folders}/code"])
     with pytest.raises(ValueError, match="the shares of the data are not the same"):

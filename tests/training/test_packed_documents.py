@@ -90,6 +90,7 @@ def test_the_longest_document_is_one_that_teaches() -> None:
     assert not MixedRows([PackedRows(tokens, 8, 0)] * 2, [0.5, 0.5], 8, 0).several
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_documents_apart(llama, train, notes) -> None:
     """Far frequencies learn from documents that are all shorter than L, and the model is left without a trace."""
     folder = train(llama, method="clex", data=[notes], steps=4)
@@ -99,6 +100,7 @@ def test_a_run_trains_on_documents_apart(llama, train, notes) -> None:
     assert attention_of(llama) == "sdpa"
 
 
+@pytest.mark.slow
 def test_plain_attention_keeps_documents_apart_too(llama, train, notes) -> None:
     """Without log-n and bands a model has its stock attention, which a run lets respect documents for a while."""
     seen = []
@@ -132,6 +134,7 @@ def test_bands_train_on_documents_apart(llama, train, tmp_path) -> None:
     assert attention_of(llama) == "sdpa"
 
 
+@pytest.mark.slow
 def test_joined_documents_train_as_they_did(llama, train, notes, tmp_path) -> None:
     """A run that was recorded before documents were kept apart goes on as it began, by the same command."""
     settings = {"data": [notes], "method": "ntk", "log_n": 0.0, "steps": 4, "save_every": 2, "keep_checkpoints": True}

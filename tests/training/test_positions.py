@@ -17,6 +17,7 @@ SAMPLERS = st.sampled_from(sorted(POSITIONS))
 seeds = st.integers(0, 2**31)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(SAMPLERS, st.integers(1, 4), st.integers(1, 90), st.integers(0, 300), st.integers(1, 8), seeds)
 def test_positions_are_strictly_increasing_and_in_range(name, rows, length, spare, count, seed):
@@ -82,6 +83,7 @@ def test_factor_distributions():
     assert FACTORS["fixed"](16.0, counter_generator(0)) == 16.0
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(SAMPLERS, st.sampled_from(sorted(FACTORS)), st.integers(2, 64), st.integers(2, 300), st.floats(1, 16), seeds)
 def test_defect_train_length_not_multiple(name, factors, original, length, maximum, seed):

@@ -22,6 +22,7 @@ TINY: dict[str, PreTrainedConfig] = {  # with the L of the models that the recip
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names())
 def test_a_packaged_recipe_is_planned_on_a_tiny_model(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -100,6 +101,7 @@ def test_values_are_read_as_on_the_command_line() -> None:
     assert [memory_of(text) for text in ("24GB", "24 GiB", "0.5g", "512MB")] == [24 * 2**30] * 2 + [2**29] * 2
 
 
+@pytest.mark.slow
 def test_options_come_before_the_recipe(plain: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """A whole run from a recipe: what the command line gives wins, `--without` leaves keys out, paths are relative."""
     monkeypatch.chdir(tmp_path)

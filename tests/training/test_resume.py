@@ -66,6 +66,7 @@ def test_tied_weights_go_on_without_a_word(llama, train, caplog, monkeypatch):
     same_result(whole, broken)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_all_weights_is_not_filled_up(llama, train, tmp_path):
     start = copy.deepcopy(llama)
     with pytest.raises(KeyboardInterrupt):
@@ -91,6 +92,7 @@ def test_loading_processes_change_nothing(llama, train):
     same_result(alone, helped)
 
 
+@pytest.mark.slow
 def test_resume_of_another_run_is_refused(llama, train, book, tmp_path, monkeypatch):
     start = copy.deepcopy(llama)
     with pytest.raises(KeyboardInterrupt):
@@ -131,6 +133,7 @@ def test_a_step_keeps_its_micro_batches_with_any_number_of_processes(monkeypatch
         record = {"config": {"accumulation": on.begun}, **on.record}
 
 
+@pytest.mark.slow
 def test_resume_starts_what_has_not_begun_and_leaves_what_is_done(llama, train):
     folder = train(llama, resume=True)
     before = (folder / "longwave.safetensors").stat().st_mtime_ns
@@ -185,6 +188,7 @@ def test_a_half_deleted_checkpoint_does_not_count(tmp_path, monkeypatch):
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-3"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_deletes_its_checkpoints_is_finished(llama, train, tmp_path, monkeypatch):
     start, out = copy.deepcopy(llama), tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -32,6 +32,7 @@ def base(llama, tokenizer, tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
+@pytest.mark.slow
 def test_result_folder(base, train, book):
     folder = train(base, weight_decay=0.01)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -69,6 +70,7 @@ def test_baselines_train_on_the_same_draws(llama, train):
     assert all(row["field_lr"] == 0.0 for row in histories["ntk"])
 
 
+@pytest.mark.slow
 def test_checkpoints_can_be_kept(llama, train):
     folder = train(llama, steps=6, save_every=2, keep_checkpoints=True)
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["checkpoint-4", "checkpoint-6"]
@@ -91,6 +93,7 @@ def test_a_result_is_taken_further(llama, train):
     assert longwave.rotaries(other)[0].trajectory.name == "ntk"
 
 
+@pytest.mark.slow
 def test_a_result_taken_further_has_one_original_length(llama, train):
     first = train(llama, "first", method="ntk", original_length=32)
     for method, given, expected in (("ntk", None, 32), ("yarn", None, 32), ("ntk", 48, 48)):
@@ -143,6 +146,7 @@ def test_recipes_name_settings_that_exist(method):
     TrainConfig.create(method=method, train_length=64, max_factor=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -203,6 +207,7 @@ def test_an_error_before_the_first_step_leaves_the_model_as_it_was(llama, train,
     assert llama.config.use_cache is not checkpointing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [False, True])
 def test_an_error_in_a_step_leaves_the_model_as_it_was(llama, train, error):
     class Stops(TrainerCallback):
@@ -235,6 +240,7 @@ def test_a_record_that_is_damaged(base, train, tmp_path, record, message):
         train(base, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["{", "{}", "3"])
 def test_a_damaged_row_of_metrics_names_the_file(base, train, row):
     folder = train(base)
@@ -245,6 +251,7 @@ def test_a_damaged_row_of_metrics_names_the_file(base, train, row):
         train(base, resume=True)
 
 
+@pytest.mark.slow
 def test_a_tuple_among_the_options_is_the_same_run(base, train):
     factors = tuple(1.0 + i for i in range(8))
     for given in (factors, list(factors)):
@@ -257,6 +264,7 @@ def test_a_foreign_tokenizer_is_noticed(llama, train):
         train(llama)
 
 
+@pytest.mark.slow
 def test_output_that_is_not_empty(base, train):
     folder = train(base)
     stamp = (folder / "training.json").read_bytes()
@@ -269,6 +277,7 @@ def test_output_that_is_not_empty(base, train):
     assert len(read_metrics(folder / "metrics.jsonl")) == 2
 
 
+@pytest.mark.slow
 def test_overwrite_spares_what_the_run_reads(base, train, book):
     folder = train(base)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -290,6 +299,7 @@ def test_overwrite_spares_folders_of_others(llama, train, tmp_path, name):
     assert precious.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_lost_its_result_is_not_finished(llama, train):
     start = copy.deepcopy(llama)
     folder = train(llama)
@@ -298,6 +308,7 @@ def test_a_folder_that_lost_its_result_is_not_finished(llama, train):
     assert (folder / "longwave.json").exists()
 
 
+@pytest.mark.slow
 def test_command_line(base, book, tmp_path, capsys):
     # fmt: off
     arguments = [
@@ -325,6 +336,7 @@ def test_command_line(base, book, tmp_path, capsys):
     assert main([*arguments, "--positions", "sorted"]) == 2
 
 
+@pytest.mark.slow
 def test_the_library_is_silent_at_a_terminal(base, book, tmp_path, capsys, monkeypatch):
     """Its bars for loading and writing weights would stand between those of the run."""
     enable_progress_bar()
@@ -337,6 +349,7 @@ def test_the_library_is_silent_at_a_terminal(base, book, tmp_path, capsys, monke
     assert "Loading weights" not in given.err and "Writing model shards" not in given.err
 
 
+@pytest.mark.slow
 def test_progress_without_a_terminal(llama, train, capfd):
     train(llama, progress=True)
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("step ")]

@@ -54,6 +54,7 @@ def goes_on(train, start, out: Path) -> None:
     same_result(whole, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_makes_a_checkpoint(llama, train, tmp_path, caplog, number, code):
     start, out = copy.deepcopy(llama), tmp_path / "out"
@@ -88,6 +89,7 @@ def test_a_signal_in_the_last_step_finishes(llama, train):
     assert record(folder)["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_stopped_by_a_callback_is_not_finished(llama, train, tmp_path):
     start, out = copy.deepcopy(llama), tmp_path / "out"
     assert train(llama, callbacks=[Enough()], **QUICK) == out

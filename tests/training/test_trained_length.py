@@ -25,6 +25,7 @@ def told(folder: Path) -> tuple[Any, Any, Any]:
     return record["result"]["trained_length"], settings["trained_length"], settings["weights_trained_length"]
 
 
+@pytest.mark.slow
 def test_a_run_reads_no_longer_window_and_names_the_longest(llama, train) -> None:
     seen: list[tuple[int, ...]] = []
     handle = llama.register_forward_pre_hook(
@@ -38,12 +39,14 @@ def test_a_run_reads_no_longer_window_and_names_the_longest(llama, train) -> Non
     assert trained_of(llama) == trained_of(longwave.load(folder)) == Trained(192, 192)
 
 
+@pytest.mark.slow
 def test_what_was_drawn_counts_and_pre_training_does_too(llama, train) -> None:
     assert told(train(llama, "short", method="ntk")) == (64, 64, 64)  # rows of 48; pre-training had 64
     # micro-batches of 1 x 96 and 2 x 48 only: a window of 100 tokens fits no whole number of rows
     assert told(train(llama, "odd", **LONG | {"train_length": 100})) == (96, 96, 96)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_trained_further_keeps_the_longest(llama, train) -> None:
     first = train(llama, "first", steps=6, **LONG)
     longest = told(first)[0]
@@ -54,6 +57,7 @@ def test_a_folder_that_is_trained_further_keeps_the_longest(llama, train) -> Non
     assert json.loads((again / "longwave.json").read_text())["trained_length"] == longest
 
 
+@pytest.mark.slow
 def test_frozen_weights_have_seen_no_more_than_before(llama, train) -> None:
     folder = train(llama, freeze_weights=True, **LONG | {"train_length": 96})
     assert told(folder) == (96, 96, 64)
@@ -87,6 +91,7 @@ def older(folder: Path, **config: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -103,6 +108,7 @@ def test_of_older_folders_the_settings_tell(llama, train, config: dict[str, Any]
     assert (found.length, found.weights) == expected
 
 
+@pytest.mark.slow
 def test_without_a_record_of_the_training_it_is_unknown(llama, train) -> None:
     folder = older(train(llama, steps=1))
     (folder / "training.json").unlink()
@@ -111,6 +117,7 @@ def test_without_a_record_of_the_training_it_is_unknown(llama, train) -> None:
     assert told(train(folder, "further", steps=1)) == (None, None, None)
 
 
+@pytest.mark.slow
 def test_a_damaged_length_is_named(llama, train) -> None:
     folder = train(llama, steps=1)
     settings = json.loads((folder / "longwave.json").read_text())
@@ -119,6 +126,7 @@ def test_a_damaged_length_is_named(llama, train) -> None:
         longwave.load(folder)
 
 
+@pytest.mark.slow
 def test_a_run_that_an_older_version_began(llama, train, tmp_path) -> None:
     """Rows only: it goes on. Real windows: one line says how to start again."""
     folder = older(train(llama, steps=1))
@@ -132,6 +140,7 @@ def test_a_run_that_an_older_version_began(llama, train, tmp_path) -> None:
     assert "\n" not in str(no.value)
 
 
+@pytest.mark.slow
 def test_the_command_says_it_and_marks_what_lies_beyond(llama, tokenizer, book, tmp_path, capsys) -> None:
     for part in (llama, tokenizer):
         part.save_pretrained(tmp_path / "base")
@@ -166,6 +175,7 @@ def test_the_command_says_it_and_marks_what_lies_beyond(llama, tokenizer, book, 
     assert any(words[:1] == ["≤4x:"] for words in printed)
 
 
+@pytest.mark.slow
 def test_torch_keeps_it_with_the_model(llama, train, tmp_path) -> None:
     train(llama, **LONG | {"train_length": 96})
     torch.save(llama, tmp_path / "model.pt")

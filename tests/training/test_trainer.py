@@ -99,6 +99,7 @@ def test_tokens_before_a_gap_stay_visible(llama, attention, log_n):
     assert not torch.allclose(seen, unmasked, atol=1e-4), "transformers changed: is the mask still needed?"
 
 
+@pytest.mark.slow
 def test_defect_no_gradient_at_factor_1(llama, train):
     """The official layer left its parameters out of the graph at t = 1; distributed training then hangs."""
     present: list[bool] = []
@@ -128,6 +129,7 @@ def test_parameter_groups(llama, tmp_path):
     assert sum(len(group["params"]) for group in groups.values()) == len(list(llama.parameters()))
 
 
+@pytest.mark.slow
 def test_field_and_weights_are_clipped_separately(llama, train):
     """With one norm for both, the weights' step would shrink with the field's."""
     norms: list[tuple[float, float]] = []
@@ -178,6 +180,7 @@ def test_reentrant_checkpointing_is_refused(llama, tmp_path):
         LengthTrainer(llama, TrainingArguments(str(tmp_path), use_cpu=True), sampler=LengthSampler(64, 8.0), field_lr=1)
 
 
+@pytest.mark.slow
 def test_several_gpus_in_one_process_are_refused(llama, train, tmp_path, monkeypatch):
     """nn.DataParallel's replicas have no parameters: the field would silently stay as it is."""
     folder = train(copy.deepcopy(llama))
@@ -192,6 +195,7 @@ def test_several_gpus_in_one_process_are_refused(llama, train, tmp_path, monkeyp
         LengthTrainer(llama, TrainingArguments(str(tmp_path)), sampler=LengthSampler(64, 8.0), field_lr=1e-3)
 
 
+@pytest.mark.slow
 def test_a_field_without_gradient_stops_training(llama, train):
     def cut(model) -> None:
         longwave.rotaries(model)[0].register_forward_hook(lambda module, inputs, out: tuple(x.detach() for x in out))
@@ -214,6 +218,7 @@ def test_bf16_keeps_weights_and_frequencies_precise(llama, train):
         assert llama(torch.zeros(1, 4, dtype=torch.long)).logits.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_share_the_t_of_their_step(llama, train):
     rows = read_metrics(train(llama, accumulation=3, batch_size=2) / "metrics.jsonl")
     assert all(len(row["factors"]) == 3 and len(set(row["factors"])) == 1 for row in rows)
@@ -221,6 +226,7 @@ def test_accumulated_micro_batches_share_the_t_of_their_step(llama, train):
     assert [row["tokens"] for row in rows] == [288, 576, 864]
 
 
+@pytest.mark.slow
 def test_short_micro_batches_and_factors_beyond_the_one_in_use(llama, train):
     rows = read_metrics(train(llama, steps=12, train_factor=64, short_share=0.3) / "metrics.jsonl")
     factors = [row["factors"][0] for row in rows]
@@ -230,6 +236,7 @@ def test_short_micro_batches_and_factors_beyond_the_one_in_use(llama, train):
     assert (rotary.factor, rotary.beyond, rotary.trajectory.max_factor) == (None, "error", 8)
 
 
+@pytest.mark.slow
 def test_long_micro_batches_are_real_windows_of_the_text(llama, train, book, tokenizer):
     """A model that reads a span of the text, at consecutive positions, log-n counting the keys that are there."""
     seen: list[tuple[torch.Tensor, torch.Tensor, bool]] = []
@@ -256,6 +263,7 @@ def test_long_micro_batches_are_real_windows_of_the_text(llama, train, book, tok
     assert {row["tokens"] // row["step"] for row in rows} == {192}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(3, 1), (4, 1), (4, 2)])
 def test_the_loss_is_the_mean_over_the_tokens_that_the_model_read(llama, train, batch_size, accumulation):
     """Long windows predict more of their tokens than the rows in their place; none of the batch is left out."""
@@ -301,6 +309,7 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(llama, train, tmp_pat
     assert all(torch.isfinite(p).all() for p in longwave.load(out).parameters())
 
 
+@pytest.mark.slow
 def test_nan_gradient_under_a_finite_loss_stops_too(llama, train):
     def break_gradient(model) -> None:
         model.model.layers[0].mlp.up_proj.weight.register_hook(lambda gradient: gradient * float("inf"))
@@ -310,6 +319,7 @@ def test_nan_gradient_under_a_finite_loss_stops_too(llama, train):
     assert all(torch.isfinite(p).all() for p in llama.parameters())
 
 
+@pytest.mark.slow
 def test_field_alone(llama, train):
     before = {name: p.detach().clone() for name, p in llama.named_parameters()}
     train(llama, freeze_weights=True, field_lr=1e-2)

@@ -50,6 +50,7 @@ class Spy(TrainerCallback):
         self.seen.append((model.training, now.factor, now.beyond, now.grows, torch.get_rng_state().sum().item()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", RUNS, ids=lambda settings: settings["method"])
 def test_a_measurement_changes_nothing_and_is_that_of_the_command(
     settings, plain: Path, train, tokenizer, held_out: Path, tmp_path: Path
@@ -82,6 +83,7 @@ def test_a_measurement_changes_nothing_and_is_that_of_the_command(
     assert [e["ppl"] for e in row["lengths"]] == pytest.approx([e["ppl"] for e in found[-1]["lengths"]], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_of_measurements_are_those_of_one_run_after_a_resume(plain: Path, train, held_out: Path) -> None:
     watched = {"eval_data": str(held_out), "eval_every": 1, "eval_lengths": "2x", "eval_windows": 2, "save_every": 2}
 
@@ -96,6 +98,7 @@ def test_rows_of_measurements_are_those_of_one_run_after_a_resume(plain: Path, t
     assert [row["step"] for row in read_metrics(folder / "eval.jsonl")] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -133,6 +136,7 @@ def follow(stop: StopOnDivergence, losses: list[float]) -> None:
         stop.follow(loss, step, Path("nowhere"))
 
 
+@pytest.mark.slow
 def test_a_loss_far_above_its_level_stops_a_run_and_scatter_does_not() -> None:
     def new(**settings: Any) -> StopOnDivergence:
         return StopOnDivergence(TrainConfig.create(train_length=128, max_factor=8, **settings))
@@ -148,6 +152,7 @@ def test_a_loss_far_above_its_level_stops_a_run_and_scatter_does_not() -> None:
         follow(StopOnDivergence(config, losses=start), [9.0] * 20)
 
 
+@pytest.mark.slow
 def test_a_diverged_run_keeps_the_checkpoint_from_before(plain: Path, train, tmp_path: Path, capsys) -> None:
     """The rate is raised in the middle of a run until the loss explodes; no checkpoint of the bad steps is kept."""
 
@@ -168,6 +173,7 @@ def test_a_diverged_run_keeps_the_checkpoint_from_before(plain: Path, train, tmp
     assert json.loads((folder / "training.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_tensorboard_has_losses_and_perplexities(plain: Path, train, held_out: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -180,6 +186,7 @@ def test_tensorboard_has_losses_and_perplexities(plain: Path, train, held_out: P
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx([row["loss"] for row in rows])
 
 
+@pytest.mark.slow
 def test_the_page_is_refreshed_while_a_run_goes(plain: Path, train, held_out: Path, tmp_path: Path) -> None:
     live, pages = LivePage(tmp_path / "out", every=0.0), []
 
@@ -209,6 +216,7 @@ def test_a_page_that_fails_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptu
     LivePage(tmp_path).on_step_end(None, SimpleNamespace(is_world_process_zero=False), None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_report_of_a_run_without_measurements(plain: Path, train) -> None:
     training = read_training(train(plain) / "metrics.jsonl")
     text = page([], trainings=[training])
@@ -216,6 +224,7 @@ def test_a_report_of_a_run_without_measurements(plain: Path, train) -> None:
     assert "one for each micro-batch" in text and "held-out" not in text
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_knows_its_level(plain: Path, train, tmp_path: Path) -> None:
     """The loss is high from the first step after the resume: without the rows from before, that would be its level."""
 
@@ -232,6 +241,7 @@ def test_a_run_that_goes_on_knows_its_level(plain: Path, train, tmp_path: Path) 
         train(plain, callbacks=[Spoil()], resume=True, stop_steps=5, **settings)
 
 
+@pytest.mark.slow
 def test_windows_that_stay_short_of_the_train_length_are_told(
     plain: Path, train, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -78,6 +78,7 @@ MAIN = {
     "scalars, LoRA, field": Row("clex+two-band", SHORT),
     "engine-ready": Row("ntk", SHORT | READY),
     "engine-ready, field": Row("clex", SHORT | READY),
+    "engine-ready, long rows": Row("ntk", SHORT | READY | {"row_length": "4x", "batch_size": 4}),
     "scalars and LoRA, windows to 16 L": Row("two-band", LONG),
     "engine-ready, windows to 16 L": Row("ntk", LONG | READY),
     "full, no scaling": Row("none", SHORT | FULL),

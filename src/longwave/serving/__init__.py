@@ -1,0 +1,1 @@
+"""Serving: every request runs at the length factor that its length asks for."""

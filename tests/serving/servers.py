@@ -31,12 +31,13 @@ L = 64
 
 @dataclass
 class Running:
-    """A server in a thread of this process."""
+    """A server in a thread of this process. The model waits at every step while `gate` is not set."""
 
     service: Service
     server: DrainingServer
     url: str
     thread: threading.Thread
+    gate: threading.Event
 
     def client(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", **({"api_key": "none", "max_retries": 0} | options))
@@ -49,6 +50,13 @@ class Running:
 
 @contextmanager
 def running(model: Any, tokenizer: Any, **settings: Any) -> Iterator[Running]:
+    gate = threading.Event()
+    gate.set()
+
+    def wait(*given: Any) -> None:
+        gate.wait(60)
+
+    model.register_forward_pre_hook(wait)
     how = ServeSettings.create(**{"port": 0, "drain": 20} | settings)
     service, listener, heard = Service.of(model, tokenizer, "tiny", how), listen(how.host, 0), threading.Event()
     config = uvicorn.Config(
@@ -60,8 +68,9 @@ def running(model: Any, tokenizer: Any, **settings: Any) -> Iterator[Running]:
     thread.start()
     assert heard.wait(20)
     try:
-        yield Running(service, server, url, thread)
+        yield Running(service, server, url, thread, gate)
     finally:
+        gate.set()
         server.handle_exit(signal.SIGTERM, None)
         server.handle_exit(signal.SIGTERM, None)  # at once
         thread.join(20)

@@ -12,11 +12,12 @@ import pytest
 from servers import Running, build, running
 
 KEY = "a secret"
+HTTP = httpx2.Client(timeout=60)  # making one takes longer than a request
 
 
 def send(server: Running, body: Any, path: str = "/v1/completions", **headers: str) -> httpx2.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx2.post(f"{server.url}{path}", content=content, headers={"content-type": "application/json"} | headers)
+    return HTTP.post(f"{server.url}{path}", content=content, headers={"content-type": "application/json"} | headers)
 
 
 def refused(response: httpx2.Response, status: int) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def refused(response: httpx2.Response, status: int) -> dict[str, Any]:
         ({"rope_factor": 17}, "rope_factor", "rope_factor must be between 1 (6 tokens) and 16, got 17"),
         ({"rope_factor": 0.5}, "rope_factor", "rope_factor must be a number >= 1"),
         ({"rope_factor": 1.5, "max_tokens": 200}, "rope_factor", "must be between 3.14062 (201 tokens) and 16"),
-        ({"max_tokens": 1024}, "max_tokens", "1 tokens of prompt and 1024 of answer are asked for; the model reads 1024"),
+        ({"max_tokens": 1024}, "max_tokens", "1 tokens of prompt and 1024 of answer are asked for; the model reads"),
         ({"prompt": [1] * 1024}, None, "1024 tokens of prompt and 5 of answer are asked for"),
         ({"prompt": None}, "prompt", "prompt is missing"),
         ({"prompt": ""}, "prompt", "prompt is empty"),
@@ -76,7 +77,7 @@ def refused(response: httpx2.Response, status: int) -> dict[str, Any]:
         ({"top_k": 5}, "top_k", "top_k is not supported"),
         ({"max_token": 5}, "max_token", "max_token is not supported. Leave it out."),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )  # fmt: skip
 def test_a_field_is_refused_by_name(server: Running, more: dict[str, Any], param: str | None, message: str) -> None:
     error = refused(send(server, {"prompt": "a", "max_tokens": 5} | more), 400)
@@ -138,17 +139,17 @@ def test_wrong_model_path_method_and_type(server: Running, client: openai.OpenAI
     assert error["code"] == "model_not_found" and "'tiny'" in error["message"]
     with pytest.raises(openai.NotFoundError, match="no model 'other' here"):
         client.models.retrieve("other")
-    refused(httpx2.get(f"{server.url}/v1/engines"), 404)
-    wrong = httpx2.get(f"{server.url}/v1/completions")
+    refused(HTTP.get(f"{server.url}/v1/engines"), 404)
+    wrong = HTTP.get(f"{server.url}/v1/completions")
     assert "Use POST" in refused(wrong, 405)["message"] and wrong.headers["allow"] == "POST"
-    refused(httpx2.post(f"{server.url}/v1/completions", content=b"{}", headers={"content-type": "text/plain"}), 415)
+    refused(HTTP.post(f"{server.url}/v1/completions", content=b"{}", headers={"content-type": "text/plain"}), 415)
 
 
 def test_the_models_and_the_state(server: Running, client: openai.OpenAI) -> None:
     (model,) = client.models.list()
     assert model.id == "tiny" and client.models.retrieve("tiny") == model
     assert model.longwave == {"original_length": 64, "max_length": 1024, "max_factor": 16.0}
-    assert httpx2.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert HTTP.get(f"{server.url}/health").json() == {"status": "ok"}
 
 
 def test_the_openai_client_tells_what_is_wrong(client: openai.OpenAI) -> None:
@@ -165,14 +166,13 @@ def locked(tokenizer: Any) -> Iterator[Running]:
 
 
 def test_a_key(locked: Running) -> None:
-    for given in ("wrong", "", "a secret ", KEY.upper()):
+    for given in ("wrong", "a", KEY.upper(), f"{KEY} {KEY}"):
         for path in ("/v1/completions", "/v1/models", "/metrics", "/nowhere"):
-            response = httpx2.get(f"{locked.url}{path}", headers={"authorization": f"Bearer {given}"})
-            if given.strip() != KEY:
-                assert refused(response, 401)["code"] == "invalid_api_key"
-    assert refused(httpx2.get(f"{locked.url}/v1/models"), 401)
-    assert refused(httpx2.get(f"{locked.url}/v1/models", headers={"authorization": KEY}), 401)
-    assert httpx2.get(f"{locked.url}/health").status_code == 200
+            response = HTTP.get(f"{locked.url}{path}", headers={"authorization": f"Bearer {given}"})
+            assert refused(response, 401)["code"] == "invalid_api_key"
+    assert refused(HTTP.get(f"{locked.url}/v1/models"), 401)
+    assert refused(HTTP.get(f"{locked.url}/v1/models", headers={"authorization": KEY}), 401)
+    assert HTTP.get(f"{locked.url}/health").status_code == 200
     with pytest.raises(openai.AuthenticationError, match="API key is missing or wrong"):
         locked.client(api_key="wrong").models.list()
     found = locked.client(api_key=KEY).completions.create(model="tiny", prompt="a", max_tokens=2)
@@ -184,7 +184,7 @@ def test_a_body_that_is_too_large(locked: Running, size: int) -> None:
     body = b'{"prompt": "' + b"a" * size + b'"}'
     error = refused(send(locked, body, authorization=f"Bearer {KEY}"), 413)
     assert "larger than the 4096 bytes allowed" in error["message"]
-    chunked = httpx2.post(
+    chunked = HTTP.post(
         f"{locked.url}/v1/completions", content=iter([body[:9000], body[9000:]]),
         headers={"content-type": "application/json", "authorization": f"Bearer {KEY}"},
     )  # fmt: skip

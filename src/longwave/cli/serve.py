@@ -70,8 +70,8 @@ def greeting(service: Service, url: str) -> str:
     facts, key = service.admission, service.settings.api_key
     header = "" if key is None else f' -H "Authorization: Bearer ${API_KEY}"'
     return (
-        f"{service.name} at {url}: trained length {facts.original_length:,}, prompts with answers of up to "
-        f"{facts.limit:,} tokens, t up to {facts.max_factor:g}. Ctrl-C stops it. Try:\n"
+        f"Serving {service.name} at {url} (trained length {facts.original_length:,}, prompts with answers of up to "
+        f"{facts.limit:,} tokens, t up to {facts.max_factor:g}). Ctrl-C stops it. Try:\n"
         f"curl {url}/v1/completions{header} -H 'Content-Type: application/json' "
         """-d '{"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0}'"""
     )

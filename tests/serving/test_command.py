@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
-from servers import build, generated, saved
+from servers import build, generated, saved, until
 
 from longwave.cli.main import main
 from longwave.demo.run import BASE as DEMO
@@ -139,7 +140,7 @@ def start() -> Iterator[Start]:
 @pytest.mark.slow
 def test_the_demo_model_from_start_to_SIGTERM(start: Start) -> None:
     process, url, said = start(DEMO, "--method", "two-band", "--to", 4096, LONGWAVE_API_KEY="sesame")
-    assert "trained length 256, prompts with answers of up to 4,096 tokens, t up to 16." in said
+    assert "trained length 256, prompts with answers of up to 4,096 tokens, t up to 16)." in said
     assert "sesame" not in said and "Bearer $LONGWAVE_API_KEY" in said
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{url}/v1", api_key="wrong").models.list()
@@ -180,12 +181,10 @@ def test_a_second_signal_ends_at_once(start: Start, folder: Path) -> None:
         except openai.APIError as error:
             errors.append(error)
 
-    client.models.list()
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
-    while "longwave_queued 2" not in client.get("/../metrics", cast_to=str):
-        pass
+    until(lambda: "longwave_queued 2" in httpx2.get(f"{url}/metrics").text)
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)

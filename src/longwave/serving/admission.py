@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,17 +33,17 @@ class Admission:
     tokenizer: PreTrainedTokenizerBase
     default_tokens: int
 
-    @property
+    @cached_property
     def original_length(self) -> int:
         """L, in tokens."""
         return original_length_of(self.model)
 
-    @property
+    @cached_property
     def limit(self) -> int:
         """Tokens of the longest prompt with its answer."""
         return reach_of(self.model)
 
-    @property
+    @cached_property
     def max_factor(self) -> float:
         """The largest t."""
         handle = find_extension(self.model)

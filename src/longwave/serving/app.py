@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -87,7 +87,7 @@ async def answered(service: Service, request: Request, kind: type[Asked]) -> Res
     form = FORMS[kind](asked, tasks, service.name)
     headers = {"x-longwave-factor": f"{form.factor}"}
     if asked.stream:
-        return StreamingResponse(stream(service, form, jobs), headers=headers, media_type="text/event-stream")
+        return Stream(stream(form, jobs), lambda: service.worker.cancel(jobs), headers)
     return JSONResponse(form.whole(await whole(service, request, jobs)), headers=headers)
 
 
@@ -136,8 +136,22 @@ async def whole(service: Service, request: Request, jobs: Sequence[Job]) -> list
         service.worker.cancel(jobs)
 
 
-async def stream(service: Service, form: Form, jobs: Sequence[Job]) -> AsyncIterator[str]:
-    """The chunks of an answer as server-sent events. Where it is closed early, nothing more is computed."""
+class Stream(StreamingResponse):
+    """Server-sent events. However they end, also before the first one, nothing more is computed."""
+
+    def __init__(self, events: AsyncIterator[str], end: Callable[[], None], headers: dict[str, str]) -> None:
+        super().__init__(events, headers=headers, media_type="text/event-stream")
+        self.end = end
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.end()
+
+
+async def stream(form: Form, jobs: Sequence[Job]) -> AsyncIterator[str]:
+    """The chunks of an answer."""
     new = 0
     try:
         for index, job in enumerate(jobs):
@@ -154,8 +168,6 @@ async def stream(service: Service, form: Form, jobs: Sequence[Job]) -> AsyncIter
         yield "data: [DONE]\n\n"
     except ApiError as error:  # the status has been sent
         yield event(error.body())
-    finally:
-        service.worker.cancel(jobs)
 
 
 def event(content: dict[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ class Generator:
             arguments["logits_processor"] = LogitsProcessorList([watch.recorder])
         ids = torch.tensor([task.ids], dtype=torch.long, device=self.model.device)
         set_seed(task.decoding.seed)
-        with self.at(task):
+        with self.at(task), suppress(HungUp), before_forwards(self.model, watch.check):
             new_tokens(self.model, ids, task.most, arguments)
         if rest := watch.answer.rest():
             job.send(rest)
@@ -77,6 +77,20 @@ class Generator:
             yield
 
 
+class HungUp(Exception):
+    """Nobody wants the answer any more."""
+
+
+@contextmanager
+def before_forwards(model: PreTrainedModel, check: Callable[[], None]) -> Iterator[None]:
+    """Within, `check` runs before each forward; also between the chunks of a prompt, where nothing is generated."""
+    hook = model.register_forward_pre_hook(lambda *given: check())
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 class Watch(StoppingCriteria):
     """Sees every new token: sends its text, and ends a generation whose answer is complete or wanted no more."""
 
@@ -90,8 +104,16 @@ class Watch(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         for id in input_ids[0, len(self.job.task.ids) + len(self.ids) :].tolist():
             self.add(id)
-        ended = self.job.cancelled or self.answer.stopped
-        return torch.full((len(input_ids),), ended, dtype=torch.bool, device=input_ids.device)
+        return torch.full(
+            (len(input_ids),), self.answer.stopped or self.job.cancelled, dtype=torch.bool, device=input_ids.device
+        )
+
+    def check(self) -> None:
+        """Raises:
+        HungUp: once the job has been cancelled.
+        """
+        if self.job.cancelled:
+            raise HungUp
 
     def add(self, id: int) -> None:
         offset = self.answer.length

@@ -53,8 +53,9 @@ class Service:
         """A service of a loaded model; its thread runs."""
         if find_extension(model) is not None:
             set_policy(model, "fit")
-        # Two threads use the tokenizer at once, and one tokenizer allows no two.
-        admission = Admission(model, copy.deepcopy(tokenizer), settings.default_max_tokens)
+        reads = copy.deepcopy(tokenizer)  # two threads at once: one reads prompts, the other writes answers
+        reads.name_or_path = name  # messages to clients name no path of this machine
+        admission = Admission(model, reads, settings.default_max_tokens)
         generator, metrics = Generator(model, tokenizer, settings.prefill_chunk), Metrics(admission.max_factor)
 
         def run(job: Job) -> None:

@@ -26,7 +26,8 @@ LAYERS = (
     ("extensions",),
     ("checkpoints",),
     ("models",),
-    ("evaluation", "exporters", "serving"),
+    ("serving",),
+    ("evaluation", "exporters"),
     ("training",),  # measures itself while it goes
     ("report",),
     ("demo",),

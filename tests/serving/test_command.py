@@ -22,7 +22,7 @@ from servers import build, generated, saved, until
 from longwave.cli.main import main
 from longwave.demo.run import BASE as DEMO
 from longwave.serving import vllm_server
-from longwave.serving.engines import engine_of, served_name
+from longwave.serving.engines import engine_of, note_on, served_name
 from longwave.serving.settings import ServeSettings
 
 
@@ -97,6 +97,7 @@ def test_vllm_takes_folders_with_profiles_where_it_is_installed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert engine_of(str(folder), ServeSettings()) == "transformers"
+    assert note_on(str(folder)) == ""
     (tmp_path / "vllm.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     assert engine_of(str(folder), ServeSettings()) == "transformers"
@@ -104,6 +105,7 @@ def test_vllm_takes_folders_with_profiles_where_it_is_installed(
     (folder / "config.json").write_text(json.dumps(config | {"rope_profiles": {}}))
     assert engine_of(str(folder), ServeSettings()) == "vllm"
     assert engine_of(str(folder), ServeSettings(engine="transformers")) == "transformers"
+    assert "Serve what it was exported from" in note_on(str(folder))
     words = vllm_server.command(str(folder), ServeSettings(port=9, api_key="k"))
     assert words[1:3] == ["-m", "vllm.entrypoints.openai.api_server"] and "k" not in words
     assert words[words.index("--served-model-name") + 1] == "small"

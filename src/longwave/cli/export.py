@@ -40,6 +40,8 @@ def export(
     longwave export out --to 32768 --target gguf --quantize q8_0 --verify --output out-gguf
 
     longwave export MODEL --method yarn --factor 4 --output yarn-4x
+
+    longwave export out --profiles 1,2,4,8,16 --output out-serve
     """
     settings["to"] = tokens(settings["to"], length)
     settings["options"] = parse_pairs(settings.get("options") or ())
@@ -61,9 +63,10 @@ def export(
         print_json(done.to_json())
         return
     snapshot, size = done.snapshot, sum(done.files.values())
+    shown = ", ".join(f"{t:g}" for t in done.profiles or (snapshot.factor,))
+    scaling = "" if done.profiles else f", attention scaling {snapshot.attention_scaling:.4g}"
     typer.echo(
-        f"{done.folder}: {done.target}, {size / 1e6:,.1f} MB, t {snapshot.factor:g}, {snapshot.max_length:,} tokens, "
-        f"attention scaling {snapshot.attention_scaling:.4g}"
+        f"{done.folder}: {done.target}, {size / 1e6:,.1f} MB, t {shown}, {snapshot.max_length:,} tokens{scaling}"
     )
     for note in done.notes:
         typer.echo(f"note: {note}", err=True)

@@ -93,6 +93,14 @@ class Exporter(ABC):
             ValueError: for what the user can mend.
         """
 
+    def plan_profiles(self, source: Source, factors: Sequence[float]) -> Plan:
+        """The plan of one folder for several t, which an engine with longwave's plugin reads.
+
+        Raises:
+            Unsupported: if the target has no such folder, or cannot express the model.
+        """
+        raise Unsupported(f"{self.name} has no profiles.")
+
     @abstractmethod
     def serving(self, source: Source, snapshot: Snapshot, folder: str) -> str:
         """The section of the model card on serving, in Markdown, with exact commands.
@@ -100,6 +108,10 @@ class Exporter(ABC):
         Arguments:
             folder: the name of the export's folder, for the commands.
         """
+
+    def serving_profiles(self, folder: str) -> str:
+        """The section of the model card on serving a folder of `plan_profiles`."""
+        raise Unsupported(f"{self.name} has no profiles.")
 
     @abstractmethod
     def engine(self) -> str:

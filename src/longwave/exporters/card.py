@@ -33,14 +33,15 @@ def model_card(source: Source, exporter: Exporter, done: Exported, *, log_n: str
     front |= {"library_name": exporter.library, "pipeline_tag": "text-generation"}
     snapshot, name = done.snapshot, done.folder.name
     length, original = snapshot.max_length, snapshot.original_length
+    frozen = f"served at the length factors {', '.join(f'{t:g}' for t in done.profiles)}" if done.profiles else ""
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=True)}---",
         f"# {name}",
         f"{_base(source)}, extended from {original:,} to {length:,} tokens with "
-        f"longwave and frozen at one length factor.",
-        _facts(source, snapshot, log_n),
+        f"longwave and {frozen or 'frozen at one length factor'}.",
+        *([] if frozen else [_facts(source, snapshot, log_n)]),
         "## Serve it",
-        exporter.serving(source, snapshot, name).strip(),
+        exporter.serving_profiles(name).strip() if frozen else exporter.serving(source, snapshot, name).strip(),
     ]
     if done.notes:
         sections += ["## Mind", "\n".join(f"- {note}" for note in done.notes)]

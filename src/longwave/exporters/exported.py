@@ -22,6 +22,7 @@ class Exported:
         snapshot: the frequencies that it runs at.
         notes: what its user should know.
         agreement: the result of the verification; None if there was none.
+        profiles: every t of a folder for several; empty for a folder with one. `snapshot` is of the largest.
     """
 
     folder: Path
@@ -29,6 +30,7 @@ class Exported:
     snapshot: Snapshot = field(repr=False)
     notes: list[str] = field(default_factory=list)
     agreement: Agreement | None = None
+    profiles: tuple[float, ...] = ()
 
     @property
     def files(self) -> dict[str, int]:
@@ -48,6 +50,7 @@ class Exported:
             "factor": self.snapshot.factor,
             "length": self.snapshot.max_length,
             "original_length": self.snapshot.original_length,
+            **({"profiles": list(self.profiles)} if self.profiles else {}),
             "factors": self.snapshot.factors.tolist(),
             "attention_scaling": self.snapshot.attention_scaling,
             "notes": self.notes,

@@ -42,6 +42,7 @@ def export(
         tell: is told each step, for a display.
         **settings: the fields of `ExportSettings`:
             `target`, see `longwave.exporters.EXPORTERS`;
+            `profiles`, several t in one folder for vLLM with longwave's plugin, such as "1,2,4,8";
             `factor` or `to`, t or the longest text in tokens, default the largest t of the model;
             `method`, for a plain model: `METHOD[@SCHEDULE]`, e.g. `yarn`;
             `quantize`, one of the target's quantizations, in upper or lower case;
@@ -64,7 +65,9 @@ def export(
         exporter.engine()  # missing: say so before the work
     tell("reading")
     method = None if asked.method is None else with_options([asked.method], asked.options)[0]
-    source = open_source(model, method=method, factor=asked.factor, length=asked.to)
+    factors = asked.profile_factors
+    reach = factors[-1] if factors else asked.factor
+    source = open_source(model, method=method, factor=reach, length=asked.to)
     keep_apart(output, source.folders)
     if source.extension.attention is not None:
         raise Unsupported(
@@ -74,10 +77,10 @@ def export(
         )
     if source.changes_weights and not exporter.merges:
         raise ValueError(f"{exporter.name} export does not know weights that follow t. Choose --target hf.")
-    t = source.factor(asked.factor, asked.to)
-    snapshot = source.snapshot(t, length=asked.to, log_n=asked.log_n == "constant")
+    t = source.factor(reach, asked.to)
+    snapshot = source.snapshot(t, length=asked.to, log_n=asked.log_n == "constant" and not factors)
     with other_targets(exporter):
-        plan = exporter.plan(source, snapshot, quantize)
+        plan = exporter.plan_profiles(source, factors) if factors else exporter.plan(source, snapshot, quantize)
         notes = list(plan.notes)
         if snapshot.factor == 1:
             notes.append("t is 1: these are the frequencies of pre-training, and nothing is extended.")
@@ -90,7 +93,7 @@ def export(
                 tell("verifying")
                 agreement = verify_export(exporter, source, snapshot, partial, asked)
                 agreement.check(plan.tolerance)
-            done = Exported(output, asked.target, snapshot, notes, agreement)
+            done = Exported(output, asked.target, snapshot, notes, agreement, factors)
             card = model_card(source, exporter, done, log_n=asked.log_n, tables=tables)
             write_text(partial / CARD, card)
             done.write_record(partial)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from longwave.exporters import EXPORTERS
+from longwave.serving.profiles import check_factors
 from longwave.settings import Settings, setting
 
 RENAMED = {"length": "to", "verified": "verify"}
@@ -32,6 +33,12 @@ class ExportSettings(Settings):
 
     target: str = setting(next(iter(EXPORTERS)), f"The format to write. {_summaries()}.", choices=EXPORTERS)
     factor: float | None = setting(None, "Length factor t; default the model's largest, 8 with --method.", metavar="T")
+    profiles: str | None = setting(
+        None,
+        "Several length factors in one folder, such as 1,2,4,8: vLLM with longwave's plugin runs each request at the "
+        "least that it needs.",
+        metavar="T,T,...",
+    )
     to: int | None = setting(None, "The longest text in tokens, in place of --factor.", metavar="TOKENS")
     method: str | None = setting(None, "The method to export a plain model with, e.g. yarn.", metavar="METHOD")
     options: Mapping[str, Any] = setting((), "Option of --method; repeatable. `longwave methods NAME` lists them.")
@@ -49,8 +56,34 @@ class ExportSettings(Settings):
         super().__post_init__()
         if self.options and self.method is None:
             raise ValueError("options are for a method: give one, for example yarn.")
+        if self.profiles is not None:
+            self._check_profiles()
         if self.factor is not None and self.to is not None:
             raise ValueError("give the length factor or the length in tokens, not both: --factor 8 or --to 32768.")
+
+    def _check_profiles(self) -> None:
+        check_factors(self.profile_factors)
+        others = {"factor": self.factor is not None, "to": self.to is not None, "quantize": self.quantize is not None}
+        others |= {"log n": self.log_n != "constant", "verify": self.verify}
+        if given := [name for name, is_given in others.items() if is_given]:
+            why = (
+                "the engine compares them with longwave at its start" if given == ["verify"] else "they hold several t"
+            )
+            raise ValueError(f"profiles go without {given[0]}: {why}. Leave one of the two out.")
+        if self.target != next(iter(EXPORTERS)):
+            raise ValueError(f"profiles are read by vLLM alone, and the target is {self.target}. Leave the target out.")
+
+    @property
+    def profile_factors(self) -> tuple[float, ...]:
+        """t of every profile; empty without profiles.
+
+        Raises:
+            ValueError: for text that is no list of numbers.
+        """
+        try:
+            return tuple(float(part) for part in (self.profiles or "").split(",") if part.strip() or self.profiles)
+        except ValueError:
+            raise ValueError(f"profiles must be length factors such as 1,2,4,8, got {self.profiles!r}.") from None
 
 
 def renamed(given: Mapping[str, Any]) -> dict[str, Any]:

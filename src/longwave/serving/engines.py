@@ -10,9 +10,8 @@ from longwave.checkpoints.folder import resolve
 from longwave.errors import install
 from longwave.files import read_object
 from longwave.layout import CONFIG
+from longwave.serving.profiles import KEY
 from longwave.serving.settings import ServeSettings
-
-PROFILES = "rope_profiles"  # in config.json: the folder has a table of frequencies for several t
 
 
 def engine_of(model: str, settings: ServeSettings) -> str:
@@ -36,7 +35,14 @@ def engine_of(model: str, settings: ServeSettings) -> str:
 def has_profiles(model: str) -> bool:
     """Whether a folder was exported for several t."""
     config = resolve(model).path / CONFIG
-    return config.is_file() and PROFILES in read_object(config)
+    return config.is_file() and KEY in read_object(config)
+
+
+def note_on(model: str) -> str:
+    """What to know of a folder that our own server is to serve; empty if nothing."""
+    if not has_profiles(model):
+        return ""
+    return f"{model} has {KEY}, which only vLLM reads: here texts end at L. Serve what it was exported from instead."
 
 
 def served_name(model: str, settings: ServeSettings) -> str:

@@ -30,6 +30,11 @@ class HF(Exporter):
 
         return plan_folder(source, snapshot, wide=self.quantization(quantize) == "float32")
 
+    def plan_profiles(self, source: Source, factors: Sequence[float]) -> Plan:
+        from longwave.exporters.hf.profiles import plan_profiles
+
+        return plan_profiles(source, factors)
+
     def serving(self, source: Source, snapshot: Snapshot, folder: str) -> str:
         length = snapshot.max_length
         return f"""```python
@@ -48,6 +53,15 @@ python -m sglang.launch_server --model-path {folder} --context-length {length}
 
 No flag for RoPE is needed: the factors are in config.json. transformers warns of the keys `short_mscale` and
 `long_mscale`, which it does not know: they are for vLLM and SGLang."""
+
+    def serving_profiles(self, folder: str) -> str:
+        return f"""```bash
+pip install --no-deps longwave    # beside vLLM, which finds the plugin by itself
+longwave serve {folder}
+```
+
+Every request runs at the least length factor that its prompt and its answer need. Texts within the trained length run
+on the plain model, bit for bit. An engine without the plugin serves the plain model, and refuses longer texts."""
 
     def engine(self) -> str:
         return f"transformers {version('transformers')}"

@@ -1,0 +1,321 @@
+"""The plugin for vLLM against longwave: every request at its own length factor.
+
+    python runs/vllm_profiles.py make FOLDER [MODEL]    with longwave: exports with profiles, and what longwave answers
+    python runs/vllm_profiles.py refused FOLDER    the same: what must not start
+    python runs/vllm_profiles.py check FOLDER [CASE ...]    with vLLM and, by `pip install --no-deps`, longwave
+
+Eight prompts of 40 to 2,000 tokens (t = 1, 1, 1, 2, 2, 4, 4, 8), 24 greedy tokens each, for an export of the demo's
+model under YaRN, one with log-n, and MODEL, a folder of longwave. longwave answers with full forwards without cache at
+that t. Each case of `check` is a process of its own and writes its line into FOLDER/results.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = ROOT / "src" / "longwave" / "demo" / "model"
+LENGTHS = (40, 150, 232, 260, 480, 520, 1000, 2000)
+FACTORS, NEW, LIMIT = "1,2,4,8,16", 24, 4096
+RESULTS = "results.json"
+PLAIN = {"VLLM_PLUGINS": ""}
+V2 = {"VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1"}
+
+# Case -> the export, how it is asked, keyword arguments of vllm.LLM, and the environment.
+CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, str]]] = {
+    "yarn, alone": ("yarn", "alone", {}, {}),
+    "yarn, mixed": ("yarn", "mixed", {"max_num_batched_tokens": 192, "enable_prefix_caching": True}, {}),
+    "log-n, alone": ("log-n", "alone", {}, {}),
+    "log-n, mixed": ("log-n", "mixed", {"max_num_batched_tokens": 192, "enable_prefix_caching": True}, {}),
+    "log-n, mixed, compiled": ("log-n", "mixed", {"enforce_eager": False, "max_num_batched_tokens": 192}, {}),
+    "yarn, mixed, preempted": ("yarn", "mixed", {"num_gpu_blocks_override": 300, "max_num_batched_tokens": 192}, {}),
+    "yarn, mixed, n-gram": (
+        "yarn", "mixed",
+        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}}, {},
+    ),
+    "yarn, mixed, bfloat16": ("yarn", "mixed", {"dtype": "bfloat16"}, {}),
+    "yarn, mixed, V2": ("yarn", "mixed", {"max_num_batched_tokens": 192}, V2),
+    "log-n, mixed, V2": ("log-n", "mixed", {"max_num_batched_tokens": 192}, V2),
+    "model, mixed": (
+        "model", "mixed", {"enable_lora": True, "max_loras": 5, "max_lora_rank": 64, "max_num_batched_tokens": 192}, {},
+    ),
+    "heads, mixed": ("heads", "mixed", {"max_num_batched_tokens": 192}, {}),
+    "heads, tensor parallel 2": ("heads", "mixed", {"tensor_parallel_size": 2}, {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}),
+    "plain vLLM": ("log-n", "within", {}, PLAIN),
+    "plain vLLM, compiled": ("log-n", "within", {"enforce_eager": False}, PLAIN),
+    "plain vLLM, V2": ("log-n", "within", {}, PLAIN | V2),
+    "plain vLLM, heads": ("heads", "within", {}, PLAIN),
+    "plain vLLM, bfloat16": ("yarn", "within", {"dtype": "bfloat16"}, PLAIN),
+    "yarn, no salt": ("yarn", "salt", {"enable_prefix_caching": True}, {"LONGWAVE_NO_SALT": "1"}),
+    "yarn, salt": ("yarn", "salt", {"enable_prefix_caching": True}, {}),
+    "factors 1": ("ones", "alone", {}, {}),
+}  # fmt: skip
+
+
+def prompts() -> list[list[int]]:
+    """Windows of Python's own sources, as the demo's model reads them."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    text = "\n".join(path.read_text("utf-8") for path in sorted(Path(os.__file__).parent.glob("a*.py")))
+    ids = tokenizer(text).input_ids
+    return [ids[1000 + 3000 * number :][:length] for number, length in enumerate(LENGTHS)]
+
+
+def make(folder: Path, model: Path | None) -> None:
+    """FOLDER/NAME and FOLDER/NAME.json: the exports, and longwave's answers."""
+    import longwave
+
+    asked = prompts()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "prompts.json").write_text(json.dumps(asked))
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    sources = {"yarn": None, "log-n": None, "heads": None, **({"model": model} if model else {})}
+    for name, source in sources.items():
+        if source is None and name == "heads":
+            source = random_heads(folder / ".heads")
+        if source is None:
+            plain = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
+            longwave.extend(plain, "yarn", max_factor=16, log_n=1.0 if name == "log-n" else 0.0)
+            source = longwave.save(
+                plain, folder / f".{name}", tokenizer=AutoTokenizer.from_pretrained(BASE), overwrite=True
+            )
+        if not (folder / name).exists():
+            longwave.export(source, folder / name, profiles=FACTORS)
+        extended = longwave.load(source, dtype="float32").eval()
+        answers = [answer(extended, prompt) for prompt in asked]
+        (folder / f"{name}.json").write_text(json.dumps(answers))
+    ones = json.loads((folder / "yarn" / "config.json").read_text())
+    if not (folder / "ones").exists():
+        subprocess.run(["cp", "-r", folder / "yarn", folder / "ones"], check=True)
+    for profile in ones["rope_profiles"]["profiles"][1:]:
+        first = ones["rope_profiles"]["profiles"][0]
+        profile |= {key: first[key] for key in ("factors", "attention_scaling", "inv_freq")}
+    (folder / "ones" / "config.json").write_text(json.dumps(ones))
+    (folder / "ones.json").write_text((folder / "yarn.json").read_text())
+
+
+def random_heads(folder: Path) -> Path:
+    """A random Llama of four heads, whose exponents of log-n differ by head."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    import longwave
+
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(BASE)
+    config.update({"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "num_hidden_layers": 3})
+    model = AutoModelForCausalLM.from_config(config).float()
+    longwave.extend(model, "ntk", max_factor=16, head_scalars=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(2)  # random, but attention has something to choose
+        for parameter in longwave.extension(model).learned["heads"]:
+            parameter.uniform_(0, 2)
+    return longwave.save(model, folder, tokenizer=AutoTokenizer.from_pretrained(BASE), overwrite=True)
+
+
+def answer(model: Any, prompt: list[int]) -> dict[str, Any]:
+    """24 greedy tokens and their log-probabilities by full forwards at the t of the whole."""
+    import torch
+
+    import longwave
+
+    t = next(t for t in map(float, FACTORS.split(",")) if len(prompt) + NEW <= 256 * t)
+    longwave.set_policy(model, "fixed", t)
+    ids, found = list(prompt), []
+    with torch.no_grad():
+        for _ in range(NEW):
+            log_probs = model(torch.tensor([ids]), use_cache=False).logits[0, -1].float().log_softmax(-1)
+            token = int(log_probs.argmax())
+            found.append(float(log_probs[token]))
+            ids.append(token)
+    return {"t": t, "tokens": ids[len(prompt) :], "log_probs": found}
+
+
+def leave_salt_alone() -> None:
+    """A control: keys that one t has cached are found by another."""
+    from longwave.serving.vllm import admission
+
+    assign = admission.assign
+
+    def without(request: Any, *arguments: Any, **named: Any) -> Any:
+        own = request.cache_salt
+        choice = assign(request, *arguments, **named)
+        request.cache_salt = own
+        return choice
+
+    admission.assign = without
+
+
+def interpret_triton() -> None:
+    """Let vLLM take Triton's interpreter for a backend of this CPU: model runner V2 has kernels of Triton."""
+    from types import SimpleNamespace
+
+    from triton.backends import backends
+
+    backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True))
+
+
+def run(folder: Path, case: str) -> dict[str, Any]:
+    """One case, in this process."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        interpret_triton()
+    if os.environ.get("LONGWAVE_NO_SALT") == "1":
+        leave_salt_alone()
+    from vllm import LLM, SamplingParams
+
+    export, how, options, _ = CASES[case]
+    asked, wanted = (
+        json.loads((folder / "prompts.json").read_text()),
+        json.loads((folder / f"{export}.json").read_text()),
+    )
+    plain = os.environ.get("VLLM_PLUGINS") == ""
+    settings = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "disable_log_stats": True,
+        "enable_prefix_caching": False,
+        "seed": 0,
+    }
+    llm = LLM(str(folder / export), **({} if plain else {"max_model_len": LIMIT}) | settings | options)
+    sampling = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, logprobs=1)
+    within = [number for number, prompt in enumerate(asked) if len(prompt) + NEW <= 256]
+
+    def ask(numbers: list[int]) -> list[tuple[list[int], list[float]]]:
+        results = llm.generate([{"prompt_token_ids": asked[number]} for number in numbers], sampling, use_tqdm=False)
+        outputs = [one.outputs[0] for one in results]
+        return [(list(each.token_ids), chosen(each)) for each in outputs]
+
+    if how == "salt":
+        # The same long prompt at its t, and a part of it that needs a smaller t: no key of the one may serve the other.
+        number = LENGTHS.index(480)
+        before = llm.generate({"prompt_token_ids": asked[number][:224]}, sampling, use_tqdm=False)
+        found = {number: ask([number])[0]}
+        del before
+    elif how == "alone":
+        found = {number: ask([number])[0] for number in range(len(asked))}
+    elif how == "within":
+        found = {number: ask([number])[0] for number in within}
+    else:
+        ask(list(range(len(asked))))
+        found = dict(enumerate(ask(list(range(len(asked))))))  # the second round finds what the first has cached
+    line: dict[str, Any] = {"equal": {}, "difference": 0.0, "t": {}}
+    for number, (tokens, log_probs) in found.items():
+        own = wanted[number]
+        same = next((i for i, (a, b) in enumerate(zip(tokens, own["tokens"], strict=False)) if a != b), NEW)
+        line["equal"][str(LENGTHS[number])], line["t"][str(LENGTHS[number])] = same, own["t"]
+        line["difference"] = max(
+            [line["difference"], *(abs(a - b) for a, b in zip(log_probs[:same], own["log_probs"], strict=False))]
+        )
+    line["within"] = {str(number): found[number] for number in within if number in found}
+    return line
+
+
+# What must not start: the export, keyword arguments of vllm.LLM, what is changed before, and a part of the message.
+REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "a text longer than the largest profile": ("yarn", {"max_model_len": 8192}, "", "more than the 4096 tokens"),
+    "another release of vLLM": ("yarn", {}, "release", "was tested with vLLM 0.32, and this is 9.9"),
+    "a changed function": ("yarn", {}, "signature", "preprocess_add_request takes self, request_list, and not self"),
+    "another base": ("yarn", {}, "base", "rotates by other frequencies than the profiles were made for"),
+    "a LoRA, and none is on": ("model", {}, "", "Start with --enable-lora --max-loras 5"),
+    "too few places for LoRAs": (
+        "model",
+        {"enable_lora": True, "max_loras": 4, "max_lora_rank": 64},
+        "",
+        "--max-loras 5",
+    ),
+    "no plugin": ("yarn", {"max_model_len": 4096}, "plugin", "max_model_len"),
+}
+
+
+def refused(folder: Path, name: str) -> dict[str, Any]:
+    """Start what must not start, and say what was said."""
+    export, options, change, _ = REFUSED[name]
+    if change == "release":
+        import vllm
+
+        vllm.__version__ = "9.9.0"
+    if change == "signature":
+        from vllm.v1.engine.core import EngineCore
+
+        EngineCore.preprocess_add_request = lambda self, request_list: None
+    if change == "base":
+        options = {**options, "hf_overrides": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}}
+    from vllm import LLM
+
+    settings = {"dtype": "float32", "enforce_eager": True, "disable_log_stats": True}
+    try:
+        LLM(str(folder / export), **settings | options)
+    except Exception as error:
+        return {"refused": f"{type(error).__name__}: {error}"}
+    return {"refused": None}
+
+
+def chosen(output: Any) -> list[float]:
+    """The log-probability of each token of an answer."""
+    return [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)]
+
+
+def check_refused(folder: Path) -> dict[str, bool]:
+    found = {}
+    for name, (_, _, change, message) in REFUSED.items():
+        environment = os.environ | {"LONGWAVE_CASE": name} | ({"VLLM_PLUGINS": ""} if change == "plugin" else {})
+        line = [sys.executable, __file__, "refused", str(folder)]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True)
+        said = json.loads(done.stdout.strip().splitlines()[-1])["refused"] if done.returncode == 0 else done.stderr
+        found[name] = said is not None and message in said
+        print(f"{name}: {'refused' if found[name] else f'NOT AS EXPECTED: {said}'}", flush=True)
+    return found
+
+
+def check(folder: Path, cases: list[str]) -> None:
+    path = folder / RESULTS
+    for case in cases or list(CASES):
+        if not (folder / CASES[case][0]).exists():
+            continue
+        environment = os.environ | CASES[case][3] | {"LONGWAVE_CASE": case}
+        done = subprocess.run(
+            [sys.executable, __file__, "one", str(folder)], env=environment, capture_output=True, text=True
+        )
+        known = json.loads(path.read_text()) if path.exists() else {}
+        last = done.stdout.strip().splitlines()
+        known[case] = json.loads(last[-1]) if done.returncode == 0 else {"error": done.stderr[-3000:]}
+        path.write_text(json.dumps(known, indent=1))
+        shown = {key: value for key, value in known[case].items() if key != "within"}
+        print(case, "|", json.dumps(shown) if "error" not in shown else shown["error"], flush=True)
+    compare(json.loads(path.read_text()))
+
+
+def compare(known: dict[str, Any]) -> None:
+    """Texts within L against plain vLLM, case by case: bit for bit."""
+    for case, line in known.items():
+        kind = next((kind for kind in ("compiled", "V2", "heads", "bfloat16") if kind in case), None)
+        plain = known.get("plain vLLM" if kind is None else f"plain vLLM, {kind}", {}).get("within")
+        if plain and line.get("within") and "tensor" not in case:  # two processes add in another order
+            print(f"{case}: within L {'equal to' if line['within'] == plain else 'OTHER THAN'} plain vLLM")
+
+
+if __name__ == "__main__":
+    for name, value in {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR",
+    }.items():  # fmt: skip
+        os.environ.setdefault(name, value)
+    what, where, *rest = sys.argv[1:]
+    if what == "make":
+        make(Path(where), Path(rest[0]) if rest else None)
+    elif what == "refused" and "LONGWAVE_CASE" in os.environ:
+        print(json.dumps(refused(Path(where), os.environ["LONGWAVE_CASE"])))
+    elif what == "refused":
+        sys.exit(not all(check_refused(Path(where)).values()))
+    elif what == "one":
+        print(json.dumps(run(Path(where), os.environ["LONGWAVE_CASE"])))
+    else:
+        check(Path(where), rest)

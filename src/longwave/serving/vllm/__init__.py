@@ -1,0 +1,29 @@
+"""The plugin for vLLM: every request runs at its own length factor, the plain model within L.
+
+    pip install --no-deps longwave            # beside vLLM
+    longwave export MODEL --profiles 1,2,4,8 --output OUT
+    python -m vllm.entrypoints.openai.api_server --model OUT
+
+vLLM calls `register` in each of its processes. A model without profiles runs as it did before.
+
+How it works: each rotary module has a table of cos and sin, one row for each position. The plugin appends rows for each
+t > 1. A request at t gets the row numbers p + start(t) in the place of its positions p, for the model alone. The cache
+and the attention keep the positions.
+
+    hooks.py       what is put in the place of functions of vLLM, and the check that they are those that we know
+    later.py       installs a hook when its module is imported
+    configs.py     what vLLM's configs say
+    admission.py   which t a request gets
+    tables.py      rows of cos and sin; queries scaled by log-n
+    runner.py      row numbers in the place of positions: model runner V2
+    runner_v1.py   the same for model runner V1
+"""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Put the hooks in their places. vLLM finds this function by the entry point `vllm.general_plugins`."""
+    from longwave.serving.vllm.hooks import install
+
+    install()

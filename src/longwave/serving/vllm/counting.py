@@ -1,0 +1,22 @@
+"""How many requests ran at which t: a metric of Prometheus beside vLLM's own, and the log."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+logger = logging.getLogger("vllm.longwave")
+
+
+@cache
+def _counter() -> Any:
+    from prometheus_client import Counter
+
+    return Counter("longwave_requests", "Requests by their length factor.", ["rope_factor"])
+
+
+def count(factor: float, request: Any) -> None:
+    """Count a request that was given its t."""
+    _counter().labels(rope_factor=f"{factor:g}").inc()
+    logger.debug("request %s runs at length factor %g", request.request_id, factor)

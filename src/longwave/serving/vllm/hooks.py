@@ -1,0 +1,279 @@
+"""What is put in the place of functions of vLLM, and the check that these are the functions that we know."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from longwave.serving.profiles import OutOfRange
+from longwave.serving.vllm.configs import profiles_of
+from longwave.serving.vllm.later import when_imported
+
+TESTED = ("0.32",)  # releases of vLLM that the plugin was run with
+UNTESTED = "LONGWAVE_VLLM_UNTESTED"  # set to 1, the plugin runs with other releases, too, whose hooks look the same
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A function of vLLM that the plugin wraps.
+
+    Arguments:
+        module, name: where it is: `Class.method`, or a function of the module.
+        parameters: its first parameters, as we know them.
+        wrapped: makes the function that takes its place.
+    """
+
+    module: str
+    name: str
+    parameters: tuple[str, ...]
+    wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]
+
+    def find(self) -> tuple[Any, str, Callable[..., Any]]:
+        """The place of the function, its name there, and the function."""
+        place: Any = import_module(self.module)
+        *path, last = self.name.split(".")
+        for part in path:
+            place = getattr(place, part)
+        return place, last, getattr(place, last)
+
+    def difference(self) -> str | None:
+        """What is other than we know; None if nothing is."""
+        where = f"{self.module}.{self.name}"
+        try:
+            *_, found = self.find()
+        except (ImportError, AttributeError):
+            return f"{where} is not there"
+        names = tuple(inspect.signature(found).parameters)
+        if names[: len(self.parameters)] != self.parameters:
+            return f"{where} takes {', '.join(names)}, and not {', '.join(self.parameters)}"
+        return None
+
+    def install(self) -> None:
+        """Wrap the function, once."""
+        if self.difference() is not None:
+            return  # `require_known` says so where it matters
+        place, name, found = self.find()
+        if getattr(found, "longwave", False):
+            return
+        made = functools.wraps(found)(self.wrapped(found))
+        made.longwave = True  # type: ignore[attr-defined]
+        setattr(place, name, made)
+
+
+def _max_length(found: Callable[..., Any]) -> Callable[..., Any]:
+    """The longest text is that of the largest t. Everything that cannot be served is refused here, at the start."""
+
+    def get_and_verify_max_len(self: Any, max_model_len: Any) -> Any:
+        profiles = profiles_of(self)
+        if profiles is None:
+            return found(self, max_model_len)
+        require_known()
+        if self.uses_mrope:
+            raise ValueError("positions on several axes (M-RoPE) have no profiles. Export a text model.")
+        if max_model_len is None or max_model_len == -1:
+            return profiles.max_length
+        if max_model_len > profiles.max_length:
+            raise ValueError(
+                f"--max-model-len {max_model_len} is more than the {profiles.max_length} tokens of the largest "
+                "profile. Choose less, or export more profiles."
+            )
+        return max_model_len
+
+    return get_and_verify_max_len
+
+
+def _front_end(found: Callable[..., Any]) -> Callable[..., Any]:
+    """Choose t in the front end, where a refusal becomes an answer of status 400."""
+
+    def process_inputs(self: Any, *arguments: Any, **named: Any) -> Any:
+        from vllm.exceptions import VLLMValidationError
+
+        request = found(self, *arguments, **named)
+        try:
+            _admit(request, self.vllm_config, front=True)
+        except OutOfRange as error:
+            raise VLLMValidationError(str(error)) from None
+        return request
+
+    return process_inputs
+
+
+def _core(found: Callable[..., Any]) -> Callable[..., Any]:
+    """Choose t for requests of a front end without the plugin, before their tokens are hashed."""
+
+    def preprocess_add_request(self: Any, request: Any) -> Any:
+        _admit(request, self.vllm_config, front=False)
+        return found(self, request)
+
+    return preprocess_add_request
+
+
+def _admit(request: Any, vllm_config: Any, *, front: bool) -> None:
+    from longwave.serving.vllm.admission import assign
+    from longwave.serving.vllm.counting import count
+
+    model = vllm_config.model_config
+    profiles = profiles_of(model)
+    if profiles is None:
+        return
+    choice = assign(request, profiles, limit=model.max_model_len, folder=model.model, front=front)
+    if choice is not None:
+        count(profiles.profiles[choice.profile].factor, request)
+
+
+def _state(found: Callable[..., Any]) -> Callable[..., Any]:
+    """Model runner V2."""
+
+    def resolve_model_state_cls(vllm_config: Any, model: Any) -> Any:
+        kind = found(vllm_config, model)
+        if profiles_of(vllm_config.model_config) is None:
+            return kind
+        from longwave.serving.vllm.runner import state_class
+
+        refuse(vllm_config, model)
+        return state_class(kind)
+
+    return resolve_model_state_cls
+
+
+def _load(found: Callable[..., Any]) -> Callable[..., Any]:
+    """Model runner V1: extend the tables when the model is there, and before anything is compiled."""
+
+    def load_model(self: Any, *arguments: Any, **named: Any) -> Any:
+        done = found(self, *arguments, **named)
+        if profiles_of(self.vllm_config.model_config) is not None and not self.vllm_config.use_v2_model_runner:
+            from longwave.serving.vllm.runner_v1 import prepare
+
+            refuse(self.vllm_config, self.model_runner.get_model())
+            prepare(self.model_runner)
+        return done
+
+    return load_model
+
+
+def _forward(found: Callable[..., Any]) -> Callable[..., Any]:
+    """Model runner V1."""
+
+    def _model_forward(self: Any, input_ids: Any = None, positions: Any = None, *rest: Any, **named: Any) -> Any:
+        from longwave.serving.vllm.runner_v1 import rows
+
+        with rows(self, positions):
+            return found(self, input_ids, positions, *rest, **named)
+
+    return _model_forward
+
+
+MAX_LENGTH = Hook("vllm.config.model", "ModelConfig.get_and_verify_max_len", ("self", "max_model_len"), _max_length)
+HOOKS = (
+    Hook("vllm.v1.engine.input_processor", "InputProcessor.process_inputs",
+         ("self", "request_id", "prompt", "params"), _front_end),
+    Hook("vllm.v1.engine.core", "EngineCore.preprocess_add_request", ("self", "request"), _core),
+    Hook("vllm.v1.worker.gpu.model_states", "resolve_model_state_cls", ("vllm_config", "model"), _state),
+    Hook("vllm.v1.worker.gpu_worker", "Worker.load_model", ("self",), _load),
+    Hook("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._model_forward",
+         ("self", "input_ids", "positions"), _forward),
+)  # fmt: skip
+
+
+def install() -> None:
+    """Wrap the functions of vLLM when their modules are there. A release that was not tested keeps all but one.
+
+    That one refuses models with profiles. Models without run as they do without the plugin.
+    """
+    when_imported(MAX_LENGTH.module, MAX_LENGTH.install)
+    if untested() is None:
+        for hook in HOOKS:
+            when_imported(hook.module, hook.install)
+
+
+def require_known() -> None:
+    """Refuse an engine that the plugin does not know.
+
+    Raises:
+        ValueError: naming the release of vLLM, or the function that has changed.
+    """
+    if reason := reason_against():
+        raise ValueError(f"longwave cannot serve rope profiles here: {reason}")
+
+
+def untested() -> str | None:
+    """That this release of vLLM was not tested; None if it was."""
+    import vllm
+
+    release = ".".join(str(vllm.__version__).split(".")[:2])
+    if release in TESTED or os.environ.get(UNTESTED) == "1":
+        return None
+    return (
+        f"the plugin was tested with vLLM {', '.join(TESTED)}, and this is {vllm.__version__}. {UNTESTED}=1 tries it."
+    )
+
+
+@functools.cache
+def reason_against() -> str | None:
+    """Why the plugin does not run with this vLLM; None if it does. Imports what the hooks are in."""
+    found = (hook.difference() for hook in (MAX_LENGTH, *HOOKS))
+    return untested() or next((f"vLLM is another one: {each}." for each in found if each is not None), None)
+
+
+def refuse(vllm_config: Any, model: Any) -> None:
+    """Refuse what the plugin cannot serve.
+
+    Raises:
+        ValueError: naming it.
+    """
+    reason = _reason(vllm_config, model)
+    if reason is not None:
+        raise ValueError(f"longwave cannot serve rope profiles here: {reason}")
+
+
+def _reason(vllm_config: Any, model: Any) -> str | None:
+    from vllm.model_executor.layers.attention import Attention, MLAAttention
+
+    profiles = profiles_of(vllm_config.model_config)
+    assert profiles is not None
+    modules = list(model.modules())
+    if vllm_config.kv_transfer_config is not None:
+        return "caches that travel between engines (kv_transfer_config) do not carry the length factor."
+    if getattr(vllm_config.parallel_config, "prefill_context_parallel_size", 1) > 1:
+        return "prefill context parallelism cuts the batch apart. Start without it."
+    if any(isinstance(module, MLAAttention) for module in modules):
+        return "the model has latent attention (MLA), whose queries pass the rotary module only in part."
+    text = vllm_config.model_config.hf_text_config
+    if getattr(text, "llama_4_scaling", None) or getattr(text, "attn_temperature_tuning", None):
+        return f"{text.model_type} reads positions in its attention, too."
+    if profiles.scales_queries and any(
+        isinstance(module, Attention) and module.sliding_window is not None for module in modules
+    ):
+        return "log-n leaves sliding layers alone, and here they share the rotary module with the others."
+    if profiles.scales_queries and _reads_tables(model):
+        return (
+            f"the attention of {type(model).__name__} reads cos and sin itself, and log-n would not reach its queries."
+        )
+    adapters = sum(each.adapter is not None for each in profiles.profiles)
+    return _lora_reason(vllm_config.lora_config, adapters) if adapters else None
+
+
+def _reads_tables(model: Any) -> bool:
+    """Whether the model's own code takes rows of the table, past the rotary module that scales queries."""
+    source = inspect.getsource(inspect.getmodule(type(model)) or type(model))
+    return "cos_sin_cache" in source
+
+
+def _lora_reason(lora: Any, adapters: int) -> str | None:
+    """What is wrong with the places for LoRAs, of which the model has one for each t > 1."""
+    from vllm.platforms import current_platform
+
+    if lora is None:
+        return f"the weights follow the length factor by a LoRA. Start with --enable-lora --max-loras {adapters + 1}."
+    # vLLM's kernels for CPUs read the last place where a request has no LoRA (index -1). It must stay empty.
+    if current_platform.is_cpu() and lora.max_loras <= adapters:
+        return (
+            f"on a CPU, requests without a LoRA would get the one in the last of {lora.max_loras} places. Start with "
+            f"--max-loras {adapters + 1}, and more if you serve other LoRAs, too."
+        )
+    return None

@@ -1,0 +1,190 @@
+"""Rows of cos and sin for every t, behind those of the model's own rotary modules; queries scaled by log-n."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from longwave.serving.profiles import Profile, Profiles
+from longwave.serving.vllm.queries import scaled_class, tabled_class
+
+MARK = "longwave_starts"  # on a model whose tables are extended
+CHECKED = 1000  # the row of a profile that is compared with longwave's own frequencies
+TOLERANCE = 2e-3  # of cos and sin in float32 at that row
+
+
+class Refused(ValueError):
+    """A model that the plugin cannot serve; the message says why."""
+
+
+def rotary_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Any]]:
+    """Every place of a rotary module of vLLM: name of the parent, parent, name in it, module."""
+    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
+
+    for name, parent in model.named_modules():
+        for own, child in parent.named_children():
+            if isinstance(child, RotaryEmbeddingBase):
+                yield name, parent, own, child
+
+
+def extend_tables(model: nn.Module, profiles: Profiles, padding: int) -> list[int]:
+    """Append the rows of all profiles to the tables of a model; the first row of each.
+
+    Arguments:
+        padding: more rows for each profile: tokens that are drafted, and may be refused, beyond its length.
+
+    Raises:
+        Refused: for a model whose rotary modules are others than the profiles were made for.
+    """
+    if (starts := getattr(model, MARK, None)) is not None:
+        return list(starts)
+    places = list(rotary_modules(model))
+    if not places:
+        raise Refused(f"{type(model).__name__} has no rotary module of vLLM's own. Serve it by another engine.")
+    starts = []
+    for module in {id(child): child for *_, child in places}.values():
+        starts = _extend(module, profiles, padding)
+    if profiles.scales_queries:
+        _scale_queries(places, profiles, starts, padding)
+    setattr(model, MARK, starts)
+    return starts
+
+
+def _extend(module: Any, profiles: Profiles, padding: int) -> list[int]:
+    """Append to one table. Returns the first rows."""
+    cache = module.cos_sin_cache
+    if cache.ndim != 2 or cache.shape[1] != module.rotary_dim or module.rotary_dim != 2 * _pairs(profiles):
+        raise Refused(
+            f"the table of {type(module).__name__} has the shape {tuple(cache.shape)}, and the profiles are for "
+            f"{_pairs(profiles)} frequencies."
+        )
+    plain = profiles.profiles[0]
+    row = min(CHECKED, profiles.original_length, cache.shape[0]) - 1
+    if cache.shape[0] < profiles.original_length or not _is_row(cache[row].float(), row, plain, _step(cache.dtype)):
+        raise Refused(
+            f"{type(module).__name__} rotates by other frequencies than the profiles were made for. A model with "
+            "several rotary tables is not supported."
+        )
+    parts, starts, rows = [cache], [0], cache.shape[0]
+    for profile in profiles.profiles[1:]:
+        made = table(profile, module.base, profile.length + padding, cache.device)
+        at = min(CHECKED, profile.length) - 1
+        if not _is_row(made[at], at, profile, 0.0):
+            raise Refused(
+                f"the frequencies at t = {profile.factor:g} are not those of longwave: the base of "
+                f"{type(module).__name__} is {module.base!r}. Export the model again."
+            )
+        starts.append(rows)
+        rows += made.shape[0]
+        parts.append(made.to(cache.dtype))
+    module.cos_sin_cache = torch.cat(parts)
+    if getattr(module, "cos_sin_cache_bf16", None) is not None:
+        module.cos_sin_cache_bf16 = module.cos_sin_cache.to(torch.bfloat16)
+    return starts
+
+
+def table(profile: Profile, base: float, rows: int, device: torch.device) -> Tensor:
+    """cos and sin of the first positions at one t, [rows, d], float32; computed as vLLM computes its own."""
+    factors = torch.tensor(profile.factors, dtype=torch.float32)
+    size = 2 * factors.numel()
+    inv_freq = 1.0 / (factors * base ** (torch.arange(0, size, 2, dtype=torch.float) / size))
+    angles = torch.outer(torch.arange(rows, dtype=torch.float), inv_freq)
+    found = torch.cat((angles.cos(), angles.sin()), dim=-1) * profile.attention_scaling
+    return found.to(device)
+
+
+def _is_row(row: Tensor, position: int, profile: Profile, rounding: float) -> bool:
+    """Whether a row of a table has the profile's frequencies."""
+    angles = torch.tensor(profile.inv_freq, dtype=torch.float64) * position
+    wanted = torch.cat((angles.cos(), angles.sin())) * profile.attention_scaling
+    return bool((row.cpu().double() - wanted).abs().max() <= TOLERANCE + rounding)
+
+
+def _step(dtype: torch.dtype) -> float:
+    return 2 * torch.finfo(dtype).eps
+
+
+def _pairs(profiles: Profiles) -> int:
+    return len(profiles.profiles[0].factors)
+
+
+def log_ratios(profiles: Profiles, starts: list[int], rows: int, padding: int) -> Tensor:
+    """ln max(1, ln(p + 1)/ln L) of every row, float32; p is the row's position."""
+    found = torch.zeros(rows, dtype=torch.float64)
+    for start, profile in zip(starts[1:], profiles.profiles[1:], strict=True):
+        count = profile.length + padding
+        positions = torch.arange(count, dtype=torch.float64)
+        found[start : start + count] = ((positions + 1).log() / math.log(profiles.original_length)).clamp(min=1).log()
+    return found.float()
+
+
+def _scale_queries(
+    places: list[tuple[str, nn.Module, str, Any]], profiles: Profiles, starts: list[int], padding: int
+) -> None:
+    """Put rotary modules that scale queries in the places of the others, whose tables they share."""
+    module = places[0][3]
+    ratios = log_ratios(profiles, starts, module.cos_sin_cache.shape[0], padding).to(module.cos_sin_cache.device)
+    shared: dict[int, Any] = {}
+    for name, parent, own, module in places:
+        exponents = _exponents(name, parent, profiles)
+        if exponents is None:
+            continue  # a layer that log-n leaves alone
+        if exponents.numel() > 1 or module.rotary_dim != module.head_size:
+            parent.register_module(own, _by_head(module, ratios, exponents))
+            continue
+        if id(module) not in shared:
+            shared[id(module)] = _by_table(module, (float(exponents) * ratios).exp())
+        parent.register_module(own, shared[id(module)])
+
+
+def _exponents(name: str, attention: nn.Module, profiles: Profiles) -> Tensor | None:
+    """The exponents of an attention layer: one for all heads, or those of this rank's heads; None for none."""
+    if profiles.log_n_heads is None:
+        return torch.tensor([profiles.log_n], dtype=torch.float32)
+    number = re.search(r"\.(\d+)\.", f".{name}.")
+    found = profiles.log_n_heads.get(int(number[1])) if number else None
+    return None if found is None else _heads_of(attention, torch.tensor(found, dtype=torch.float32))
+
+
+def _heads_of(attention: nn.Module, exponents: Tensor) -> Tensor:
+    """The exponents of the heads that this rank of tensor parallelism has."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    count = getattr(attention, "num_heads", None)
+    if not isinstance(count, int) or exponents.numel() % count:
+        raise Refused(f"{type(attention).__name__} does not say how many heads it has, and log-n differs by head.")
+    first = get_tensor_model_parallel_rank() * count if exponents.numel() > count else 0
+    return exponents[first : first + count]
+
+
+def _by_head(module: Any, ratios: Tensor, exponents: Tensor) -> Any:
+    kind: Any = type(module)
+    made = _copy(module, scaled_class(kind))
+    made.register_buffer("query_ratios", ratios, persistent=False)
+    made.register_buffer("query_exponents", exponents.to(ratios.device), persistent=False)
+    return made
+
+
+def _by_table(module: Any, scales: Tensor) -> Any:
+    kind: Any = type(module)
+    made, queries = _copy(module, tabled_class(kind)), _copy(module, kind)
+    queries.cos_sin_cache = (module.cos_sin_cache.float() * scales[:, None]).to(module.cos_sin_cache.dtype)
+    if getattr(module, "cos_sin_cache_bf16", None) is not None:
+        queries.cos_sin_cache_bf16 = queries.cos_sin_cache.to(torch.bfloat16)
+    made.queries = queries
+    return made
+
+
+def _copy(module: Any, kind: Any) -> Any:
+    """The module in another class, with tables that it shares."""
+    made = copy.copy(module)
+    made._buffers, made._modules = dict(module._buffers), dict(module._modules)
+    made.__class__ = kind
+    made._forward_method = getattr(made, module._forward_method.__name__)
+    return made

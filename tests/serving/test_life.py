@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -79,6 +81,22 @@ def test_a_client_that_hangs_up_frees_its_place(small: Running) -> None:
     until(lambda: worker.idle)
     assert small.metric("generated_tokens_total") <= 1
     assert small.client().completions.create(**{**LONG, "max_tokens": 2}).usage.completion_tokens == 2
+
+
+def test_clients_that_close_at_once_leave_nothing_behind(small: Running) -> None:
+    """A stream may end before its first event: nobody then reads its chunks to the end."""
+    worker, (host, port) = small.service.worker, small.url.removeprefix("http://").split(":")
+    body = json.dumps({**LONG, "stream": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    small.gate.clear()
+    for _ in range(8):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + b"\r\n\r\n" + body)
+    until(lambda: sum(small.service.metrics.statuses.values()) == 8)
+    until(lambda: not worker.waiting and (worker.running is None or worker.running.cancelled))
+    small.gate.set()
+    until(lambda: worker.idle)
+    assert small.metric("generated_tokens_total") <= 1
 
 
 def test_a_prompt_is_not_read_on_for_a_client_that_is_gone(talking: Any) -> None:

@@ -172,8 +172,12 @@ def test_the_curl_line_of_the_greeting_works(start: Start, folder: Path, talking
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_at_once(start: Start, folder: Path) -> None:
-    process, url, _ = start(folder, "--method", "yarn", "--to", 60_000, "--drain", 100)
+def test_a_second_signal_ends_at_once(start: Start, tmp_path: Path, talking: Any) -> None:
+    model = build()
+    model.config.eos_token_id = model.generation_config.eos_token_id = None  # an answer does not end by itself
+    process, url, _ = start(
+        saved(tmp_path / "small", model, talking), "--method", "yarn", "--to", 60_000, "--drain", 100
+    )
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
     errors: list[Exception] = []
 
@@ -186,7 +190,7 @@ def test_a_second_signal_ends_at_once(start: Start, folder: Path) -> None:
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
-    until(lambda: "longwave_queued 2" in httpx2.get(f"{url}/metrics").text)
+    until(lambda: "longwave_queued 2" in httpx2.get(f"{url}/metrics").text, 60)
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)

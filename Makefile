@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  || { echo "error: longwave needs Python 3.11 or newer; run make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,eval,peft,gguf,llamacpp,ctranslate2]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,eval,peft,gguf,llamacpp,ctranslate2,serve]'
 	@touch $@
 
 demo: $(STAMP)  ## extend a small model and measure it: 2 CPU cores, at most 10 minutes, no download

@@ -20,7 +20,7 @@ from longwave.evaluation.registry import EVALUATIONS
 # Where a command stands on the help page. Every command that no panel names is of the first one.
 MEASURE = "Train and measure"
 PANELS = {
-    **dict.fromkeys(("generate", "chat"), "Use"),
+    **dict.fromkeys(("generate", "chat", "serve"), "Use"),
     **dict.fromkeys(("evaluate", "compare", "plot", "report"), "Compare and report"),
     **dict.fromkeys(("merge", "export", "push"), "Pass on"),
     **dict.fromkeys(("methods", "recipes"), "Catalogue"),

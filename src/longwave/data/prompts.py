@@ -32,6 +32,26 @@ def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [int(tokenizer.bos_token_id)]
 
 
+def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
+    """Token ids of a chat whose next message is the assistant's, by the tokenizer's template.
+
+    Raises:
+        ValueError: what the template says against the messages, or how it fails.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        found: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    except Exception as error:  # a template is a program, and may fail as any program does
+        if type(error) is TemplateError:  # its own words: it takes no system messages, say
+            raise ValueError(f"the tokenizer's chat template refuses these messages: {error}") from None
+        raise ValueError(
+            f"the tokenizer's chat template fails ({type(error).__name__}: {' '.join(str(error).split())}). "
+            f"Correct it in chat_template.jinja or tokenizer_config.json of {tokenizer.name_or_path}."
+        ) from None
+    return list(found["input_ids"])
+
+
 def closing_length(tokenizer: PreTrainedTokenizerBase) -> int:
     """The number of special tokens that the tokenizer appends to a text."""
     return len(_frame(tokenizer)[1])

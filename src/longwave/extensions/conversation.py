@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import DynamicCache
 
-from longwave.data.prompts import check_ids, opening
+from longwave.data.prompts import chat_ids, check_ids, opening
 from longwave.extensions.decoding import NEW_TOKENS
 from longwave.extensions.generation import prepare_cache
 from longwave.extensions.handle import find_extension
@@ -140,16 +139,7 @@ class Conversation:
 
     def _encode(self, messages: list[dict[str, str]]) -> list[int]:
         if self.tokenizer.chat_template:
-            try:
-                found: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-            except Exception as error:  # a template is a program, and may fail as any program does
-                if type(error) is TemplateError:  # its own words: it takes no system messages, say
-                    raise ValueError(f"the tokenizer's chat template refuses these messages: {error}") from None
-                raise ValueError(
-                    f"the tokenizer's chat template fails ({type(error).__name__}: {' '.join(str(error).split())}). "
-                    f"Correct it in chat_template.jinja or tokenizer_config.json of {self.tokenizer.name_or_path}."
-                ) from None
-            return list(found["input_ids"])
+            return chat_ids(self.tokenizer, messages)
         # The answer is kept as tokens: its text may tokenise in another way.
         start = self._tokens or opening(self.tokenizer)
         if not self._tokens:

@@ -1,5 +1,4 @@
-"""Serving: every request at its own length factor.
+"""Serving: each request at its own length factor, in vLLM or by a small server of our own.
 
-profiles.py    which t a folder can be served at, and which one a request gets; without torch
-vllm/          the plugin for vLLM
+`profiles` and `vllm/` are for vLLM; the other files are the server behind `longwave serve`.
 """

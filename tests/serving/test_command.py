@@ -25,6 +25,9 @@ from longwave.serving import vllm_server
 from longwave.serving.engines import engine_of, note_on, served_name
 from longwave.serving.settings import ServeSettings
 
+ONE = {"factor": 1.0, "length": 64, "factors": [1.0], "attention_scaling": 1.0, "inv_freq": [1.0]}
+PROFILES = {"format": 1, "original_length": 64, "profiles": [ONE]}
+
 
 @pytest.fixture
 def folder(tmp_path: Path, talking: Any) -> Path:
@@ -102,13 +105,24 @@ def test_vllm_takes_folders_with_profiles_where_it_is_installed(
     monkeypatch.syspath_prepend(tmp_path)
     assert engine_of(str(folder), ServeSettings()) == "transformers"
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"rope_profiles": {}}))
+    (folder / "config.json").write_text(json.dumps(config | {"rope_profiles": PROFILES}))
     assert engine_of(str(folder), ServeSettings()) == "vllm"
     assert engine_of(str(folder), ServeSettings(engine="transformers")) == "transformers"
     assert "Serve what it was exported from" in note_on(str(folder))
+    with pytest.raises(ValueError, match=r"--prefill-chunk is for longwave's own server, and vLLM serves here"):
+        vllm_server.command(str(folder), ServeSettings(prefill_chunk=64))
     words = vllm_server.command(str(folder), ServeSettings(port=9, api_key="k"))
     assert words[1:3] == ["-m", "vllm.entrypoints.openai.api_server"] and "k" not in words
-    assert words[words.index("--served-model-name") + 1] == "small"
+    assert words[words.index("--served-model-name") + 1] == "small" and "--enable-lora" not in words
+    with_adapters = {"profiles": [ONE, ONE | {"factor": 2.0, "adapter": "adapters/t2"}]}
+    (folder / "config.json").write_text(json.dumps(config | {"rope_profiles": PROFILES | with_adapters}))
+    (folder / "adapters" / "t2").mkdir(parents=True)
+    (folder / "adapters" / "t2" / "adapter_config.json").write_text('{"r": 20}')
+    words = vllm_server.command(str(folder), ServeSettings())
+    assert words[-5:] == ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "32"]
+    (folder / "adapters" / "t2" / "adapter_config.json").write_text('{"r": 600}')
+    with pytest.raises(ValueError, match="have rank 600, and vLLM holds 512 at most"):
+        vllm_server.command(str(folder), ServeSettings())
 
 
 Start = Callable[..., tuple[subprocess.Popen[str], str, str]]

@@ -49,7 +49,9 @@ def serve(
     if engine_of(model, how) == "vllm":
         if method is not None or option or to is not None:
             raise ValueError("vLLM serves the profiles of a folder: leave --method, --option and --to out.")
-        vllm_server.run(model, how)
+        if device is not None:
+            raise ValueError("vLLM chooses its device itself. Leave --device out.")
+        vllm_server.run(model, how, dtype=dtype)
 
     from longwave.serving.sockets import listen, url_of
 

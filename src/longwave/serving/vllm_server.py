@@ -4,23 +4,66 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import fields
+from pathlib import Path
 from typing import NoReturn
 
+from longwave.files import read_object
+from longwave.layout import ADAPTER, CONFIG
 from longwave.serving.engines import served_name
+from longwave.serving.profiles import Profiles
 from longwave.serving.settings import ServeSettings
 
+OWN = ("max_body", "queue", "drain", "prefill_chunk")  # settings that our own server has, and vLLM has not
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can hold LoRAs of
 
-def run(model: str, settings: ServeSettings) -> NoReturn:
-    """Become vLLM's server. vLLM finds the plugin by its entry point."""
+
+def run(model: str, settings: ServeSettings, *, dtype: str = "auto") -> NoReturn:
+    """Become vLLM's server. vLLM finds the plugin by its entry point.
+
+    Raises:
+        ValueError: for a setting that vLLM has not.
+    """
+    line = command(model, settings, dtype=dtype)
     if settings.api_key is not None:
         os.environ["VLLM_API_KEY"] = settings.api_key
-    os.execv(sys.executable, command(model, settings))
+    os.execv(sys.executable, line)
 
 
-def command(model: str, settings: ServeSettings) -> list[str]:
-    """The command line of vLLM's server."""
+def command(model: str, settings: ServeSettings, *, dtype: str = "auto") -> list[str]:
+    """The command line of vLLM's server.
+
+    Raises:
+        ValueError: for a setting that vLLM has not.
+    """
+    changed = [item.name for item in fields(settings) if getattr(settings, item.name) != item.default]
+    if given := [name for name in OWN if name in changed]:
+        option = given[0].replace("_", "-")
+        raise ValueError(f"--{option} is for longwave's own server, and vLLM serves here. Leave it out.")
     return [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model,
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--dtype", dtype,
         "--served-model-name", served_name(model, settings), "--host", settings.host, "--port", str(settings.port),
         "--override-generation-config", f'{{"max_new_tokens": {settings.default_max_tokens}}}',
+        *lora_options(Path(model)),
     ]  # fmt: skip
+
+
+def lora_options(folder: Path) -> list[str]:
+    """The options of vLLM for a folder whose weights follow t by a LoRA for each profile; none for another one.
+
+    Raises:
+        ValueError: for a LoRA that is larger than vLLM can hold.
+    """
+    config = folder / CONFIG
+    profiles = Profiles.of(read_object(config)) if config.is_file() else None
+    adapters = [each.adapter for each in profiles.profiles if each.adapter] if profiles is not None else []
+    if not adapters:
+        return []
+    rank = max(int(read_object(folder / adapter / ADAPTER)["r"]) for adapter in adapters)
+    held = next((each for each in RANKS if each >= rank), None)
+    if held is None:
+        raise ValueError(
+            f"the LoRAs of {folder} have rank {rank}, and vLLM holds {RANKS[-1]} at most. Train a smaller one."
+        )
+    # one place more than there are LoRAs: see the plugin's hooks.py
+    return ["--enable-lora", "--max-loras", str(len(adapters) + 1), "--max-lora-rank", str(held)]

@@ -225,13 +225,20 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "another release of vLLM": ("yarn", {}, "release", "was tested with vLLM 0.32, and this is 9.9"),
     "a changed function": ("yarn", {}, "signature", "preprocess_add_request takes self, request_list, and not self"),
     "another base": ("yarn", {}, "base", "rotates by other frequencies than the profiles were made for"),
-    "a LoRA, and none is on": ("model", {}, "", "Start with --enable-lora --max-loras 5"),
+    "a LoRA, and none is on": ("model", {}, "", "Start with --enable-lora --max-loras 5 --max-lora-rank 16"),
     "too few places for LoRAs": (
         "model",
         {"enable_lora": True, "max_loras": 4, "max_lora_rank": 64},
         "",
         "--max-loras 5",
     ),
+    "LoRAs of a larger rank": (
+        "model",
+        {"enable_lora": True, "max_loras": 5, "max_lora_rank": 8},
+        "",
+        "and vLLM was started for 8",
+    ),
+    "a worker without the plugin": ("yarn", {}, "worker", "a worker runs without the plugin"),
     "no plugin": ("yarn", {"max_model_len": 4096}, "plugin", "max_model_len"),
 }
 
@@ -247,6 +254,10 @@ def refused(folder: Path, name: str) -> dict[str, Any]:
         from vllm.v1.engine.core import EngineCore
 
         EngineCore.preprocess_add_request = lambda self, request_list: None
+    if change == "worker":
+        from longwave.serving.vllm import runner_v1
+
+        runner_v1.prepare = lambda runner: None
     if change == "base":
         options = {**options, "hf_overrides": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}}
     from vllm import LLM

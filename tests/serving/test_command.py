@@ -111,7 +111,12 @@ def test_vllm_takes_folders_with_profiles_where_it_is_installed(
     assert "Serve what it was exported from" in note_on(str(folder))
     with pytest.raises(ValueError, match=r"--prefill-chunk is for longwave's own server, and vLLM serves here"):
         vllm_server.command(str(folder), ServeSettings(prefill_chunk=64))
+    with pytest.raises(ValueError, match=r"--default-max-tokens is for longwave's own server"):
+        vllm_server.command(str(folder), ServeSettings(default_max_tokens=64))
+    with pytest.raises(ValueError, match=r"--host '0.0.0.0' would let other machines past the API key of vLLM"):
+        vllm_server.command(str(folder), ServeSettings(host="0.0.0.0", api_key="k"))
     words = vllm_server.command(str(folder), ServeSettings(port=9, api_key="k"))
+    assert words[words.index("--model") + 1] == str(folder)
     assert words[1:3] == ["-m", "vllm.entrypoints.openai.api_server"] and "k" not in words
     assert words[words.index("--served-model-name") + 1] == "small" and "--enable-lora" not in words
     with_adapters = {"profiles": [ONE, ONE | {"factor": 2.0, "adapter": "adapters/t2"}]}

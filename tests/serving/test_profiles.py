@@ -50,6 +50,9 @@ def test_the_sender_may_choose_t() -> None:
     for wanted in (3, 0, "4", True, float("nan")):
         with pytest.raises(OutOfRange, match=r"rope_factor must be one of 1, 2, 4, 8, got"):
             profiles().choose(10, 20, wanted=wanted)  # type: ignore[arg-type]
+    assert profiles().choose(250, None, wanted=1.0).new_tokens == 6, "without a limit the room that is there"
+    with pytest.raises(OutOfRange, match=r"rope_factor 1 serves 256 tokens, and this text may have 301. Choose 2"):
+        profiles().choose(300, None, wanted=1)
     with pytest.raises(OutOfRange, match=r"rope_factor 1 serves 256 tokens, and this text may have 310. Choose 2"):
         profiles().choose(300, 10, wanted=1)
 

@@ -112,6 +112,15 @@ def test_no_limit_is_a_limit_that_fills_the_engine() -> None:
     assert request.sampling_params.max_tokens == 80 and request.sampling_params.extra_args[PROFILE] == 0
 
 
+def test_an_explicit_limit_is_kept_however_large() -> None:
+    for limit in (379, 381, 5000):
+        request = Request([1] * 20, Sampling(max_tokens=limit))
+        assign(request, profiles(), limit=400, folder="m")
+        assert request.sampling_params.extra_args[PROFILE] == 2 and request.sampling_params.max_tokens == min(
+            limit, 380
+        )
+
+
 def test_an_answer_that_must_be_long_gets_the_room() -> None:
     request = Request([1] * 20, Sampling(max_tokens=380, min_tokens=150))
     assign(request, profiles(), limit=400, folder="m")
@@ -124,6 +133,13 @@ def test_what_the_sender_must_change() -> None:
         with pytest.raises(OutOfRange, match=r"rope_profile is chosen by the server. Send rope_factor."):
             assign(sent, profiles(), limit=400, folder="m")
     forged = Request([1] * 350, Sampling(extra_args={PROFILE: 2}), cache_salt="mine")
+    with pytest.raises(OutOfRange, match="chosen by the server"):
+        assign(forged, profiles(), limit=400, folder="m", front=False)
+    for salt, tokens in (("rope-profile 2.05", 150), ("rope-profile 2.0", 350), (None, 150)):
+        forged = Request([1] * tokens, Sampling(extra_args={PROFILE: 1}), cache_salt=salt)
+        with pytest.raises(OutOfRange, match="chosen by the server"):
+            assign(forged, profiles(), limit=400, folder="m", front=False)
+    forged = Request([1] * 350, Sampling(extra_args={PROFILE: 0}))
     with pytest.raises(OutOfRange, match="chosen by the server"):
         assign(forged, profiles(), limit=400, folder="m", front=False)
     with pytest.raises(OutOfRange, match="generates text"):

@@ -124,7 +124,7 @@ def _perplexity(record: dict[str, Any]) -> str:
     protocol, data = record["settings"]["protocol"], _files(record["data"])
     return (
         "\n".join(lines) + f"\n\nProtocol `{protocol}` on {data}, by length in tokens. Rows with "
-        "`@static` ran at one t, as this export does. In the other rows t followed the length."
+        "`@static` ran at one t. In the other rows t followed the length."
     )
 
 

@@ -160,21 +160,22 @@ class Profiles:
         needed = min(prompt + (max(self.reserve, least) if new is None else new), most)
         number = next(number for number, each in enumerate(self.profiles) if each.length >= needed)
         if wanted is not None:
-            number = self._wanted(wanted, number, needed)
+            number = self._wanted(wanted, prompt + max(1, least) if new is None else needed)
         room = min(self.profiles[number].length, most) - prompt
         return Choice(number, room if new is None else min(new, room))
 
-    def _wanted(self, wanted: float, least: int, needed: int) -> int:
+    def _wanted(self, wanted: float, needed: int) -> int:
         factors = [each.factor for each in self.profiles]
         if isinstance(wanted, bool) or not isinstance(wanted, int | float) or wanted not in factors:
             known = ", ".join(f"{factor:g}" for factor in factors)
             raise OutOfRange(f"rope_factor must be one of {known}, got {wanted!r}.")
         number = factors.index(wanted)
-        if number < least:
+        if self.profiles[number].length < needed:
+            least = next((each.factor for each in self.profiles if each.length >= needed), factors[-1])
             raise OutOfRange(
                 f"rope_factor {wanted:g} serves {self.profiles[number].length} tokens, and this text may have "
                 f"{needed}. "
-                f"Choose {factors[least]:g} or more, or leave it out."
+                f"Choose {least:g} or more, or leave it out."
             )
         return number
 

@@ -8,13 +8,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
+from longwave.checkpoints.folder import resolve
 from longwave.files import read_object
 from longwave.layout import ADAPTER, CONFIG
 from longwave.serving.engines import served_name
 from longwave.serving.profiles import Profiles
 from longwave.serving.settings import ServeSettings
 
-OWN = ("max_body", "queue", "drain", "prefill_chunk")  # settings that our own server has, and vLLM has not
+OWN = (
+    "max_body",
+    "queue",
+    "drain",
+    "prefill_chunk",
+    "default_max_tokens",
+)  # settings that our own server has, and vLLM has not
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can hold LoRAs of
 
 
@@ -40,11 +47,17 @@ def command(model: str, settings: ServeSettings, *, dtype: str = "auto") -> list
     if given := [name for name in OWN if name in changed]:
         option = given[0].replace("_", "-")
         raise ValueError(f"--{option} is for longwave's own server, and vLLM serves here. Leave it out.")
+    if not settings.is_loopback:
+        # vLLM asks for the key under /v1 alone, and answers requests of text under /invocations, too
+        raise ValueError(
+            f"--host {settings.host!r} would let other machines past the API key of vLLM. Leave --host out, and put a "
+            "proxy before it."
+        )
+    folder = resolve(model).check().fetch().path  # a name of the hub as a folder: the LoRAs lie in it
     return [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--dtype", dtype,
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", dtype,
         "--served-model-name", served_name(model, settings), "--host", settings.host, "--port", str(settings.port),
-        "--override-generation-config", f'{{"max_new_tokens": {settings.default_max_tokens}}}',
-        *lora_options(Path(model)),
+        *lora_options(folder),
     ]  # fmt: skip
 
 

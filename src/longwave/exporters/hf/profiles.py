@@ -79,17 +79,20 @@ def plan_profiles(source: Source, factors: Sequence[float]) -> ProfilesPlan:
         )
     config |= {key: profiles.original_length for key in LENGTHS if key in config or key == "max_position_embeddings"}
     config[KEY] = profiles.as_dict()
+    changing = sum(each.adapter is not None for each in profiles.profiles)
+    adapters = 0 if source.merge is None else changing * source.merge.file.stat().st_size
     notes = [*weight_notes(source, kept=True), *code_notes(source)]
     if is_interleaved(source):
         notes.append(f"{source.model_type} rotates neighbouring dimensions (interleaved), which was not run in vLLM.")
     if source.merge is not None:
         rank = source.merge.adapter.config.r
         notes.append(
-            f"The weights follow t by a LoRA for each profile. vLLM needs --enable-lora --max-lora-rank {rank} or more."
+            "The weights follow t by a LoRA for each profile. `longwave serve` starts vLLM so; vLLM's own command "
+            f"needs --enable-lora --max-loras {changing + 1} --max-lora-rank {rank} (or the next rank that it has)."
         )
     return ProfilesPlan(
         notes=notes,
-        size=sum(path.stat().st_size for path in source.shards),
+        size=sum(path.stat().st_size for path in source.shards) + adapters,
         tolerance=None,
         source=source,
         snapshot=snapshots[-1],

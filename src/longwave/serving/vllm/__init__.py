@@ -11,6 +11,7 @@ t > 1. A request at t gets the row numbers p + start(t) in the place of its posi
 and the attention keep the positions.
 
     hooks.py       what is put in the place of functions of vLLM, and the check that they are those that we know
+    checks.py      what cannot be served, at the start
     later.py       installs a hook when its module is imported
     configs.py     what vLLM's configs say
     admission.py   which t a request gets

@@ -37,7 +37,7 @@ def assign(request: Any, profiles: Profiles, *, limit: int, folder: str, front: 
         raise OutOfRange("a request that is resumed would change its length factor. Send the whole text as one.")
     prompt = len(request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds)
     new, least = sampling.max_tokens, sampling.min_tokens
-    if new is None or new >= limit - prompt:  # vLLM fills in the room that is left where no limit was given
+    if new is None or new == limit - prompt:  # vLLM fills in the room that is left where no limit was given
         choice = profiles.choose(prompt, None, extra.get(WANTED), limit, least)
     else:
         choice = profiles.choose(prompt, new, extra.get(WANTED), limit)
@@ -59,10 +59,16 @@ def salted(own: str | None, factor: float) -> str | None:
 
 def _chosen(request: Any, number: Any, profiles: Profiles) -> bool:
     """Whether `assign` has written this number: the salt of its t goes with it."""
-    if not isinstance(number, int) or not 0 <= number < len(profiles.profiles):
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(profiles.profiles):
         return False
-    factor = profiles.profiles[number].factor
-    return factor == 1 or (request.cache_salt or "").startswith(f"{SALT} {factor!r}")
+    profile, salt = profiles.profiles[number], request.cache_salt or ""
+    start = f"{SALT} {profile.factor!r}"
+    if profile.factor > 1 and salt != start and not salt.startswith(f"{start} "):
+        return False
+    if profile.adapter is not None and getattr(request.lora_request, "lora_int_id", None) != FIRST_ADAPTER + number:
+        return False
+    prompt = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
+    return len(prompt) + (request.sampling_params.max_tokens or 0) <= profile.length
 
 
 def _adapter(request: Any, adapter: str, number: int, factor: float, folder: str) -> Any:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import logging
 from functools import cache
+from threading import Lock
 from typing import Any
 
 logger = logging.getLogger("vllm.longwave")
 
 
+_LOCK = Lock()  # vLLM may admit requests in several threads, and a metric may be made once
+
+
 @cache
-def _counter() -> Any:
+def _made() -> Any:
     from prometheus_client import Counter
 
     return Counter("longwave_requests", "Requests by their length factor.", ["rope_factor"])
+
+
+def _counter() -> Any:
+    with _LOCK:
+        return _made()
 
 
 def count(factor: float, request: Any) -> None:

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from longwave.serving.profiles import OutOfRange
+from longwave.serving.vllm.checks import refuse, refuse_adapter
 from longwave.serving.vllm.configs import profiles_of
 from longwave.serving.vllm.later import when_imported
 
@@ -95,6 +96,7 @@ def _front_end(found: Callable[..., Any]) -> Callable[..., Any]:
 
         request = found(self, *arguments, **named)
         try:
+            refuse_adapter(request, self.vllm_config)
             _admit(request, self.vllm_config, front=True)
         except OutOfRange as error:
             raise VLLMValidationError(str(error)) from None
@@ -124,6 +126,24 @@ def _admit(request: Any, vllm_config: Any, *, front: bool) -> None:
     choice = assign(request, profiles, limit=model.max_model_len, folder=model.model, front=front)
     if choice is not None:
         count(profiles.profiles[choice.profile].factor, request)
+
+
+def _workers(found: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse workers without the plugin: they would read rows that their tables do not have."""
+
+    def _initialize_kv_caches(self: Any, vllm_config: Any) -> Any:
+        if profiles_of(vllm_config.model_config) is not None and not all(self.model_executor.collective_rpc(has_rows)):
+            raise ValueError("longwave cannot serve rope profiles here: a worker runs without the plugin.")
+        return found(self, vllm_config)
+
+    return _initialize_kv_caches
+
+
+def has_rows(worker: Any) -> bool:
+    """Whether the model of a worker has the rows of all profiles. Runs in the worker."""
+    from longwave.serving.vllm.tables import MARK
+
+    return getattr(worker.get_model(), MARK, None) is not None
 
 
 def _state(found: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,6 +193,7 @@ HOOKS = (
     Hook("vllm.v1.engine.input_processor", "InputProcessor.process_inputs",
          ("self", "request_id", "prompt", "params"), _front_end),
     Hook("vllm.v1.engine.core", "EngineCore.preprocess_add_request", ("self", "request"), _core),
+    Hook("vllm.v1.engine.core", "EngineCore._initialize_kv_caches", ("self", "vllm_config"), _workers),
     Hook("vllm.v1.worker.gpu.model_states", "resolve_model_state_cls", ("vllm_config", "model"), _state),
     Hook("vllm.v1.worker.gpu_worker", "Worker.load_model", ("self",), _load),
     Hook("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._model_forward",
@@ -218,62 +239,3 @@ def reason_against() -> str | None:
     """Why the plugin does not run with this vLLM; None if it does. Imports what the hooks are in."""
     found = (hook.difference() for hook in (MAX_LENGTH, *HOOKS))
     return untested() or next((f"vLLM is another one: {each}." for each in found if each is not None), None)
-
-
-def refuse(vllm_config: Any, model: Any) -> None:
-    """Refuse what the plugin cannot serve.
-
-    Raises:
-        ValueError: naming it.
-    """
-    reason = _reason(vllm_config, model)
-    if reason is not None:
-        raise ValueError(f"longwave cannot serve rope profiles here: {reason}")
-
-
-def _reason(vllm_config: Any, model: Any) -> str | None:
-    from vllm.model_executor.layers.attention import Attention, MLAAttention
-
-    profiles = profiles_of(vllm_config.model_config)
-    assert profiles is not None
-    modules = list(model.modules())
-    if vllm_config.kv_transfer_config is not None:
-        return "caches that travel between engines (kv_transfer_config) do not carry the length factor."
-    if getattr(vllm_config.parallel_config, "prefill_context_parallel_size", 1) > 1:
-        return "prefill context parallelism cuts the batch apart. Start without it."
-    if any(isinstance(module, MLAAttention) for module in modules):
-        return "the model has latent attention (MLA), whose queries pass the rotary module only in part."
-    text = vllm_config.model_config.hf_text_config
-    if getattr(text, "llama_4_scaling", None) or getattr(text, "attn_temperature_tuning", None):
-        return f"{text.model_type} reads positions in its attention, too."
-    if profiles.scales_queries and any(
-        isinstance(module, Attention) and module.sliding_window is not None for module in modules
-    ):
-        return "log-n leaves sliding layers alone, and here they share the rotary module with the others."
-    if profiles.scales_queries and _reads_tables(model):
-        return (
-            f"the attention of {type(model).__name__} reads cos and sin itself, and log-n would not reach its queries."
-        )
-    adapters = sum(each.adapter is not None for each in profiles.profiles)
-    return _lora_reason(vllm_config.lora_config, adapters) if adapters else None
-
-
-def _reads_tables(model: Any) -> bool:
-    """Whether the model's own code takes rows of the table, past the rotary module that scales queries."""
-    source = inspect.getsource(inspect.getmodule(type(model)) or type(model))
-    return "cos_sin_cache" in source
-
-
-def _lora_reason(lora: Any, adapters: int) -> str | None:
-    """What is wrong with the places for LoRAs, of which the model has one for each t > 1."""
-    from vllm.platforms import current_platform
-
-    if lora is None:
-        return f"the weights follow the length factor by a LoRA. Start with --enable-lora --max-loras {adapters + 1}."
-    # vLLM's kernels for CPUs read the last place where a request has no LoRA (index -1). It must stay empty.
-    if current_platform.is_cpu() and lora.max_loras <= adapters:
-        return (
-            f"on a CPU, requests without a LoRA would get the one in the last of {lora.max_loras} places. Start with "
-            f"--max-loras {adapters + 1}, and more if you serve other LoRAs, too."
-        )
-    return None

@@ -27,6 +27,8 @@ def prepare(runner: Any) -> None:
 def rows(runner: Any, positions: Tensor | None) -> Iterator[None]:
     """Positions of the scheduled tokens are row numbers inside."""
     starts = getattr(runner, MARK, None)
+    if starts is None and profiles_of(runner.vllm_config.model_config) is not None:
+        raise RuntimeError("a model with rope profiles has no rows for them: its worker was loaded without the plugin")
     added = None if starts is None or positions is None else _added(runner, starts)
     if added is None or positions is None:
         yield

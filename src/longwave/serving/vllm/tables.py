@@ -15,6 +15,7 @@ from longwave.serving.profiles import Profile, Profiles
 from longwave.serving.vllm.queries import scaled_class, tabled_class
 
 MARK = "longwave_starts"  # on a model whose tables are extended
+KEPT = "longwave_rows"  # on a rotary module: what its rows were made from, and the first of each profile
 CHECKED = 1000  # the row of a profile that is compared with longwave's own frequencies
 TOLERANCE = 2e-3  # of cos and sin in float32 at that row
 
@@ -47,9 +48,11 @@ def extend_tables(model: nn.Module, profiles: Profiles, padding: int) -> list[in
     places = list(rotary_modules(model))
     if not places:
         raise Refused(f"{type(model).__name__} has no rotary module of vLLM's own. Serve it by another engine.")
-    starts = []
-    for module in {id(child): child for *_, child in places}.values():
-        starts = _extend(module, profiles, padding)
+    modules = list({id(child): child for *_, child in places}.values())
+    every = {tuple(_extend(module, profiles, padding)) for module in modules}
+    if len(every) > 1 or len({module.cos_sin_cache.shape[0] for module in modules}) > 1:
+        raise Refused(f"{type(model).__name__} has rotary tables of several lengths, which is not supported.")
+    starts = list(every.pop())
     if profiles.scales_queries:
         _scale_queries(places, profiles, starts, padding)
     setattr(model, MARK, starts)
@@ -58,6 +61,8 @@ def extend_tables(model: nn.Module, profiles: Profiles, padding: int) -> list[in
 
 def _extend(module: Any, profiles: Profiles, padding: int) -> list[int]:
     """Append to one table. Returns the first rows."""
+    if (known := getattr(module, KEPT, None)) is not None and known[:2] == (profiles, padding):
+        return list(known[2])  # vLLM shares rotary modules among the engines of a process
     cache = module.cos_sin_cache
     if cache.ndim != 2 or cache.shape[1] != module.rotary_dim or module.rotary_dim != 2 * _pairs(profiles):
         raise Refused(
@@ -84,6 +89,7 @@ def _extend(module: Any, profiles: Profiles, padding: int) -> list[int]:
         rows += made.shape[0]
         parts.append(made.to(cache.dtype))
     module.cos_sin_cache = torch.cat(parts)
+    setattr(module, KEPT, (profiles, padding, starts))
     if getattr(module, "cos_sin_cache_bf16", None) is not None:
         module.cos_sin_cache_bf16 = module.cos_sin_cache.to(torch.bfloat16)
     return starts
@@ -135,7 +141,7 @@ def _scale_queries(
         exponents = _exponents(name, parent, profiles)
         if exponents is None:
             continue  # a layer that log-n leaves alone
-        if exponents.numel() > 1 or module.rotary_dim != module.head_size:
+        if profiles.log_n_heads is not None or module.rotary_dim != module.head_size:
             parent.register_module(own, _by_head(module, ratios, exponents))
             continue
         if id(module) not in shared:

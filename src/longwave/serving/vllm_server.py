@@ -15,13 +15,8 @@ from longwave.serving.engines import served_name
 from longwave.serving.profiles import Profiles
 from longwave.serving.settings import ServeSettings
 
-OWN = (
-    "max_body",
-    "queue",
-    "drain",
-    "prefill_chunk",
-    "default_max_tokens",
-)  # settings that our own server has, and vLLM has not
+# Settings that our own server has, and vLLM has not.
+OWN = ("max_body", "queue", "drain", "prefill_chunk", "default_max_tokens")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can hold LoRAs of
 
 
@@ -78,5 +73,5 @@ def lora_options(folder: Path) -> list[str]:
         raise ValueError(
             f"the LoRAs of {folder} have rank {rank}, and vLLM holds {RANKS[-1]} at most. Train a smaller one."
         )
-    # one place more than there are LoRAs: see the plugin's hooks.py
+    # one place more than there are LoRAs: see vllm/checks.py
     return ["--enable-lora", "--max-loras", str(len(adapters) + 1), "--max-lora-rank", str(held)]

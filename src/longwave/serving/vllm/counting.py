@@ -9,7 +9,6 @@ from typing import Any
 
 logger = logging.getLogger("vllm.longwave")
 
-
 _LOCK = Lock()  # vLLM may admit requests in several threads, and a metric may be made once
 
 

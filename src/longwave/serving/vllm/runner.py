@@ -6,7 +6,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from longwave.serving.vllm.admission import PROFILE
 from longwave.serving.vllm.configs import draft_tokens, profiles_of
@@ -57,10 +56,7 @@ def state_class(kind: Any) -> Any:
             return {**inputs, "positions": self._rows[:padded]}
 
         def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
-            return {**super().prepare_dummy_inputs(num_reqs, num_tokens), "positions": self._buffer(num_tokens)}
-
-        def _buffer(self, num_tokens: int) -> Tensor:
-            return self._rows[:num_tokens]
+            return {**super().prepare_dummy_inputs(num_reqs, num_tokens), "positions": self._rows[:num_tokens]}
 
     ProfiledState.__name__ = ProfiledState.__qualname__ = f"Profiled{kind.__name__}"
     return ProfiledState

@@ -36,7 +36,7 @@ SMALL = {
     "generate": ["--max-new-tokens", "3"],
     "chat": [],
     "export": [],
-    "serve": ["--help"],  # it would not end: tests/serving/test_command.py runs it
+    "serve": ["--help"],  # it would not end: tests/serving/test_serve_command.py runs it
 }
 
 

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from longwave.attention.layers import attention_layers
 from longwave.extensions.gate import NONE, Gate
-from longwave.extensions.handle import scaled_inside
 from longwave.extensions.lora import FULL as FULL
 from longwave.extensions.lora import LoRA as LoRA
+from longwave.extensions.mounts import scaled_inside
 from longwave.extensions.steering import text_model
 
 if TYPE_CHECKING:

@@ -10,34 +10,20 @@ from typing import Any, TypeVar
 from torch import nn
 
 from longwave.attention.hook import Steering
-from longwave.attention.temperature import LogN
-from longwave.extensions.adapter import LoRA, put_adapter
-from longwave.extensions.arguments import check_arguments, check_model
-from longwave.extensions.build import (
-    build_attention,
-    build_trajectories,
-    refuse_other_ropes,
-    refuse_other_settings,
-    refuse_unknown_options,
-)
-from longwave.extensions.dial import Dial
-from longwave.extensions.gate import Gate
-from longwave.extensions.handle import Extension, Mount, Seat, extension, find_extension, hold, let_go, scaled_inside
+from longwave.extensions.adapter import LoRA
+from longwave.extensions.arguments import check_model
+from longwave.extensions.assembly import build_parts, put_on
+from longwave.extensions.handle import Extension, extension, find_extension, hold, let_go
 from longwave.extensions.hooks import install_hooks, remove_hooks
-from longwave.extensions.probe import banded
-from longwave.extensions.rotary import ScaledRotary
-from longwave.extensions.scalars import head_scalars_of
-from longwave.extensions.sites import Site, find_sites, host_of, reset_frequencies, rope_at
-from longwave.extensions.spec import parse_spec
-from longwave.extensions.standin import frequency_name
-from longwave.extensions.steering import steer, steer_again, steering_of, stop_steering
+from longwave.extensions.mounts import Mount, scaled_inside
+from longwave.extensions.request import Request
+from longwave.extensions.sites import find_sites, host_of, rope_at
+from longwave.extensions.steering import steer_again, steering_of, stop_steering
 from longwave.rope import Rope
-from longwave.schedule import Schedule, Static, parse_schedule
+from longwave.schedule import Schedule
 from longwave.trajectory import Trajectory
 
 Model = TypeVar("Model", bound=nn.Module)
-
-BEST = "two-band"  # of the methods that need no training
 
 
 def extend(
@@ -87,76 +73,22 @@ def extend(
             attention method on a model that cannot have it.
     """
     check_model(model, "extend")
-    if method is None:
-        method = BEST if not isinstance(trajectory, Trajectory) else trajectory.name
-    check_arguments(
-        method=method,
+    request = Request.read(
+        method,
         max_factor=max_factor,
         schedule=schedule,
+        prior=prior,
         log_n=log_n,
+        beyond=beyond,
         original_length=original_length,
         trajectory=trajectory,
+        head_scalars=head_scalars,
+        adapter=adapter,
+        options=options,
     )
-    spec = parse_spec(method)
-    options = spec.joined({**options, **({} if prior is None else {"prior": prior})})
-    if trajectory is not None:
-        spec = replace(parse_spec(trajectory.name), attention=spec.attention)
-    chosen = spec.schedule
-    if schedule is not None:
-        chosen = parse_schedule(schedule) if isinstance(schedule, str) else schedule
-    if isinstance(chosen, Static) and chosen.factor > max_factor:
-        raise ValueError(f"schedule {chosen.spec} is over max_factor {max_factor:g}. Raise max_factor.")
-    if trajectory is None:
-        refuse_unknown_options(spec, options)
-    else:
-        of_method, _ = spec.split(options)
-        own_factor = max_factor if spec.attention is None else None
-        refuse_other_settings(trajectory, max_factor=own_factor, original_length=original_length, **of_method)
     with _without_recognised(model):
         host, sites = host_of(model), find_sites(model)
-        ropes = [rope_at(site, host.config.get_text_config(decoder=True), original_length) for site in sites]
-        if trajectory is not None:
-            refuse_other_ropes(trajectory, ropes)
-        of_method, of_attention = spec.split(options)
-        attention = build_attention(spec, ropes, max_factor, of_attention)
-        reach = max_factor if attention is None else attention.factor(max_factor)
-        trajectories = (
-            build_trajectories(spec, ropes, reach, of_method) if trajectory is None else [trajectory] * len(sites)
-        )
-        if trajectory is not None and trajectory.max_factor < reach:
-            raise ValueError(
-                f"the trajectory reaches to t = {trajectory.max_factor:g}, and {spec.name} asks it for t = {reach:g}. "
-                "Build it with a larger max_factor."
-            )
-        own_length = trajectories[0].rope.original_length
-        dial = Dial(own_length, trajectories[0].max_factor if attention is None else float(max_factor), chosen, beyond)
-        dial.attention = attention
-        rotaries = [_scaled(site, own, dial) for site, own in zip(sites, trajectories, strict=True)]
-        exponent = spec.log_n if log_n is None else float(log_n)
-        if exponent and attention is not None and attention.remembers:
-            raise ValueError(f"{attention.name} chooses its keys by unscaled queries. Pass log_n=False.")
-        bands = None if attention is None else banded(host, attention, rotaries)
-        heads = None
-        if head_scalars:
-            heads = rotaries[0].heads = head_scalars_of(host, attention, bands, exponent)
-        temperature = LogN(own_length, exponent, heads=heads) if exponent or heads is not None else None
-        gated = (
-            None if adapter is None else put_adapter(host, Gate(dial, adapter.trained_factor, adapter.gate), adapter)
-        )
-        try:
-            if temperature is not None or bands is not None:
-                steer(host, temperature, bands)
-        except BaseException:
-            if gated is not None:
-                gated.take_off()
-            raise
-        # From here on nothing fails: the model is as it was, or extended.
-        for site, rotary in zip(sites, rotaries, strict=True):
-            reset_frequencies(site.module, site.layer_type)
-            for parent, name in site.owners:
-                setattr(parent, name, rotary)
-        seats = tuple(Seat(*owner) for site in sites for owner in site.owners)
-        _hold(Extension(host, seats, dial, adapter=gated))
+        _hold(put_on(host, sites, build_parts(host, sites, request), request))
     return model
 
 
@@ -297,9 +229,3 @@ def _take_off(handle: Extension) -> None:
         handle.adapter.take_off()
     remove_hooks(handle.host)
     let_go(handle.host)
-
-
-def _scaled(site: Site, trajectory: Trajectory, dial: Dial) -> ScaledRotary:
-    """The module for the places of a site, on the device of the site's own."""
-    trajectory.to(getattr(site.module, frequency_name(site.layer_type)).device)
-    return ScaledRotary(site.module, trajectory, dial, layer_type=site.layer_type).train(site.module.training)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,8 @@ from longwave.attention import Attention
 from longwave.attention.heads import HeadScalars
 from longwave.extensions.arguments import check_model
 from longwave.extensions.dial import Dial, Follower
+from longwave.extensions.mounts import Mount, Seat, scaled_inside
 from longwave.extensions.rotary import ScaledRotary
-from longwave.extensions.sites import reset_frequencies
 from longwave.extensions.spec import named, spelled
 from longwave.extensions.steering import log_n_of, steering_of
 from longwave.methods import get_method
@@ -27,41 +26,6 @@ if TYPE_CHECKING:
     from longwave.extensions.adapter import Adapter
 
 HANDLE = "_longwave"
-
-
-@dataclass(frozen=True, eq=False)
-class Seat:
-    """A place of the model that refers to a rotary module.
-
-    Arguments:
-        parent, name: `getattr(parent, name)` is the rotary module.
-        scaled: the checkpoint's own module, with the RoPE scaling of its config, if the extension starts from
-            another module; None if the extension starts from the model's own module.
-    """
-
-    parent: nn.Module
-    name: str
-    scaled: nn.Module | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Mount:
-    """A scaled rotary module in its place, and the module that `restore` puts there.
-
-    Arguments:
-        parent, name: of the seat; or, if a wrapper (PEFT) has taken the seat, of a place inside the wrapper.
-        rotary: the scaled module.
-        own: the module that was there before `extend`.
-    """
-
-    parent: nn.Module
-    name: str
-    rotary: ScaledRotary
-    own: nn.Module
-
-    def put_on(self) -> None:
-        reset_frequencies(self.rotary.base, self.rotary.layer_type)
-        setattr(self.parent, self.name, self.rotary)
 
 
 @dataclass(eq=False, repr=False)
@@ -295,11 +259,3 @@ def _has_left_its_start(trajectory: Trajectory) -> bool:
         start = method.build(trajectory.rope, end, **trajectory.options())
     start.to(trajectory.log_freq_1.device)  # devices round differently
     return not torch.equal(trajectory.at(end).inv_freq, start.at(end).inv_freq)
-
-
-def scaled_inside(model: nn.Module) -> Iterator[tuple[nn.Module, str, ScaledRotary]]:
-    """Every scaled rotary module inside: its parent, its name there, and the module."""
-    for parent in model.modules():
-        for name, child in parent._modules.items():
-            if isinstance(child, ScaledRotary):
-                yield parent, name, child

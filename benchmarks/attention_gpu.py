@@ -35,7 +35,8 @@ from longwave.attention.dot import torch_dot
 from longwave.attention.engine import Scoring, attend, dense, whole
 from longwave.attention.kernels import with_lse
 from longwave.attention.layout import Layout
-from longwave.attention.placement import Placed, Spectrum, place
+from longwave.attention.placement import Placed, place
+from longwave.attention.spectrum import Spectrum
 from longwave.extensions.caches import FILLED_AT
 from longwave.extensions.generation import prepare_cache
 from longwave.files import write_json

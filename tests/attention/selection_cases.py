@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from longwave.attention.layout import Layout
-from longwave.attention.placement import Spectrum
 from longwave.attention.rows import Row, RowWise
+from longwave.attention.spectrum import Spectrum
 
 TYPES = {torch.float64: 1e-10, torch.float32: 2e-5}  # how near outputs must be
 OF_THE_PROGRAM = ("prefill", "pool")  # parameters of a case that are no options of ours; pool is 0 in all

@@ -17,7 +17,8 @@ from longwave.attention.bands import Attention
 from longwave.attention.engine import Scoring, attend, dense, merge
 from longwave.attention.kernels import with_lse
 from longwave.attention.layout import LAYOUTS, Layout
-from longwave.attention.placement import Placed, Spectrum, place
+from longwave.attention.placement import Placed, place
+from longwave.attention.spectrum import Spectrum
 
 L = 24
 BANDED = sorted(ATTENTIONS)

@@ -13,7 +13,8 @@ import torch
 from longwave.attention import get_attention
 from longwave.attention.engine import Scoring, attend, dense
 from longwave.attention.layout import Layout
-from longwave.attention.placement import Spectrum, place
+from longwave.attention.placement import place
+from longwave.attention.spectrum import Spectrum
 from longwave.attention.temperature import log_n_scale
 
 RENAMED = {"offset": "shift", "factor": "divisor"}  # options that the reference names otherwise

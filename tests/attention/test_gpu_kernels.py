@@ -14,7 +14,8 @@ from longwave.attention import ATTENTIONS, engine, flex, gpu_kernels
 from longwave.attention.engine import Scoring, attend, dense, whole
 from longwave.attention.kernels import _matmul, with_lse
 from longwave.attention.layout import Layout
-from longwave.attention.placement import Placed, Spectrum, place
+from longwave.attention.placement import Placed, place
+from longwave.attention.spectrum import Spectrum
 
 L = 64
 PADDING = [(0,), (0, 17), (5, 5), (70, 0)]  # in front of the rows

@@ -12,9 +12,10 @@ from longwave.attention.engine import merge
 from longwave.attention.infllm import Near
 from longwave.attention.kernels import with_lse
 from longwave.attention.layout import Layout
-from longwave.attention.placement import Spectrum, place
+from longwave.attention.placement import place
 from longwave.attention.rows import Row
 from longwave.attention.selection import Choice, gather, list_part, near_pairs, near_part
+from longwave.attention.spectrum import Spectrum
 from longwave.attention.streaming import StreamingLLM
 from longwave.attention.token_select import TokenSelect
 

@@ -13,10 +13,11 @@ from longwave.attention.engine import Scoring, dense
 from longwave.attention.infllm import InfLLM
 from longwave.attention.layout import Layout
 from longwave.attention.ms_poe import MsPoE
-from longwave.attention.placement import Spectrum, place
+from longwave.attention.placement import place
 from longwave.attention.quest import Quest
 from longwave.attention.rows import Row
 from longwave.attention.selection import top
+from longwave.attention.spectrum import Spectrum
 from longwave.attention.streaming import StreamingLLM
 from longwave.attention.token_select import Anchor, TokenSelect
 

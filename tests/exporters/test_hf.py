@@ -15,7 +15,7 @@ from tiny import model_types
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import longwave
-from longwave.checkpoints.weights import copy_weights
+from longwave.checkpoints.rewriting import copy_weights
 from longwave.exporters import EXPORTERS
 from longwave.exporters.opening import open_source
 from longwave.exporters.run import export

@@ -31,7 +31,8 @@ from transformers import (
 import longwave
 from longwave.attention.engine import Scoring, attend, dense
 from longwave.attention.layout import Layout
-from longwave.attention.placement import Spectrum, place
+from longwave.attention.placement import place
+from longwave.attention.spectrum import Spectrum
 from longwave.attention.two_band import TwoBand
 from longwave.extensions.adapter import LoRA
 from longwave.extensions.handle import find_extension

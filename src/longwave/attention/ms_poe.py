@@ -10,8 +10,8 @@ from torch import Tensor
 
 from longwave.attention.bands import Band, zero
 from longwave.attention.engine import Scoring, attend
-from longwave.attention.placement import Turn
 from longwave.attention.rows import Row, RowWise
+from longwave.attention.spectrum import Turn
 from longwave.schedule import tokens_at
 from longwave.settings import setting
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from longwave.attention.bands import Attention
 from longwave.attention.layout import Layout
-from longwave.attention.placement import Placed, Spectrum, Turn
+from longwave.attention.placement import Placed
+from longwave.attention.spectrum import Spectrum, Turn
 
 
 @dataclass(frozen=True, eq=False)

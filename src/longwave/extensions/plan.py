@@ -11,8 +11,9 @@ from torch import Tensor
 
 from longwave.attention.bands import Band
 from longwave.attention.documents import Documents
-from longwave.attention.placement import Placed, Spectrum, place
+from longwave.attention.placement import Placed, place
 from longwave.attention.rows import RowWise
+from longwave.attention.spectrum import Spectrum
 from longwave.extensions.selecting import Extent, extents_of
 
 

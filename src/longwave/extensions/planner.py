@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longwave.attention.bands import Attention
 from longwave.attention.documents import Documents
-from longwave.attention.placement import Spectrum
+from longwave.attention.spectrum import Spectrum
 from longwave.extensions.plan import Group, Plan
 from longwave.extensions.rotary import ScaledRotary
 

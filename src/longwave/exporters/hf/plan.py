@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from longwave.checkpoints.plain import skeleton
-from longwave.checkpoints.weights import copy_weights
+from longwave.checkpoints.rewriting import copy_weights
 from longwave.exporters.base import Plan, Unsupported
 from longwave.exporters.changes import Changes
 from longwave.exporters.companions import code_notes, copy_beside

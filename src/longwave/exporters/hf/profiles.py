@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from longwave.checkpoints.weights import copy_weights
+from longwave.checkpoints.rewriting import copy_weights
 from longwave.exporters.base import Plan, Unsupported
 from longwave.exporters.changes import Merge
 from longwave.exporters.companions import code_notes, copy_beside

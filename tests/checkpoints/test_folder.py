@@ -19,8 +19,8 @@ from transformers.utils.import_utils import is_protobuf_available, is_sentencepi
 import longwave
 from longwave.checkpoints.folder import Kind, kind_of
 from longwave.checkpoints.load import extension_of
+from longwave.checkpoints.rewriting import _blocks
 from longwave.checkpoints.tokenizer import load_tokenizer
-from longwave.checkpoints.weights import _blocks
 from longwave.cli.main import main
 from longwave.exporters.opening import open_source
 

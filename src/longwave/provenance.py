@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ RECORDED = ("longwave", "torch", "transformers", "accelerate", "datasets", "torc
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that numbers depend on."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in RECORDED:
         try:

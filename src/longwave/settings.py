@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from types import MappingProxyType, NoneType, UnionType
 from typing import Any, ClassVar, Self, TypedDict, Union, Unpack, get_args, get_origin, get_type_hints
 
@@ -65,7 +66,7 @@ class Settings:
     recipe_of: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
+        kinds = kinds_of(type(self))
         for item in fields(self):
             value = getattr(self, item.name)
             refusal = self.refusal(item.name, value)
@@ -92,7 +93,7 @@ class Settings:
     def refusal(cls, name: str, value: Any) -> str | None:
         """Why the setting of that name cannot have this value, whatever the other settings are; None if it can."""
         (item,) = (item for item in fields(cls) if item.name == name)
-        allowed = cls._allowed(item.metadata, get_type_hints(cls)[name], value)
+        allowed = cls._allowed(item.metadata, kinds_of(cls)[name], value)
         of = f" of {cls.whose}" if cls.whose else ""
         return None if allowed is None else f"{name.replace('_', ' ')}{of} must be {allowed}, got {value!r}."
 
@@ -114,6 +115,12 @@ class Settings:
         if least is not None and (value < least or (most is not None and value > most)):
             return limits(wanted, least, most)
         return None
+
+
+@cache
+def kinds_of(settings: type[Settings]) -> dict[str, Any]:
+    """Name of a field -> its type. Python reads the annotations anew each time that it is asked."""
+    return get_type_hints(settings)
 
 
 def limits(kind: Any, least: float, most: float | None) -> str:

@@ -197,13 +197,13 @@ def test_the_page_is_refreshed_while_a_run_goes(plain: Path, train, held_out: Pa
             live._next = 0.0  # not a hundred times as long as the last page took
 
     watched = {"eval_data": str(held_out), "eval_every": 1, "eval_lengths": "2x", "eval_windows": 2}
-    folder = train(plain, steps=4, callbacks=[live, Look()], **watched)
+    folder = train(plain, steps=3, callbacks=[live, Look()], **watched)
     assert pages[0] is None and pages[-1] is not None and 'http-equiv="refresh"' in pages[-1]
     assert "held-out text while training" in pages[-1] and "one for each micro-batch" in pages[-1]
     assert "Trajectories z(t) of all pairs under clex, none" in pages[-1]
     live.close()
     last = (folder / "report.html").read_text("utf-8")
-    assert 'http-equiv="refresh"' not in last and "4 steps" in last
+    assert 'http-equiv="refresh"' not in last and "3 steps" in last
     assert [path.name for path in folder.glob(".report*")] == []
 
 

@@ -35,10 +35,10 @@ demo: $(STAMP)  ## extend a small model and measure it: 2 CPU cores, at most 10 
 	$(BIN)/longwave demo $(ARGS)
 
 test: lint  ## everything CI runs: lint, types, fast and slow tests, in two processes of one thread
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(STAMP)  ## the tests that take seconds, in two processes of one thread
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -28,12 +28,14 @@ class Launch:
     Arguments:
         engine: one of ENGINES, or `one` for a process without torchrun.
         processes: number of processes; their accumulation makes 2 micro-batches of each step.
+        sharing: how many of them share each row.
         autocast: whether it runs in bfloat16.
         watched: the file that `on_cpu.py` writes.
     """
 
     engine: str
     processes: int = 2
+    sharing: int = 1
     autocast: bool = False
     watched: Path | None = None
     more: tuple[str, ...] = field(default=())
@@ -45,7 +47,7 @@ class Launch:
             sys.executable, *(torchrun if self.engine != "one" else []), str(Path(__file__).with_name("on_cpu.py")),
             "train", str(model), "--data", str(book), "--output", str(output), "--train-length", "48",
             "--max-factor", "8", "--batch-size", "2", "--lr", "1e-3", "--method", "clex", "--accumulation",
-            str(2 // self.processes), *self.more,
+            str(2 * self.sharing // self.processes), "--sequence-parallel", str(self.sharing), *self.more,
         ]
         # fmt: on
         if self.autocast and not self.engine.startswith("zero"):

@@ -91,7 +91,7 @@ def watch() -> None:
 if __name__ == "__main__":
     run_fsdp_on_cpus()
     engine = "--deepspeed" in sys.argv or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    if engine or sys.argv[sys.argv.index("--sequence-parallel") + 1] != "1":
+    if engine or "--sequence-parallel" in sys.argv or "PARALLELISM_CONFIG_SP_SIZE" in os.environ:
         need_no_compiler()
     if "LONGWAVE_WATCH" in os.environ:
         watch()

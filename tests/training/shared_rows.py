@@ -1,4 +1,4 @@
-"""`torchrun shared_rows.py OUTPUT CASE...`: rows that the processes share, against whole rows in one process, case by case.
+"""`torchrun shared_rows.py OUTPUT CASE...`: rows that the processes share against whole rows in one process.
 
 Writes a JSON object: case -> the loss and its difference, and for each part of the model the largest difference of a
 gradient in units of the part's largest gradient.
@@ -158,7 +158,8 @@ def compare(case: Case, ulysses: Ulysses) -> dict[str, float]:
         apart[part] = max(apart[part], float((mine[name] - gradients[name]).abs().max()))
         largest[part] = max(largest[part], float(gradients[name].abs().max()))
     assert groups_of(model) == before
-    return {"loss": float((own - loss).abs()), "value": float(loss), **{part: apart[part] / (largest[part] or 1.0) for part in apart}}
+    relative = {part: apart[part] / (largest[part] or 1.0) for part in apart}
+    return {"loss": float((own - loss).abs()), "value": float(loss), **relative}
 
 
 if __name__ == "__main__":

@@ -212,8 +212,8 @@ def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 def shard_of(batch: dict[str, Tensor], rank: int, count: int) -> dict[str, Tensor]:
     """The neighbouring tokens of each row that one of `count` processes has.
 
-    `shift_labels` are the tokens that follow, also over the border to the next shard. `document_ids` stay those of whole
-    rows, which attention sees.
+    `shift_labels` are the tokens that follow, also over the border to the next shard. `document_ids` stay those of
+    whole rows, which attention sees.
     """
     following = pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]
     return {

@@ -107,7 +107,8 @@ class Plan:
             return
         remedies = [] if self.checkpointing else ["--gradient-checkpointing"]
         remedies += ["a smaller --batch-size"] if self.memory.activations + self.memory.logits > GIB else []
-        remedies += ["--sequence-parallel 2"] if self.memory.activations > self.available // 2 else []
+        shared = "more --devices with --sequence-parallel 2"
+        remedies += [shared] if self.memory.activations > self.available // 2 else []
         remedies += ["more --devices with --engine fsdp2", "--freeze-weights"]
         raise ValueError(
             f"this run needs {self.memory.total / GIB:.1f} GB on each device, which has {self.available / GIB:.1f} GB. "
@@ -145,9 +146,10 @@ def plan(model: str, settings: Mapping[str, Any], machine: Machine) -> Plan:
     bf16 = config.precision == "bf16" or (config.precision == "auto" and kind != "cpu")
     most = max([1, *(sampler.multiples(config.batch_size, row) if config.long_share else [])])
     rows, length = config.batch_size // most, row * most
-    bands, dense = _bands(network, config, rows * length**2, kind)
+    shards = config.sequence_parallel
+    bands, dense = _bands(network, config, rows * length**2 // shards, kind)
     forward = Forward(rows, length, bf16, bands, dense, not config.freeze_weights)
-    kept, shards = count_kept(read_outline(found).plain, forward), config.sequence_parallel
+    kept = count_kept(read_outline(found).plain, forward)
     kept = None if kept is None else kept.shared(shards)
     sizes, vocabulary = Sizes.of(network), network.config.get_text_config().vocab_size
     logits = held_at_once(rows * length * vocabulary // shards, config.loss_blocks, kind)

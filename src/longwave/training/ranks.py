@@ -14,7 +14,6 @@ from typing import Any
 from longwave.training.config import TrainConfig
 from longwave.training.draw import VERSION
 
-
 USES, SIZE = "ACCELERATE_USE_PARALLELISM_CONFIG", "PARALLELISM_CONFIG_SP_SIZE"  # that `accelerate launch` sets
 
 
@@ -23,16 +22,16 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def shards_asked(given: int | None) -> int:
+def shards_asked(given: int) -> int:
     """How many processes share a row: as the setting has it, or the environment that `accelerate launch` sets.
 
     Raises:
         ValueError: where the two differ, where the processes cannot form such groups, and without DeepSpeed.
     """
     asked, processes = int(os.environ.get(SIZE, 1)), world_size()
-    if given is not None and given > 1 and asked not in (1, given):
+    if given > 1 and asked not in (1, given):
         raise ValueError(f"sequence_parallel is {given}, and {SIZE} is {asked}. Leave one of the two out.")
-    count = max(given or 1, asked)
+    count = max(given, asked)
     if count == 1:
         return 1
     if int(os.environ.get("PARALLELISM_CONFIG_TP_SIZE", 1)) > 1:

@@ -91,8 +91,8 @@ def train(
         Stopped: after SIGINT or SIGTERM, when the checkpoint is written. It is a KeyboardInterrupt.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    given["sequence_parallel"] = shards_asked(given.get("sequence_parallel"))
     config = TrainConfig.create(**(kept_settings(output) if resume else {}) | given)
+    config = replace(config, sequence_parallel=shards_asked(config.sequence_parallel))
     named, asked = isinstance(model, str | Path), Asked.of(data, config)
     folder = RunFolder(
         Path(output), config, str(model) if named else type(model).__name__, asked.files, shares=asked.shares

@@ -2,12 +2,12 @@
 
 Neighbouring processes form a group. The collator makes one micro-batch for all of a group, and gives each its shard
 (`batches.py`). Each runs all layers on its shard; in attention the group exchanges tokens for heads
-(`attention/shards.py`). DeepSpeed's `UlyssesSPAttentionHF` is that exchange. Loss and gradients need nothing of their own:
-a shard's loss is the sum over its labels, divided by the labels of the step in all processes, and engines add up
-gradients over processes. So the engine sees as many data parallel processes as there are.
+(`attention/shards.py`). DeepSpeed's `UlyssesSPAttentionHF` is that exchange. Loss and gradients need nothing more: a
+shard's loss is the sum over its labels, divided by the labels of the step in all processes, and engines add gradients
+up over processes. So the engine sees as many data parallel processes as there are.
 
-The other way into Ulysses, accelerate's `ParallelismConfig`, is not taken: its loader deals micro-batches out in another
-order than one process reads them, its loss is a mean of means, and it takes no attention under a name of longwave's.
+The other way into Ulysses, accelerate's `ParallelismConfig`, is not taken. Its loader deals micro-batches out in
+another order than one process reads them, its loss is a mean of means, and it takes no attention under another name.
 
 Source: DeepSpeed-Ulysses (arXiv 2309.14509); the class is of ALST (arXiv 2506.13996).
 """
@@ -116,8 +116,8 @@ def require_even(network: PreTrainedModel, config: TrainConfig, original_length:
     row, count = config.row_tokens(original_length), config.sequence_parallel
     if row % count:
         raise ValueError(
-            f"a row of {row} tokens cannot be shared evenly by {count} processes (sequence_parallel). Pass a row length "
-            f"of {max(1, row // count) * count} tokens."
+            f"a row of {row} tokens cannot be shared evenly by {count} processes (sequence_parallel). Pass a row "
+            f"length of {max(1, row // count) * count} tokens."
         )
     prepare_shards(host_of(network), count)
 

@@ -24,7 +24,7 @@ from longwave.extensions.steering import attention_of
 from longwave.training.config import TrainConfig
 from longwave.training.engines import prepare
 from longwave.training.ranks import SIZE, USES, Ranks, shards_asked
-from longwave.training.ulysses import hidden_from_accelerate, require_even, require_sum
+from longwave.training.ulysses import hidden_from_accelerate, require_alike, require_even, require_sum
 
 FEW_KEYS = ["clex log-n 1.0", "clex+two-band log-n 1.0", "documents, bands", "checkpointing", "neox, bands", T_OF_SHARD]
 
@@ -156,6 +156,15 @@ def test_a_loss_that_is_no_sum_over_tokens_is_refused():
         with pytest.raises(ValueError, match="the loss of MixtralForCausalLM is no mean over its tokens alone"):
             require_sum(trainer)
     require_sum(SimpleNamespace(model=mixture, model_accepts_loss_kwargs=True))  # type: ignore[arg-type]
+
+
+def test_attention_that_cannot_be_divided_by_heads_is_refused(llama):
+    layer, key = llama.model.layers[0].self_attn, torch.zeros(2, 2, 8, 16)
+    require_alike(layer, key, key, {"position_ids": torch.arange(8), "shift_labels": torch.zeros(2, 8), "scaling": 0.25})
+    with pytest.raises(ValueError, match="LlamaAttention has s_aux for all heads, which Ulysses cannot divide"):
+        require_alike(layer, key, key, {"s_aux": torch.zeros(4)})  # the sinks of gpt-oss
+    with pytest.raises(ValueError, match="has keys and values of different sizes"):
+        require_alike(layer, key, key[..., :8], {})
 
 
 def test_the_attention_of_a_model_is_as_before_when_training_is_over(llama):

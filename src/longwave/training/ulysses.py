@@ -66,7 +66,7 @@ class Ulysses:
         **kwargs: Any,
     ) -> tuple[Tensor, Any]:
         """Attention of a layer: as `Shards` takes it."""
-        _require_alike(module, key, value, kwargs)
+        require_alike(module, key, value, kwargs)
         attention = self._of(query, key)
         attention.attn = core
         groups = getattr(module, "num_key_value_groups", None)
@@ -124,7 +124,8 @@ def require_even(network: PreTrainedModel, config: TrainConfig, original_length:
 
 def require_sum(trainer: Trainer) -> None:
     """A `ValueError` for a model whose loss is no sum over tokens, which shards could add up."""
-    host: Any = host_of(trainer.model)
+    model: Any = trainer.model
+    host: Any = host_of(model)
     plain = host.loss_function is ForCausalLMLoss and not getattr(host.config, "output_router_logits", False)
     if not (plain and trainer.model_accepts_loss_kwargs):
         raise ValueError(
@@ -149,7 +150,7 @@ def hidden_from_accelerate() -> Iterator[None]:
             del os.environ[USES]
 
 
-def _require_alike(module: nn.Module, key: Tensor, value: Tensor, given: Mapping[str, Any]) -> None:
+def require_alike(module: nn.Module, key: Tensor, value: Tensor, given: Mapping[str, Any]) -> None:
     """A `ValueError` for attention that Ulysses cannot divide by heads."""
     ours = "position_ids", *OF_LOSS  # models hand what the loss takes on to their attention, too
     others = [name for name, each in given.items() if isinstance(each, Tensor) and name not in ours]

@@ -160,7 +160,9 @@ def test_a_loss_that_is_no_sum_over_tokens_is_refused():
 
 def test_attention_that_cannot_be_divided_by_heads_is_refused(llama):
     layer, key = llama.model.layers[0].self_attn, torch.zeros(2, 2, 8, 16)
-    require_alike(layer, key, key, {"position_ids": torch.arange(8), "shift_labels": torch.zeros(2, 8), "scaling": 0.25})
+    require_alike(
+        layer, key, key, {"position_ids": torch.arange(8), "shift_labels": torch.zeros(2, 8), "scaling": 0.25}
+    )
     with pytest.raises(ValueError, match="LlamaAttention has s_aux for all heads, which Ulysses cannot divide"):
         require_alike(layer, key, key, {"s_aux": torch.zeros(4)})  # the sinks of gpt-oss
     with pytest.raises(ValueError, match="has keys and values of different sizes"):

@@ -28,12 +28,16 @@ class Launch:
     Arguments:
         engine: one of ENGINES, or `one` for a process without torchrun.
         processes: number of processes; their accumulation makes 2 micro-batches of each step.
+        sharing: how many of them share each row.
+        by_environment: whether they are told so as `accelerate launch` tells it.
         autocast: whether it runs in bfloat16.
         watched: the file that `on_cpu.py` writes.
     """
 
     engine: str
     processes: int = 2
+    sharing: int = 1
+    by_environment: bool = False
     autocast: bool = False
     watched: Path | None = None
     more: tuple[str, ...] = field(default=())
@@ -45,9 +49,11 @@ class Launch:
             sys.executable, *(torchrun if self.engine != "one" else []), str(Path(__file__).with_name("on_cpu.py")),
             "train", str(model), "--data", str(book), "--output", str(output), "--train-length", "48",
             "--max-factor", "8", "--batch-size", "2", "--lr", "1e-3", "--method", "clex", "--accumulation",
-            str(2 // self.processes), *self.more,
+            str(2 * self.sharing // self.processes), *self.more,
         ]
         # fmt: on
+        if self.sharing > 1 and not self.by_environment:
+            line += ["--sequence-parallel", str(self.sharing)]
         if self.autocast and not self.engine.startswith("zero"):
             line += ["--precision", "bf16"]
         return line + (["--deepspeed", str(self._config(output))] if self.engine.startswith("zero") else [])
@@ -64,7 +70,9 @@ class Launch:
     @property
     def environment(self) -> dict[str, str]:
         watched = {} if self.watched is None else {"LONGWAVE_WATCH": str(self.watched)}
-        return os.environ | {"OMP_NUM_THREADS": "1"} | watched | (FSDP2 if self.engine == "fsdp2" else {})
+        asked = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_SP_SIZE": str(self.sharing)}
+        own = (FSDP2 if self.engine == "fsdp2" else {}) | (asked if self.by_environment else {})
+        return os.environ | {"OMP_NUM_THREADS": "1"} | watched | own
 
     def run(self, model: Path, book: Path, output: Path) -> Path:
         """Run to the end; raises with what was said where the run fails or hangs."""

@@ -37,11 +37,16 @@ def run_fsdp_on_cpus() -> None:
     AcceleratorState.__init__ = started  # type: ignore[method-assign]
 
 
-def use_deepspeed(watched: bool) -> None:
+def need_no_compiler() -> None:
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def watch_deepspeed() -> None:
     import deepspeed
     from deepspeed.utils import safe_get_full_grad
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     step = deepspeed.DeepSpeedEngine.step
 
     def stepping(self: Any, *arguments: Any, **others: Any) -> Any:
@@ -49,8 +54,7 @@ def use_deepspeed(watched: bool) -> None:
             write({name: safe_get_full_grad(each) for name, each in learned_parameters(self.module).items()})
         return step(self, *arguments, **others)
 
-    if watched:
-        deepspeed.DeepSpeedEngine.step = stepping
+    deepspeed.DeepSpeedEngine.step = stepping
 
 
 def write(gradients: dict[str, Any]) -> None:
@@ -86,8 +90,11 @@ def watch() -> None:
 
 if __name__ == "__main__":
     run_fsdp_on_cpus()
+    engine = "--deepspeed" in sys.argv or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    if engine or "--sequence-parallel" in sys.argv or "PARALLELISM_CONFIG_SP_SIZE" in os.environ:
+        need_no_compiler()
     if "LONGWAVE_WATCH" in os.environ:
         watch()
-    if "--deepspeed" in sys.argv or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        use_deepspeed("LONGWAVE_WATCH" in os.environ)
+        if engine:
+            watch_deepspeed()
     sys.exit(run())

@@ -53,6 +53,20 @@ def test_windows_are_those_that_are_drawn(config_only: Path) -> None:
     assert found["tokens_per_step"] == 4 * 128 * 2
 
 
+@pytest.mark.parametrize("more", [{}, {"method": "clex", "gradient_checkpointing": True}])
+def test_devices_that_share_rows_have_less_of_each(config_only: Path, more: dict) -> None:
+    """Of what a row costs, and not of the weights; and the devices make fewer micro-batches."""
+    whole = plan(str(config_only), SETTINGS | more, Machine(devices=4))
+    shared = plan(str(config_only), SETTINGS | more | {"sequence_parallel": 2}, Machine(devices=4))
+    assert shared.step_tokens * 2 == whole.step_tokens
+    assert whole.memory is not None and shared.memory is not None
+    assert shared.memory.activations == pytest.approx(whole.memory.activations / 2, rel=1e-6)
+    assert shared.memory.logits * 2 == whole.memory.logits
+    assert shared.memory.weights == whole.memory.weights
+    with pytest.raises(ValueError, match=r"multiple of 2 devices, and this plan is for 1\. Pass --devices 2\."):
+        plan(str(config_only), SETTINGS | {"sequence_parallel": 2}, Machine(devices=1))
+
+
 @pytest.mark.slow
 def test_engines_divide_what_they_say(config_only: Path) -> None:
     """Of 8 devices each has an eighth of what its engine divides, and all of the rest."""

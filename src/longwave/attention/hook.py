@@ -16,6 +16,7 @@ from longwave.attention.columns import Columns, plain_mask
 from longwave.attention.documents import Apart, documents_of
 from longwave.attention.kernels import decode, is_plain_decode
 from longwave.attention.layers import is_local, without_positions
+from longwave.attention.shards import Whole, shards_of
 from longwave.attention.temperature import Constant, LogN
 
 PREFIX = "longwave-"  # of the names under which transformers calls longwave: longwave-sdpa, longwave-eager, ...
@@ -43,7 +44,8 @@ class Steering:
         AttentionInterface.register(self.name, _Hook(base))
         if base in ALL_MASK_ATTENTION_FUNCTIONS:
             mask = Apart(ALL_MASK_ATTENTION_FUNCTIONS[base], causal_mask_function)
-            AttentionMaskInterface.register(self.name, mask if bands is None else Columns(mask, causal_mask_function))
+            own = mask if bands is None else Columns(mask, causal_mask_function)
+            AttentionMaskInterface.register(self.name, Whole(own))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Steering, (self.base, self.temperature, self.bands)
@@ -58,6 +60,13 @@ class _Hook:
         self.by_name = is_flash_attention_requested(requested_attention_implementation=base) or "/" in base
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        shards = shards_of(module.config)
+        if shards is not None:
+            return shards.attend(self._whole, module, query, key, value, *args, **kwargs)
+        return self._whole(module, query, key, value, *args, **kwargs)
+
+    def _whole(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Attention of whole rows."""
         attention = _eager(module) if self.base == "eager" else ALL_ATTENTION_FUNCTIONS[self.base]
         steering: Steering | None = getattr(module, ON_LAYER, None)
         documents = documents_of(module.config)
@@ -67,7 +76,8 @@ class _Hook:
             places = None if documents is None else documents.places
             positions = steering.temperature.positions(query, key, kwargs.get("position_ids"), places)
             if positions is not None:
-                query = steering.temperature.scaled(query, positions, getattr(module, NUMBER))
+                shards = shards_of(module.config)
+                query = steering.temperature.scaled(query, positions, getattr(module, NUMBER), shards)
             elif not steering.temperature.by_keys:
                 raise ValueError(f"log-n scaling lacks the positions: {without_positions(module)} Pass log_n=False.")
         if steering is not None and steering.bands is not None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from longwave.attention.heads import HeadScalars
+from longwave.attention.shards import Shards
 
 
 class LogN:
@@ -60,18 +61,20 @@ class LogN:
             return None
         return torch.arange(seen - query.shape[-2], seen, device=query.device)[None]
 
-    def scaled(self, query: Tensor, position_ids: Tensor, layer: int) -> Tensor:
+    def scaled(self, query: Tensor, position_ids: Tensor, layer: int, shards: Shards | None = None) -> Tensor:
         """The scaled queries of a layer.
 
         Arguments:
             query: [batch, heads, n, head_dim].
             position_ids: [batch or 1, n], or [axes, batch, n].
             layer: its number.
+            shards: which of the layer's heads these are, where processes share the rows.
         """
         wide = torch.promote_types(query.dtype, torch.float32)
         scale = self._kept_of(position_ids)
         if self.heads is not None:
-            scale = (self.heads.log_n_of(layer)[:, None, None] * scale).exp()
+            exponents = self.heads.log_n_of(layer)
+            scale = ((exponents if shards is None else shards.heads(exponents))[:, None, None] * scale).exp()
         return (query.to(wide) * scale).to(query.dtype)
 
     def _kept_of(self, position_ids: Tensor) -> Tensor:
@@ -113,7 +116,7 @@ class Constant:
         """No position is read."""
         return query.new_empty(0)
 
-    def scaled(self, query: Tensor, position_ids: Tensor, layer: int) -> Tensor:
+    def scaled(self, query: Tensor, position_ids: Tensor, layer: int, shards: Shards | None = None) -> Tensor:
         """The scaled queries of a layer, [batch, heads, n, head_dim]."""
         wide = torch.promote_types(query.dtype, torch.float32)
         factor = torch.tensor(self.factors[layer], dtype=wide, device=query.device)

@@ -17,6 +17,7 @@ from longwave.attention.engine import Scoring, attend
 from longwave.attention.hook import BANDED, NUMBER, ON_LAYER
 from longwave.attention.layout import Layout
 from longwave.attention.rows import RowWise
+from longwave.attention.shards import shards_of
 from longwave.extensions.bounded import bound
 from longwave.extensions.memory import remembering
 from longwave.extensions.plan import Plan, of_columns, together
@@ -133,10 +134,12 @@ class BandedAttention:
         return together(plan.groups, parts), None
 
     def mass_of(self, layer: nn.Module) -> float | Tensor:
-        """β of all heads of a layer, or of each, [H]."""
+        """β of all heads of a layer, or of each that this process attends with, [H]."""
         heads = self.rotary.heads
-        learned = None if heads is None else heads.mass_of(getattr(layer, NUMBER))
-        return getattr(self.attention, "mass", 0.0) if learned is None else learned
+        learned, shards = None if heads is None else heads.mass_of(getattr(layer, NUMBER)), shards_of(layer.config)
+        if learned is None:
+            return getattr(self.attention, "mass", 0.0)
+        return learned if shards is None else shards.heads(learned)
 
     def embeddings(self, plan: Plan, x: Tensor) -> Any:
         """What the rotary module hands to the layers (cos and sin): every token at the place where it is stored.
@@ -184,13 +187,16 @@ def store_rotated(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     if positions is None:
         raise ValueError(f"{type(layer).__name__} is not told the positions of its tokens. Pass position_ids.")
     bands: BandedAttention = steering.bands
-    plan = bands.planner.plan(positions, documents_of(layer.config))
+    shards = shards_of(layer.config)
+    plan = bands.planner.plan(positions if shards is None else shards.positions, documents_of(layer.config))
     _THREAD.cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
     if plan.plain:
         return None
     own = kwargs["position_embeddings"]
-    like = own if isinstance(own, Tensor) else own[0]
-    return args, {**kwargs, "position_embeddings": bands.embeddings(plan, like)}
+    stored = bands.embeddings(plan, own if isinstance(own, Tensor) else own[0])
+    if shards is not None:
+        stored = shards.own(stored) if isinstance(stored, Tensor) else tuple(map(shards.own, stored))
+    return args, {**kwargs, "position_embeddings": stored}
 
 
 class _Thread(threading.local):

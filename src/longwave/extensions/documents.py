@@ -9,16 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longwave.attention.documents import Documents, in_force
-from longwave.attention.hook import Steering
-from longwave.attention.layers import attention_layers
-from longwave.extensions.steering import (
-    attention_of,
-    require_interface,
-    steer_again,
-    steering_of,
-    stop_steering,
-    text_model,
-)
+from longwave.extensions.steering import let_ask, require_attention_alone, steering_of, stop_steering, text_model
 
 JOINED = 'Pass documents="joined", or one document in each row.'
 APART = "the documents of a row kept apart", JOINED
@@ -31,17 +22,8 @@ def prepare_documents(model: PreTrainedModel) -> None:
         ValueError: for a model with layers that are no attention, through which a document reaches the next one, and
             for attention that does not go through the interface of transformers.
     """
-    text = text_model(model)
-    layers, of_attention = text.config.num_hidden_layers, len(attention_layers(text))
-    if 0 < of_attention < layers:
-        raise ValueError(
-            f"{type(model).__name__} cannot have {APART[0]}: {layers - of_attention} of its {layers} layers carry text "
-            f"on without attention. {JOINED}"
-        )
-    if steering_of(model) is None:
-        base = attention_of(model)
-        require_interface(model, base, APART)
-        steer_again(model, Steering(base))
+    require_attention_alone(model, APART)
+    let_ask(model, APART)
 
 
 def forget_documents(model: PreTrainedModel) -> None:

@@ -162,6 +162,33 @@ def require_interface(model: PreTrainedModel, base: str, what: tuple[str, str]) 
         )
 
 
+def require_attention_alone(model: PreTrainedModel, what: tuple[str, str]) -> None:
+    """A `ValueError` for a model with layers that carry text on in another way than by attention (Mamba, for example).
+
+    Arguments:
+        what: what it cannot have then, and the remedy.
+    """
+    text = text_model(model)
+    layers, of_attention = text.config.num_hidden_layers, len(attention_layers(text))
+    if 0 < of_attention < layers:
+        raise ValueError(
+            f"{type(model).__name__} cannot have {what[0]}: {layers - of_attention} of its {layers} layers carry text "
+            f"on without attention. {what[1]}"
+        )
+
+
+def let_ask(model: PreTrainedModel, what: tuple[str, str]) -> None:
+    """Let a model's attention ask, in each forward, for the documents and the shards of its rows.
+
+    Raises:
+        ValueError: for attention that does not go through the interface of transformers.
+    """
+    if steering_of(model) is None:
+        base = attention_of(model)
+        require_interface(model, base, what)
+        steer_again(model, Steering(base))
+
+
 def _require_positions(model: PreTrainedModel, what: tuple[str, str]) -> None:
     text = text_model(model)
     for layer in attention_layers(text):

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from longwave.training.documents import Marks, within_documents
+from longwave.training.documents import IGNORED, Marks, within_documents
 from longwave.training.draw import Draw, LengthSampler, counter_generator
 
 
@@ -116,26 +117,31 @@ class MicroBatches(torch.utils.data.Dataset[int]):
 
     Micro-batch g of the run is number g mod `per_step` of step ⌊g / per_step⌋. With n processes it goes to process
     g mod n. Its draw and its rows depend on g alone: not on n, on earlier loads or on the worker.
+    Where `shards` processes share rows, each micro-batch comes so many times in a row, so that it goes to that many
+    neighbouring processes. Each makes its shard of it.
 
     Arguments:
         rows: the rows of the run; item k stands for row k.
         sampler: draws t and positions.
         size: rows of a micro-batch.
         per_step: micro-batches of an optimizer step, in all processes together.
+        shards: processes that share a row.
     """
 
-    def __init__(self, rows: PackedRows, sampler: LengthSampler, *, size: int, per_step: int = 1) -> None:
-        self.rows, self.sampler, self.size, self.per_step = rows, sampler, size, per_step
+    def __init__(
+        self, rows: PackedRows, sampler: LengthSampler, *, size: int, per_step: int = 1, shards: int = 1
+    ) -> None:
+        self.rows, self.sampler, self.size, self.per_step, self.shards = rows, sampler, size, per_step, shards
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) * self.shards
 
     def __getitem__(self, item: int) -> int:
         return item
 
     def longest_window(self) -> int:
         """Real tokens of the longest row in all micro-batches, or of the longest document if that is shorter."""
-        length, steps = self.rows.length, len(self) // (self.size * self.per_step)
+        length, steps = self.rows.length, len(self.rows) // (self.size * self.per_step)
         windows = (self.sampler.window(self.size, length, step=step) for step in range(steps))
         return min(max(windows, default=length), self.rows.longest_document())
 
@@ -156,7 +162,7 @@ class MicroBatches(torch.utils.data.Dataset[int]):
     def used(self) -> Counter[int]:
         """Tokens of each part of the data in all micro-batches of the run; -1 stands for the replay."""
         found, length = Counter[int](), self.rows.length
-        for number, first in enumerate(range(0, len(self), self.size)):
+        for number, first in enumerate(range(0, len(self.rows), self.size)):
             window = self.sampler.window(self.size, length, step=number // self.per_step)
             if window > length:
                 parts = self.rows.parts_of_spans(self.size * length // window, self._text(number))
@@ -169,17 +175,23 @@ class MicroBatches(torch.utils.data.Dataset[int]):
         return found
 
     def collate(self, items: Sequence[int]) -> dict[str, Any]:
-        """The batch that `collate` makes of rows or of longer windows, with `position_ids` and the `draw`."""
-        number = items[0] // self.size
+        """The batch that `collate` makes of rows or of longer windows, with `position_ids` and the `draw`.
+
+        Where processes share rows it is a shard of that, as `shard_of` has it. The draw is of whole rows.
+        """
+        number, rank = divmod(items[0] // self.size, self.shards)
         draw, length = self.draw(number), self.rows.length
         t, positions = draw.t, draw.positions
         if positions.shape[1] == length:
-            batch = collate([self._rows(number)[item] for item in items])
+            first, rows = number * self.size, self._rows(number)
+            batch = collate([rows[item] for item in range(first, first + len(items))])
         else:
             batch = self.rows.spans(positions.shape[0], positions.shape[1], self._text(number))
-        own = counter_generator(self.sampler.seed, "documents", *divmod(number, self.per_step), 0)
-        positions = within_documents(self.sampler, t, positions, batch.get("document_ids"), own)
-        return {**batch, "position_ids": positions, "draw": Draw(t, positions, number)}
+        spread = counter_generator(self.sampler.seed, "documents", *divmod(number, self.per_step), 0)
+        positions = within_documents(self.sampler, t, positions, batch.get("document_ids"), spread)
+        batch["position_ids"] = positions
+        own = batch if self.shards == 1 else shard_of(batch, rank, self.shards)
+        return {**own, "draw": Draw(t, positions, number)}
 
 
 def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -195,3 +207,16 @@ def collate(items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         alone = torch.zeros_like(input_ids[0])  # a row of a source that is one document
         batch["document_ids"] = torch.stack([item.get("document_ids", alone) for item in items])
     return batch
+
+
+def shard_of(batch: dict[str, Tensor], rank: int, count: int) -> dict[str, Tensor]:
+    """The neighbouring tokens of each row that one of `count` processes has.
+
+    `shift_labels` are the tokens that follow, also over the border to the next shard. `document_ids` stay those of
+    whole rows, which attention sees.
+    """
+    following = pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]
+    return {
+        name: tensor if name == "document_ids" else tensor.chunk(count, dim=1)[rank].contiguous()
+        for name, tensor in {**batch, "shift_labels": following}.items()
+    }

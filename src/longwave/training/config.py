@@ -45,6 +45,7 @@ RESUMABLE = {
     "max_grad_norm",
     "save_every",
     "save_total_limit",
+    "sequence_parallel",
     "keep_checkpoints",
     "workers",
 }
@@ -167,6 +168,9 @@ class TrainConfig(Settings):
     precision: str = of_running("auto", "bf16 is autocast over fp32 weights; auto: bf16 on GPUs.", choices=PRECISIONS)
     deepspeed: str | None = of_running(
         None, "Config of DeepSpeed (JSON), for runs that torchrun starts; see recipes/engines/.", metavar="FILE"
+    )
+    sequence_parallel: int = of_running(
+        1, "Processes that share each row, by DeepSpeed's Ulysses: for rows that one GPU cannot hold.", least=1
     )
     gradient_checkpointing: bool = of_running(False, "Recompute activations: less memory, slower.")
     loss_blocks: str = of_running(

@@ -139,16 +139,15 @@ def keep_whole(config: dict[str, Any], network: PreTrainedModel) -> None:
 
 
 def refuse_parallel_sequences(arguments: TrainingArguments) -> None:
-    """A `ValueError` for layouts in which several processes share the tokens of a row."""
-    for name, what in (("CP", "context"), ("SP", "sequence")):
-        if int(os.environ.get(f"PARALLELISM_CONFIG_{name}_SIZE", 1)) > 1:
-            raise ValueError(
-                f"{what} parallelism shares the tokens of a row among processes. longwave cannot train so: attention "
-                f"methods and log-n need whole rows. Set parallelism_config_{name.lower()}_size to 1."
-            )
+    """A `ValueError` for layouts that longwave does not know; Ulysses it runs itself, see `ulysses.py`."""
     config = getattr(arguments, "parallelism_config", None)
-    if config is not None and (config.cp_enabled or config.sp_enabled):
-        raise ValueError("longwave cannot train with context or sequence parallelism. Leave parallelism_config out.")
+    if int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", 1)) > 1 or (config is not None and config.cp_enabled):
+        raise ValueError(
+            "context parallelism runs on GPUs and plain causal attention alone: log-n, bands and documents need whole "
+            "rows. Set parallelism_config_cp_size to 1, and pass --sequence-parallel N (DeepSpeed's Ulysses)."
+        )
+    if config is not None and config.sp_enabled:
+        raise ValueError("longwave runs Ulysses itself. Leave parallelism_config out, and pass sequence_parallel=N.")
 
 
 def require_engine(trainer: Trainer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -60,6 +60,10 @@ class Kept:
         """The most at one time."""
         inside = self.inputs + self.largest if checkpointing else self.layers
         return inside + self.rest + self.working
+
+    def shared(self, count: int) -> Kept:
+        """What each of so many processes keeps that share the rows."""
+        return Kept(*(getattr(self, item.name) // count for item in fields(self)))
 
 
 def count_kept(model: PreTrainedModel, forward: Forward) -> Kept | None:

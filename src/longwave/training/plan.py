@@ -22,6 +22,7 @@ from longwave.training.loss import held_at_once
 from longwave.training.machine import GIB, Machine
 from longwave.training.memory import Load, Memory, Sizes, memory
 from longwave.training.prepare import attach_method
+from longwave.training.ulysses import require_even
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ class Plan:
             return
         remedies = [] if self.checkpointing else ["--gradient-checkpointing"]
         remedies += ["a smaller --batch-size"] if self.memory.activations + self.memory.logits > GIB else []
+        shared = "more --devices with --sequence-parallel 2"
+        remedies += [shared] if self.memory.activations > self.available // 2 else []
         remedies += ["more --devices with --engine fsdp2", "--freeze-weights"]
         raise ValueError(
             f"this run needs {self.memory.total / GIB:.1f} GB on each device, which has {self.available / GIB:.1f} GB. "
@@ -133,14 +136,23 @@ def plan(model: str, settings: Mapping[str, Any], machine: Machine) -> Plan:
     if config.quantize is not None and not adapted:
         raise ValueError(f"quantize {config.quantize} holds weights that cannot be trained. Train a LoRA (lora r=16).")
     row, devices = config.row_tokens(sampler.original_length), machine.devices or 1
+    if config.sequence_parallel > 1:
+        require_even(network, config, sampler.original_length)
+    if devices % config.sequence_parallel:
+        raise ValueError(
+            f"sequence_parallel {config.sequence_parallel} needs a multiple of {config.sequence_parallel} devices, and "
+            f"this plan is for {devices}. Pass --devices {config.sequence_parallel}."
+        )
     bf16 = config.precision == "bf16" or (config.precision == "auto" and kind != "cpu")
     most = max([1, *(sampler.multiples(config.batch_size, row) if config.long_share else [])])
     rows, length = config.batch_size // most, row * most
-    bands, dense = _bands(network, config, rows * length**2, kind)
+    shards = config.sequence_parallel
+    bands, dense = _bands(network, config, rows * length**2 // shards, kind)
     forward = Forward(rows, length, bf16, bands, dense, not config.freeze_weights)
     kept = count_kept(read_outline(found).plain, forward)
+    kept = None if kept is None else kept.shared(shards)
     sizes, vocabulary = Sizes.of(network), network.config.get_text_config().vocab_size
-    logits = held_at_once(rows * length * vocabulary, config.loss_blocks, kind)
+    logits = held_at_once(rows * length * vocabulary // shards, config.loss_blocks, kind)
     needs = [
         None if kept is None else memory(sizes, Load(kept, logits, checkpointing, bf16, kind, config.quantize),
                                          str(machine.engine), devices)
@@ -148,7 +160,7 @@ def plan(model: str, settings: Mapping[str, Any], machine: Machine) -> Plan:
     ]  # fmt: skip
     return Plan(
         found.name, sizes, sampler.original_length, config.steps,
-        config.batch_size * row * config.accumulation * devices, drawn(sampler, config, row), machine,
+        config.batch_size * row * config.accumulation * (devices // shards), drawn(sampler, config, row), machine,
         "bf16" if bf16 else "fp32", config.gradient_checkpointing, *needs,
     )  # fmt: skip
 

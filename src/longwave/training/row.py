@@ -64,7 +64,8 @@ class Step:
         """
         now = time.perf_counter()
         spent, self._clock = now - self._clock, now
-        every = sorted(gather(self.drawn))  # in the order of the run, whatever process had them
+        # In the order of the run, whatever process had them; processes that share rows have the same.
+        every = sorted(set(gather(self.drawn)))
         digests = [drawn.digest for drawn in every]
         places = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
         return {

@@ -38,10 +38,12 @@ from longwave.training.prepare import (
 )
 from longwave.training.processes import on_first
 from longwave.training.progress import ProgressCallback
+from longwave.training.ranks import shards_asked
 from longwave.training.stopping import StopOnSignal, Stopped
 from longwave.training.texts import Asked
 from longwave.training.trackers import check_tracker, trackers
 from longwave.training.trainer import LengthTrainer
+from longwave.training.ulysses import share_rows
 from longwave.training.watching import HeldOut, MeasureHeldOut
 
 
@@ -90,6 +92,7 @@ def train(
     """
     given = {name: value for name, value in settings.items() if value is not None}
     config = TrainConfig.create(**(kept_settings(output) if resume else {}) | given)
+    config = replace(config, sequence_parallel=shards_asked(config.sequence_parallel))
     named, asked = isinstance(model, str | Path), Asked.of(data, config)
     folder = RunFolder(
         Path(output), config, str(model) if named else type(model).__name__, asked.files, shares=asked.shares
@@ -135,6 +138,7 @@ def train(
         arguments = training_arguments(config, folder.checkpoints, rate, accumulation=folder.layout.accumulation)
         refuse_data_parallel(arguments)
         prepare(arguments, network)
+        ulysses = share_rows(network, config, sampler.original_length)
         rows = text.rows(config, sampler, config.steps * config.batch_size * folder.layout.per_step)
         if rows.several:
             prepare_documents(host_of(network))
@@ -156,6 +160,7 @@ def train(
             head_lr=config.head_lr,
             metrics=metrics,
             loss_blocks=config.loss_blocks,
+            ulysses=ulysses,
             train_dataset=rows,
             keep=config.save_total_limit,
             callbacks=[*watching, *callbacks, *([bar] if progress else []), stop],

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 
 from longwave.extensions.documents import documents_apart
 from longwave.extensions.handle import extension
+from longwave.extensions.shards import rows_shared
 from longwave.extensions.sites import host_of
 from longwave.files import make_folder
 from longwave.training.arguments import refuse_data_parallel, refuse_reentrant
@@ -30,6 +31,7 @@ from longwave.training.metrics import MetricsLog
 from longwave.training.publishing import Publisher
 from longwave.training.row import Step
 from longwave.training.stopping import Shielded
+from longwave.training.ulysses import Ulysses, hidden_from_accelerate, require_sum
 
 
 class LengthTrainer(Trainer):
@@ -49,6 +51,7 @@ class LengthTrainer(Trainer):
         metrics: the log of one row per optimizer step; None writes no rows.
         keep: number of checkpoints to keep while training.
         loss_blocks: whether the loss is computed in blocks of tokens, see `loss_in_blocks`.
+        ulysses: the processes that share rows with this one; None for whole rows.
         **others: as for the Trainer.
 
     Raises:
@@ -69,13 +72,15 @@ class LengthTrainer(Trainer):
         metrics: MetricsLog | None = None,
         keep: int = 2,
         loss_blocks: str = AUTO,
+        ulysses: Ulysses | None = None,
         **others: Any,
     ) -> None:
         refuse_reentrant(model, args)
         refuse_data_parallel(args)
         self.sampler, self.metrics, self.keep = sampler, metrics, keep
         self.rates = {"field": field_lr, "heads": head_lr}
-        self.loss_blocks = loss_blocks
+        self.loss_blocks, self.ulysses = loss_blocks, ulysses
+        shards = 1 if ulysses is None else ulysses.count
         self._step = Step()
         self._root = Path(str(args.output_dir))
         self._staging: Path | None = None
@@ -88,12 +93,15 @@ class LengthTrainer(Trainer):
                 train_dataset,
                 sampler,
                 size=args.train_batch_size,
-                per_step=args.gradient_accumulation_steps * args.world_size,
+                per_step=args.gradient_accumulation_steps * (args.world_size // shards),
+                shards=shards,
             )
             others |= {"train_dataset": batches, "data_collator": Shielded(batches.collate)}
-        with counts_as_adapted(model):
+        with counts_as_adapted(model), hidden_from_accelerate():
             super().__init__(model=model, args=args, **others)
         require_engine(self)
+        if ulysses is not None:
+            require_sum(self)
         self.engine = Engine.of(self)
         self.remove_callback(PrinterCallback)  # prints a dict per step where there is no tqdm
 
@@ -134,7 +142,10 @@ class LengthTrainer(Trainer):
         documents: Tensor | None = batch.pop("document_ids", None)
         self._step.add(self.state.global_step, draw)
         extension(self._network).dial.set(factor=draw.t)  # not through a policy: t may be beyond the largest in use
-        with documents_apart(host_of(self._network), None if documents is None else documents.to(self.args.device)):
+        host, device = host_of(self._network), self.args.device
+        documents = None if documents is None else documents.to(device)
+        shards = None if self.ulysses is None else self.ulysses.shards(draw.positions.to(device))
+        with documents_apart(host, documents), rows_shared(host, shards):
             loss = super().training_step(model, batch, num_items_in_batch)
         self._require_finite("loss", loss)
         if not (self._reaches_field or self.engine in (Engine.ZERO, Engine.ZERO3)):  # they keep gradients elsewhere

@@ -60,6 +60,7 @@ from longwave.schedule import (
 )
 from longwave.schedule import (
     Static as Static,
+    Steps as Steps,
 )
 from longwave.schedule import (
     Threshold as Threshold,

@@ -60,6 +60,8 @@ from longwave.schedule import (
 )
 from longwave.schedule import (
     Static as Static,
+)
+from longwave.schedule import (
     Steps as Steps,
 )
 from longwave.schedule import (

@@ -180,17 +180,17 @@ def answer(model: Any, prompt: list[int]) -> dict[str, Any]:
 
 def leave_salt_alone() -> None:
     """A control: keys that one t has cached are found by another."""
-    from longwave.serving.vllm import admission
+    from longwave.serving.vllm import choice
 
-    assign = admission.assign
+    assign = choice.assign
 
     def without(request: Any, *arguments: Any, **named: Any) -> Any:
         own = request.cache_salt
-        choice = assign(request, *arguments, **named)
+        given = assign(request, *arguments, **named)
         request.cache_salt = own
-        return choice
+        return given
 
-    admission.assign = without
+    choice.assign = without
 
 
 def interpret_triton() -> None:

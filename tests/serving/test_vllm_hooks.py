@@ -13,7 +13,7 @@ from longwave.serving.hook import Hook
 from longwave.serving.later import when_imported
 from longwave.serving.marks import PROFILE
 from longwave.serving.profiles import OutOfRange, Profile, Profiles
-from longwave.serving.vllm.admission import assign
+from longwave.serving.vllm.choice import assign
 
 
 @pytest.fixture

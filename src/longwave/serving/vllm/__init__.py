@@ -13,7 +13,7 @@ and the attention keep the positions.
     hooks.py       what is put in the place of functions of vLLM, and the check that they are those that we know
     checks.py      what cannot be served, at the start
     configs.py     what vLLM's configs say
-    admission.py   which t a request gets
+    choice.py      which t a request gets
     tables.py      rows of cos and sin in vLLM's rotary modules; queries scaled by log-n
     foreign.py     rows of cos and sin in rotary modules of transformers
     runner.py      row numbers in the place of positions: model runner V2

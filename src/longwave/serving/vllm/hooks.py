@@ -67,7 +67,7 @@ def _core(found: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _admit(request: Any, vllm_config: Any, *, front: bool) -> None:
-    from longwave.serving.vllm.admission import assign
+    from longwave.serving.vllm.choice import assign
     from longwave.serving.vllm.counting import count
 
     model = vllm_config.model_config

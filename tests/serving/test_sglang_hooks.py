@@ -204,7 +204,7 @@ def test_the_hooks_go_onto_sglang() -> None:
         env=os.environ | {"PYTHONPATH": source},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "the plugin was written for SGLang 0.5.23, and this is 0.6.0" in done.stdout
+    assert "the plugin was tested with SGLang 0.5.23, and this is 0.6.0" in done.stdout
 
 
 def test_it_imports_without_sglang() -> None:

@@ -1,6 +1,8 @@
 """The plugin for SGLang: every request runs at its own length factor, the plain model within L.
 
-It was written against SGLang 0.5.23 and has not been run in a server: see docs/serving.md.
+    pip install --no-deps longwave            # beside SGLang
+    longwave export MODEL --profiles 1,2,4,8 --output OUT
+    python -m sglang.launch_server --model-path OUT
 
 SGLang calls `register` in each of its processes. A model without profiles runs as it did before. Requests get row
 numbers in the place of positions, as in `longwave.serving.vllm`.

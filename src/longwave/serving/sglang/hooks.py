@@ -16,7 +16,7 @@ from longwave.serving.sglang.choice import assign, is_chosen
 
 logger = logging.getLogger("sglang.longwave")
 
-KNOWN = ("0.5.23",)  # releases of SGLang that the plugin was written for
+TESTED = ("0.5.23",)  # releases of SGLang that the plugin was run with, on a CPU
 UNTESTED = "LONGWAVE_SGLANG_UNTESTED"  # set to 1, the plugin runs with other releases, too, whose hooks look the same
 STARTS = "longwave_starts"  # on a ModelRunner: the first row of each profile
 
@@ -147,11 +147,11 @@ HOOKS = (
 
 
 def install() -> None:
-    """Wrap the functions of SGLang when their modules are there. A release that is not known keeps all but one.
+    """Wrap the functions of SGLang when their modules are there. A release that was not tested keeps all but one.
 
     That one refuses models with profiles. Models without run as they do without the plugin.
     """
-    for hook in HOOKS if unknown() is None else HOOKS[:1]:
+    for hook in HOOKS if untested() is None else HOOKS[:1]:
         when_imported(hook.module, hook.install)
 
 
@@ -165,19 +165,19 @@ def require_known() -> None:
         raise ValueError(f"longwave cannot serve rope profiles here: {reason}")
 
 
-def unknown() -> str | None:
-    """That the plugin was not written for this release of SGLang; None if it was."""
+def untested() -> str | None:
+    """That this release of SGLang was not tested; None if it was."""
     from sglang.version import __version__
 
-    if __version__ in KNOWN or os.environ.get(UNTESTED) == "1":
+    if __version__ in TESTED or os.environ.get(UNTESTED) == "1":
         return None
-    return f"the plugin was written for SGLang {', '.join(KNOWN)}, and this is {__version__}. {UNTESTED}=1 tries it."
+    return f"the plugin was tested with SGLang {', '.join(TESTED)}, and this is {__version__}. {UNTESTED}=1 tries it."
 
 
 @functools.cache
 def reason_against() -> str | None:
     """Why the plugin does not run with this SGLang; None if it does. Imports what the hooks are in."""
-    if reason := unknown():
+    if reason := untested():
         return reason
     for hook in HOOKS:
         if difference := hook.difference():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,15 +46,21 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, str]]] = {
         "model", "mixed", {"enable_lora": True, "max_loras": 5, "max_lora_rank": 64, "max_num_batched_tokens": 192}, {},
     ),
     "heads, mixed": ("heads", "mixed", {"max_num_batched_tokens": 192}, {}),
+    "neox, alone": ("neox", "alone", {}, {}),
+    "neox, mixed": ("neox", "mixed", {"max_num_batched_tokens": 192, "enable_prefix_caching": True}, {}),
+    "neox, mixed, V2": ("neox", "mixed", {"max_num_batched_tokens": 192}, V2),
     "heads, tensor parallel 2": ("heads", "mixed", {"tensor_parallel_size": 2}, {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}),
     "plain vLLM": ("log-n", "within", {}, PLAIN),
     "plain vLLM, compiled": ("log-n", "within", {"enforce_eager": False}, PLAIN),
     "plain vLLM, V2": ("log-n", "within", {}, PLAIN | V2),
     "plain vLLM, heads": ("heads", "within", {}, PLAIN),
+    "plain vLLM, neox": ("neox", "within", {}, PLAIN),
+    "plain vLLM, neox, V2": ("neox", "within", {}, PLAIN | V2),
     "plain vLLM, bfloat16": ("yarn", "within", {"dtype": "bfloat16"}, PLAIN),
     "yarn, no salt": ("yarn", "salt", {"enable_prefix_caching": True}, {"LONGWAVE_NO_SALT": "1"}),
     "yarn, salt": ("yarn", "salt", {"enable_prefix_caching": True}, {}),
     "factors 1": ("ones", "alone", {}, {}),
+    "factors 1, neox": ("ones, neox", "alone", {}, {}),
 }  # fmt: skip
 
 
@@ -76,10 +83,10 @@ def make(folder: Path, model: Path | None) -> None:
     (folder / "prompts.json").write_text(json.dumps(asked))
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    sources = {"yarn": None, "log-n": None, "heads": None, **({"model": model} if model else {})}
+    sources = {"yarn": None, "log-n": None, "heads": None, "neox": None, **({"model": model} if model else {})}
     for name, source in sources.items():
-        if source is None and name == "heads":
-            source = random_heads(folder / ".heads")
+        if source is None and name in RANDOM:
+            source = RANDOM[name](folder / f".{name}")
         if source is None:
             plain = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
             longwave.extend(plain, "yarn", max_factor=16, log_n=1.0 if name == "log-n" else 0.0)
@@ -91,14 +98,20 @@ def make(folder: Path, model: Path | None) -> None:
         extended = longwave.load(source, dtype="float32").eval()
         answers = [answer(extended, prompt) for prompt in asked]
         (folder / f"{name}.json").write_text(json.dumps(answers))
-    ones = json.loads((folder / "yarn" / "config.json").read_text())
-    if not (folder / "ones").exists():
-        subprocess.run(["cp", "-r", folder / "yarn", folder / "ones"], check=True)
-    for profile in ones["rope_profiles"]["profiles"][1:]:
-        first = ones["rope_profiles"]["profiles"][0]
+    for name, control in (("yarn", "ones"), ("neox", "ones, neox")):
+        without_factors(folder, name, control)
+
+
+def without_factors(folder: Path, name: str, control: str) -> None:
+    """A copy of an export whose profiles are all as that of t = 1."""
+    if not (folder / control).exists():
+        shutil.copytree(folder / name, folder / control)
+    config = json.loads((folder / name / "config.json").read_text())
+    first, *others = config["rope_profiles"]["profiles"]
+    for profile in others:
         profile |= {key: first[key] for key in ("factors", "attention_scaling", "inv_freq")}
-    (folder / "ones" / "config.json").write_text(json.dumps(ones))
-    (folder / "ones.json").write_text((folder / "yarn.json").read_text())
+    (folder / control / "config.json").write_text(json.dumps(config))
+    shutil.copyfile(folder / f"{name}.json", folder / f"{control}.json")
 
 
 def random_heads(folder: Path) -> Path:
@@ -122,6 +135,31 @@ def random_heads(folder: Path) -> Path:
     return longwave.save(model, folder, tokenizer=AutoTokenizer.from_pretrained(BASE), overwrite=True)
 
 
+def random_neox(folder: Path) -> Path:
+    """A random GPT-NeoX, which rotates a part of each head, and which vLLM runs by its Transformers backend."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig
+
+    import longwave
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    config = GPTNeoXConfig(
+        vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256,
+        max_position_embeddings=256, rotary_pct=0.5, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)  # random, but attention has something to choose
+    longwave.extend(model, "yarn", max_factor=16)
+    return longwave.save(model, folder, tokenizer=tokenizer, overwrite=True)
+
+
+RANDOM = {"heads": random_heads, "neox": random_neox}
+
+
 def answer(model: Any, prompt: list[int]) -> dict[str, Any]:
     """24 greedy tokens and their log-probabilities by full forwards at the t of the whole."""
     import torch
@@ -142,17 +180,17 @@ def answer(model: Any, prompt: list[int]) -> dict[str, Any]:
 
 def leave_salt_alone() -> None:
     """A control: keys that one t has cached are found by another."""
-    from longwave.serving.vllm import admission
+    from longwave.serving.vllm import choice
 
-    assign = admission.assign
+    assign = choice.assign
 
     def without(request: Any, *arguments: Any, **named: Any) -> Any:
         own = request.cache_salt
-        choice = assign(request, *arguments, **named)
+        given = assign(request, *arguments, **named)
         request.cache_salt = own
-        return choice
+        return given
 
-    admission.assign = without
+    choice.assign = without
 
 
 def interpret_triton() -> None:
@@ -308,8 +346,8 @@ def check(folder: Path, cases: list[str]) -> None:
 def compare(known: dict[str, Any]) -> None:
     """Texts within L against plain vLLM, case by case: bit for bit."""
     for case, line in known.items():
-        kind = next((kind for kind in ("compiled", "V2", "heads", "bfloat16") if kind in case), None)
-        plain = known.get("plain vLLM" if kind is None else f"plain vLLM, {kind}", {}).get("within")
+        kinds = [kind for kind in ("neox", "heads", "compiled", "V2", "bfloat16") if kind in case]
+        plain = known.get(", ".join(["plain vLLM", *kinds]), {}).get("within")
         if plain and line.get("within") and "tensor" not in case:  # two processes add in another order
             print(f"{case}: within L {'equal to' if line['within'] == plain else 'OTHER THAN'} plain vLLM")
 

@@ -36,7 +36,7 @@ _HOMES = {
     "longwave.extensions.spec": ("Spec", "parse_spec"),
     "longwave.methods": ("METHODS", "Method", "parse_method"),
     "longwave.rope": ("Rope",),
-    "longwave.schedule": ("Ceiling", "Continuous", "Schedule", "Static", "Threshold", "parse_schedule"),
+    "longwave.schedule": ("Ceiling", "Continuous", "Schedule", "Static", "Steps", "Threshold", "parse_schedule"),
     "longwave.training.config": ("TrainConfig",),
     "longwave.training.drawn": ("drawn_lengths",),
     "longwave.training.frozen": ("unfreeze",),

@@ -62,6 +62,9 @@ from longwave.schedule import (
     Static as Static,
 )
 from longwave.schedule import (
+    Steps as Steps,
+)
+from longwave.schedule import (
     Threshold as Threshold,
 )
 from longwave.schedule import (

@@ -16,6 +16,8 @@ TRACKED = "tensorboard"  # the folder of what TensorBoard shows
 CHECKPOINTS = "checkpoints"  # the folder of the states of a training that has not ended
 
 EXPORT_RECORD = "longwave-export.json"  # in a folder of `longwave export`, beside the files of its target
+PROFILES = "rope_profiles"  # in config.json of an export for several t: what each t makes of the model
+EXTENSION = "longwave"  # in such an export: the folder of the extension, by which longwave reads it
 
 # A Hugging Face model, or a PEFT adapter.
 CONFIG, ADAPTER, GENERATION = "config.json", "adapter_config.json", "generation_config.json"

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 class Schedule(ABC):
@@ -40,8 +41,7 @@ class Static(Schedule):
 
     @property
     def spec(self) -> str:
-        short = f"{self.factor:g}"
-        return f"static={short if float(short) == self.factor else repr(float(self.factor))}"
+        return f"static={_shortest(self.factor)}"
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,26 @@ class Threshold(Schedule):
         return "threshold"
 
 
+@dataclass(frozen=True)
+class Steps(Schedule):
+    """t = the least of some factors that the length needs, as engines with profiles have it; n/L beyond the largest."""
+
+    factors: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        rises = all(a < b for a, b in pairwise(self.factors))
+        if not (self.factors and rises and all(math.isfinite(each) and each >= 1 for each in self.factors)):
+            raise ValueError(f"steps must be numbers >= 1 that rise, got {', '.join(map(str, self.factors))}.")
+
+    def __call__(self, length: int, original_length: int, max_factor: float) -> float:
+        enough = (each for each in self.factors if length <= tokens_at(each, original_length))
+        return next(enough, length / original_length)
+
+    @property
+    def spec(self) -> str:
+        return f"steps={','.join(map(_shortest, self.factors))}"
+
+
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "continuous": Continuous,
     "ceiling": Ceiling,
@@ -89,7 +109,7 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
 
 
 def parse_schedule(spec: str) -> Schedule:
-    """Read `continuous`, `ceiling`, `threshold` or `static=FACTOR`; anything else is a `ValueError`."""
+    """Read `continuous`, `ceiling`, `threshold`, `static=FACTOR` or `steps=1,2,4`; anything else is a `ValueError`."""
     if spec in SCHEDULES:
         return SCHEDULES[spec]()
     name, separator, value = spec.partition("=")
@@ -99,7 +119,18 @@ def parse_schedule(spec: str) -> Schedule:
         except ValueError:
             raise ValueError(f"static factor must be a number, got {value!r}: write static=8.") from None
         return Static(factor)
-    raise ValueError(f"unknown schedule {spec!r}. Available: {', '.join(SCHEDULES)}, static=FACTOR.")
+    if name == "steps" and separator:
+        try:
+            factors = tuple(float(each) for each in value.split(","))
+        except ValueError:
+            raise ValueError(f"steps must be numbers, got {value!r}: write steps=1,2,4.") from None
+        return Steps(factors)
+    raise ValueError(f"unknown schedule {spec!r}. Available: {', '.join(SCHEDULES)}, static=FACTOR, steps=1,2,4.")
+
+
+def _shortest(factor: float) -> str:
+    short = f"{factor:g}"
+    return short if float(short) == factor else repr(float(factor))
 
 
 def tokens_at(factor: float, original_length: int) -> int:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import longwave
 from longwave.extensions.adapter import LoRA
 from longwave.serving.profiles import Profiles
-from longwave.serving.vllm.tables import log_ratios, table
+from longwave.serving.rows import log_ratios, table
 
 DEMO = Path(longwave.__file__).parent / "demo" / "model"
 ASKED = "1,2,4,8"

@@ -22,7 +22,7 @@ from servers import build, generated, saved, until
 from longwave.cli.main import main
 from longwave.demo.run import BASE as DEMO
 from longwave.serving import vllm_server
-from longwave.serving.engines import engine_of, note_on, served_name
+from longwave.serving.engines import engine_of, served_name
 from longwave.serving.settings import ServeSettings
 
 ONE = {"factor": 1.0, "length": 64, "factors": [1.0], "attention_scaling": 1.0, "inv_freq": [1.0]}
@@ -100,7 +100,6 @@ def test_vllm_takes_folders_with_profiles_where_it_is_installed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert engine_of(str(folder), ServeSettings()) == "transformers"
-    assert note_on(str(folder)) == ""
     (tmp_path / "vllm.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     assert engine_of(str(folder), ServeSettings()) == "transformers"
@@ -108,7 +107,6 @@ def test_vllm_takes_folders_with_profiles_where_it_is_installed(
     (folder / "config.json").write_text(json.dumps(config | {"rope_profiles": PROFILES}))
     assert engine_of(str(folder), ServeSettings()) == "vllm"
     assert engine_of(str(folder), ServeSettings(engine="transformers")) == "transformers"
-    assert "Serve what it was exported from" in note_on(str(folder))
     with pytest.raises(ValueError, match=r"--prefill-chunk is for longwave's own server, and vLLM serves here"):
         vllm_server.command(str(folder), ServeSettings(prefill_chunk=64))
     with pytest.raises(ValueError, match=r"--default-max-tokens is for longwave's own server"):

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from longwave.serving.hook import Hook
+from longwave.serving.later import when_imported
+from longwave.serving.marks import PROFILE
 from longwave.serving.profiles import OutOfRange, Profile, Profiles
-from longwave.serving.vllm.admission import PROFILE, assign
-from longwave.serving.vllm.hooks import Hook
-from longwave.serving.vllm.later import when_imported
+from longwave.serving.vllm.choice import assign
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longwave.checkpoints.folder import ModelFolder, resolve
+from longwave.checkpoints.folder import ModelFolder, kind_of, resolve
 from longwave.checkpoints.weights import weight_files
 from longwave.files import read_object
 from longwave.layout import SETTINGS
@@ -70,8 +70,8 @@ class Base:
             return resolve(self.model, revision=self.revision)
         places = [*([folder / self.relative] if self.relative else []), Path(self.model)]
         for place in places:
-            if place.is_dir():
-                return resolve(place)
+            if place.is_dir():  # the plain model of the folder, also where the folder is an export around `folder`
+                return ModelFolder(str(place), place, kind_of(place))
         raise ValueError(
             f"{folder} holds what was trained, and its base model is not at {self.model}. Move the base back, or write "
             f"its new place into {folder / SETTINGS} (base, model)."

@@ -19,7 +19,7 @@ from longwave.checkpoints.trained import hold_trained, read_trained
 from longwave.extensions.attach import extend, extend_again
 from longwave.extensions.handle import extension, find_extension
 from longwave.files import read_json
-from longwave.layout import ADAPTERS, CONFIG, MODEL, SETTINGS, WEIGHTS
+from longwave.layout import ADAPTERS, CONFIG, MODEL, PROFILES, SETTINGS, WEIGHTS
 
 FORMAT = 2  # 1 had the bounded field start from the prior's rate at t instead of its mean
 WITH_ATTENTION = 3  # of a folder with an attention method, which versions before it would leave out
@@ -34,7 +34,9 @@ def load_extended(found: ModelFolder, arguments: dict[str, Any]) -> PreTrainedMo
     read_settings(found.path / SETTINGS)  # before the weights come, which may take long
     found.fetch()
     require_parts(found.path)
-    return extend_as_saved(from_pretrained(found, arguments), found.path)
+    model = extend_as_saved(from_pretrained(found, arguments), found.path)
+    vars(model.config).pop(PROFILES, None)  # the extension says more, and a copy of the model has no profiles
+    return model
 
 
 def extend_as_saved(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

@@ -23,7 +23,9 @@ from longwave.layout import (
     ADAPTERS,
     CONFIG,
     EXPORT_RECORD,
+    EXTENSION,
     MODEL,
+    PROFILES,
     SETTINGS,
     TOKENIZERS,
     TRAINING,
@@ -34,7 +36,9 @@ logger = logging.getLogger("longwave")
 
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")  # where to get a model, and which
 
-KINDS = [SETTINGS, EXPORT_RECORD, CONFIG, f"{MODEL}/{CONFIG}", ADAPTER, TRAINING]  # what tells kinds
+KINDS = [  # what tells kinds
+    SETTINGS, EXPORT_RECORD, CONFIG, f"{MODEL}/{CONFIG}", ADAPTER, TRAINING, f"{EXTENSION}/{SETTINGS}",
+]  # fmt: skip
 FILES = [
     "*.json", "*.safetensors", "*.model", "tokenizer.model.*", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*",
     "USE_POLICY*",
@@ -64,7 +68,7 @@ class ModelFolder:
 
     Arguments:
         name: the folder, or the name on the hub, as it was given.
-        path: the folder; of a hub model its snapshot in the cache.
+        path: the folder; of a hub model its snapshot in the cache; of an export with profiles its extension's.
         kind: what the folder holds.
         where: for a hub model, the keyword arguments that find this snapshot again; empty for a folder.
     """
@@ -86,6 +90,12 @@ class ModelFolder:
             return self.path
         return self.path / MODEL if self.base is None else self.base.model
 
+    @property
+    def served(self) -> Path:
+        """The folder that engines read: of an export with profiles the one around its extension."""
+        around = self.path.parent
+        return around if self.path.name == EXTENSION and _has_profiles(around) else self.path
+
     @cached_property
     def base(self) -> ModelFolder | None:
         """The model whose weights the extension stands on, where they are not copied.
@@ -98,6 +108,7 @@ class ModelFolder:
         named = Base.read(self.path) if self.kind is Kind.LONGWAVE else None
         if named is None:
             return None
+        self.fetch()  # the base may be a part of the same model
         found = named.find(self.path).check().fetch()
         named.check(found, self.path)
         return found
@@ -123,6 +134,11 @@ class ModelFolder:
         if self.kind is Kind.EXPORT and "model_type" not in _config(self.path):
             target = read_object(self.path / EXPORT_RECORD).get("target")
             return f"{place} is an export for {target}, which longwave does not read. Load its source instead."
+        if self.kind in (Kind.EXPORT, Kind.PLAIN) and _has_profiles(self.path) and not _extension_of(self.path):
+            return (
+                f"{place} has profiles for engines, and lacks {EXTENSION}/{SETTINGS}, by which longwave reads them. "
+                "Export the model again, or load what it was exported from."
+            )
         if self.kind is Kind.FOREIGN:
             suffix = next(end for end in FOREIGN if any(self.path.glob(f"*{end}"))).removeprefix(".").upper()
             return (
@@ -167,10 +183,16 @@ def resolve(name: Path | str | ModelFolder, **where: Any) -> ModelFolder:
         return name
     check_model(name)
     if Path(name).is_dir():
-        return ModelFolder(str(name), Path(name), kind_of(Path(name)))
+        return _folder(str(name), Path(name), {})
     where = _as_reached(str(name), where)
     path = _download(str(name), KINDS, [], where)
-    return ModelFolder(str(name), path, kind_of(path), {**where, "revision": path.name})
+    return _folder(str(name), path, {**where, "revision": path.name})
+
+
+def _folder(name: str, path: Path, where: Mapping[str, Any]) -> ModelFolder:
+    """A model and its files: an export with profiles is the extended model that it was made from."""
+    own = _extension_of(path) if _has_profiles(path) else None
+    return ModelFolder(name, own or path, kind_of(own or path), where)
 
 
 def kind_of(folder: Path) -> Kind:
@@ -218,6 +240,15 @@ def tokenizer_folder(*folders: Path) -> Path | None:
 
 def _config(folder: Path) -> dict[str, Any]:
     return read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+
+
+def _has_profiles(folder: Path) -> bool:
+    return PROFILES in _config(folder)
+
+
+def _extension_of(folder: Path) -> Path | None:
+    """Where the extension of an export with profiles lies, if it is there."""
+    return folder / EXTENSION if (folder / EXTENSION / SETTINGS).is_file() else None
 
 
 def _as_reached(name: str, where: Mapping[str, Any]) -> dict[str, Any]:

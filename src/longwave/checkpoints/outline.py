@@ -15,7 +15,7 @@ from longwave.checkpoints.plain import skeleton
 from longwave.checkpoints.scaled import follow_config
 from longwave.checkpoints.weights import Contents, check_parameters, check_weights
 from longwave.files import read_json
-from longwave.layout import CONFIG, INDEX, SINGLE
+from longwave.layout import CONFIG, INDEX, PROFILES, SINGLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,7 @@ def read_outline(found: ModelFolder) -> Outline:
         config = official.config.to_dict()
         return Outline(found, skeleton(found.model, official.config), config, official)
     config = read_json(found.model / CONFIG)
+    config.pop(PROFILES, None)  # those of an export, which is the plain model here
     return Outline(found, skeleton(found.model), config)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from longwave.checkpoints.adapters import save_adapter
-from longwave.checkpoints.base import Base
+from longwave.checkpoints.base import Base, fingerprint
 from longwave.checkpoints.extended import FORMAT, HEADS, WITH_ATTENTION, WITH_PARTS, WITH_QUANTIZED
 from longwave.checkpoints.folder import Kind, ModelFolder, resolve
 from longwave.checkpoints.quantized import RECORDED, Quantization, is_quantized_on_disk
@@ -31,6 +31,7 @@ from longwave.extensions.foreign import foreign_adapter, unwrapped
 from longwave.extensions.handle import Extension, extension
 from longwave.files import prepare_output, write_json
 from longwave.layout import ADAPTERS, INDEX, MODEL, SETTINGS, SINGLE, TOKENIZER_FILES, WEIGHTS
+from longwave.schedule import Schedule
 
 
 def save(
@@ -78,6 +79,26 @@ def save(
         save_adapter(adapter, folder / ADAPTERS, str(folder / MODEL) if named is None else named.model)
     if tokenizer is not None:
         _save_tokenizer(tokenizer, folder)
+    _save_tensors(handle, folder)
+    write_json(folder / SETTINGS, _settings(handle, adapter, named))  # last: a folder that has it is complete
+    return folder
+
+
+def save_extension(handle: Extension, folder: Path, *, schedule: Schedule, adapter: Adapter | None = None) -> None:
+    """Write an extension into a folder of the plain model that it is of. The model's weights are there already.
+
+    Arguments:
+        folder: is made.
+        schedule: in the place of the extension's own.
+        adapter: whose files the caller writes.
+    """
+    folder.mkdir()
+    _save_tensors(handle, folder)
+    around = Named(Base("..", fingerprint(folder.parent), ".."), None)
+    write_json(folder / SETTINGS, {**_settings(handle, adapter, around), "schedule": schedule.spec})
+
+
+def _save_tensors(handle: Extension, folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for index, trajectory in enumerate(handle.trajectories):
         tensors[f"{index}.rope"] = trajectory.rope.inv_freq
@@ -88,8 +109,6 @@ def save(
     partial = folder / f".{WEIGHTS}"
     save_file(tensors, partial)
     os.replace(partial, folder / WEIGHTS)
-    write_json(folder / SETTINGS, _settings(handle, adapter, named))  # last: a folder that has it is complete
-    return folder
 
 
 def _save_plain(model: PreTrainedModel, foreign: Adapter | None, folder: Path) -> None:

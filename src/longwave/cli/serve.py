@@ -44,7 +44,7 @@ def serve(
     check_inputs(model)
 
     from longwave.serving import vllm_server
-    from longwave.serving.engines import engine_of, note_on, served_name
+    from longwave.serving.engines import engine_of, served_name
 
     if engine_of(model, how) == "vllm":
         if method is not None or option or to is not None:
@@ -56,8 +56,6 @@ def serve(
     from longwave.serving.sockets import listen, url_of
 
     listener = listen(how.host, how.port)
-    if note := note_on(model):
-        typer.echo(note, err=True)
 
     from longwave.cli import generating
     from longwave.serving.server import serve as answer

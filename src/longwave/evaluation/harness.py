@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
-from longwave.checkpoints.folder import Kind, resolve
+from longwave.checkpoints.folder import Kind, resolve, tokenizer_folder
 from longwave.checkpoints.load import load
 from longwave.data.prompts import check_ids, closing_length
 from longwave.evaluation.decoded import decoded_logits, must_decode
@@ -103,7 +103,8 @@ class LongwaveLM(HFLM):
         if isinstance(source, str) and "tokenizer" not in arguments:
             found = resolve(source, revision=revision)
             if found.kind is Kind.LONGWAVE:  # of a hub model, whose name tells transformers nothing
-                arguments["tokenizer"] = str(found.fetch(weights=False).path)
+                found.fetch(weights=False)
+                arguments["tokenizer"] = str(tokenizer_folder(found.path, found.model) or found.path)
         super().__init__(source, device=device, revision=revision, max_length=max_length, **arguments)
         extend_plain(self.model, method, to, dashes="")
         handle = find_extension(self.model)

@@ -34,15 +34,8 @@ def engine_of(model: str, settings: ServeSettings) -> str:
 
 def has_profiles(model: str) -> bool:
     """Whether a folder was exported for several t."""
-    config = resolve(model).path / CONFIG
+    config = resolve(model).served / CONFIG
     return config.is_file() and KEY in read_object(config)
-
-
-def note_on(model: str) -> str:
-    """What to know of a folder that our own server is to serve; empty if nothing."""
-    if not has_profiles(model):
-        return ""
-    return f"{model} has {KEY}, which only vLLM reads: here texts end at L. Serve what it was exported from instead."
 
 
 def served_name(model: str, settings: ServeSettings) -> str:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-KEY = "rope_profiles"
+from longwave.layout import PROFILES
+
+KEY = PROFILES
 FORMAT = 1
 
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 from longwave.checkpoints.folder import resolve
 from longwave.files import read_object
 from longwave.layout import ADAPTER, CONFIG
-from longwave.serving.engines import served_name
+from longwave.serving.engines import has_profiles, served_name
 from longwave.serving.profiles import Profiles
 from longwave.serving.settings import ServeSettings
 
@@ -48,7 +48,10 @@ def command(model: str, settings: ServeSettings, *, dtype: str = "auto") -> list
             f"--host {settings.host!r} would let other machines past the API key of vLLM. Leave --host out, and put a "
             "proxy before it."
         )
-    folder = resolve(model).check().fetch().path  # a name of the hub as a folder: the LoRAs lie in it
+    found = resolve(model)
+    folder = (
+        (found if has_profiles(model) else found.check()).fetch().served
+    )  # a name of the hub as a folder: the LoRAs lie in it
     return [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", dtype,
         "--served-model-name", served_name(model, settings), "--host", settings.host, "--port", str(settings.port),

@@ -5,6 +5,7 @@ Engines without the plugin run the plain model and refuse texts of more than L t
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longwave.checkpoints.rewriting import copy_weights
+from longwave.checkpoints.save import save_extension
 from longwave.exporters.base import Plan, Unsupported
 from longwave.exporters.changes import Merge
 from longwave.exporters.companions import code_notes, copy_beside
@@ -22,7 +24,8 @@ from longwave.exporters.hf.plan import is_interleaved
 from longwave.exporters.notes import weight_notes
 from longwave.exporters.source import Source
 from longwave.files import read_object, write_json
-from longwave.layout import ADAPTER, ADAPTER_WEIGHTS, CONFIG
+from longwave.layout import ADAPTER, ADAPTER_WEIGHTS, ADAPTERS, CONFIG, EXTENSION
+from longwave.schedule import Steps
 from longwave.serving.profiles import KEY, Profile, Profiles
 from longwave.trajectory import Snapshot
 
@@ -46,6 +49,15 @@ class ProfilesPlan(Plan):
                 assert self.source.merge is not None
                 write_adapter(self.source.merge, profile.factor, folder / profile.adapter)
         write_json(folder / CONFIG, self.config)
+        self._write_extension(folder / EXTENSION)
+
+    def _write_extension(self, folder: Path) -> None:
+        """What longwave reads the folder by: the extension itself, at the t of the profiles."""
+        merge, steps = self.source.merge, Steps(tuple(each.factor for each in self.profiles.profiles))
+        adapter = None if merge is None else merge.adapter
+        save_extension(self.source.extension, folder, schedule=steps, adapter=adapter)
+        if merge is not None:
+            copy_adapter(merge, folder / ADAPTERS)
 
 
 def plan_profiles(source: Source, factors: Sequence[float]) -> ProfilesPlan:
@@ -81,6 +93,7 @@ def plan_profiles(source: Source, factors: Sequence[float]) -> ProfilesPlan:
     config[KEY] = profiles.as_dict()
     changing = sum(each.adapter is not None for each in profiles.profiles)
     adapters = 0 if source.merge is None else changing * source.merge.file.stat().st_size
+    extension = 0 if source.merge is None else source.merge.file.stat().st_size
     notes = [*weight_notes(source, kept=True), *code_notes(source)]
     if is_interleaved(source):
         notes.append(f"{source.model_type} rotates neighbouring dimensions (interleaved), which was not run in vLLM.")
@@ -92,7 +105,7 @@ def plan_profiles(source: Source, factors: Sequence[float]) -> ProfilesPlan:
         )
     return ProfilesPlan(
         notes=notes,
-        size=sum(path.stat().st_size for path in source.shards) + adapters,
+        size=sum(path.stat().st_size for path in source.shards) + adapters + extension,
         tolerance=None,
         source=source,
         snapshot=snapshots[-1],
@@ -119,6 +132,14 @@ def _log_n(source: Source) -> dict[str, Any]:
     if heads is None or not source.extension.log_n_by_head:
         return {"log_n": source.log_n}
     return {"log_n_heads": {layer: tuple(heads.log_n_of(layer).tolist()) for layer in heads.rows}}
+
+
+def copy_adapter(merge: Merge, folder: Path) -> None:
+    """The adapter as it was saved."""
+    folder.mkdir(parents=True)
+    shutil.copyfile(merge.file, folder / ADAPTER_WEIGHTS)
+    settings = read_object(merge.file.with_name(ADAPTER))
+    write_json(folder / ADAPTER, {**settings, "base_model_name_or_path": None})
 
 
 @torch.no_grad()

@@ -12,10 +12,10 @@ and the attention keep the positions.
 
     hooks.py       what is put in the place of functions of vLLM, and the check that they are those that we know
     checks.py      what cannot be served, at the start
-    later.py       installs a hook when its module is imported
     configs.py     what vLLM's configs say
-    admission.py   which t a request gets
-    tables.py      rows of cos and sin; queries scaled by log-n
+    choice.py      which t a request gets
+    tables.py      rows of cos and sin in vLLM's rotary modules; queries scaled by log-n
+    foreign.py     rows of cos and sin in rotary modules of transformers
     runner.py      row numbers in the place of positions: model runner V2
     runner_v1.py   the same for model runner V1
 """

@@ -3,67 +3,18 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
+from longwave.serving.hook import Hook
+from longwave.serving.later import when_imported
 from longwave.serving.profiles import OutOfRange
 from longwave.serving.vllm.checks import refuse, refuse_adapter
 from longwave.serving.vllm.configs import profiles_of
-from longwave.serving.vllm.later import when_imported
 
 TESTED = ("0.32",)  # releases of vLLM that the plugin was run with
 UNTESTED = "LONGWAVE_VLLM_UNTESTED"  # set to 1, the plugin runs with other releases, too, whose hooks look the same
-
-
-@dataclass(frozen=True)
-class Hook:
-    """A function of vLLM that the plugin wraps.
-
-    Arguments:
-        module, name: where it is: `Class.method`, or a function of the module.
-        parameters: its first parameters, as we know them.
-        wrapped: makes the function that takes its place.
-    """
-
-    module: str
-    name: str
-    parameters: tuple[str, ...]
-    wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]
-
-    def find(self) -> tuple[Any, str, Callable[..., Any]]:
-        """The place of the function, its name there, and the function."""
-        place: Any = import_module(self.module)
-        *path, last = self.name.split(".")
-        for part in path:
-            place = getattr(place, part)
-        return place, last, getattr(place, last)
-
-    def difference(self) -> str | None:
-        """What is other than we know; None if nothing is."""
-        where = f"{self.module}.{self.name}"
-        try:
-            *_, found = self.find()
-        except (ImportError, AttributeError):
-            return f"{where} is not there"
-        names = tuple(inspect.signature(found).parameters)
-        if names[: len(self.parameters)] != self.parameters:
-            return f"{where} takes {', '.join(names)}, and not {', '.join(self.parameters)}"
-        return None
-
-    def install(self) -> None:
-        """Wrap the function, once."""
-        if self.difference() is not None:
-            return  # `require_known` says so where it matters
-        place, name, found = self.find()
-        if getattr(found, "longwave", False):
-            return
-        made = functools.wraps(found)(self.wrapped(found))
-        made.longwave = True  # type: ignore[attr-defined]
-        setattr(place, name, made)
 
 
 def _max_length(found: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,7 +67,7 @@ def _core(found: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _admit(request: Any, vllm_config: Any, *, front: bool) -> None:
-    from longwave.serving.vllm.admission import assign
+    from longwave.serving.vllm.choice import assign
     from longwave.serving.vllm.counting import count
 
     model = vllm_config.model_config

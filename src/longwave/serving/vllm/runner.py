@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from longwave.serving.vllm.admission import PROFILE
+from longwave.serving.marks import PROFILE
 from longwave.serving.vllm.configs import draft_tokens, profiles_of
 from longwave.serving.vllm.tables import extend_tables
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,17 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from longwave.serving.profiles import Profile, Profiles
+from longwave.serving.profiles import Profiles
+from longwave.serving.rows import Refused, append_rows, log_ratios
 from longwave.serving.vllm.queries import scaled_class, tabled_class
 
 MARK = "longwave_starts"  # on a model whose tables are extended
 KEPT = "longwave_rows"  # on a rotary module: what its rows were made from, and the first of each profile
-CHECKED = 1000  # the row of a profile that is compared with longwave's own frequencies
-TOLERANCE = 2e-3  # of cos and sin in float32 at that row
-
-
-class Refused(ValueError):
-    """A model that the plugin cannot serve; the message says why."""
 
 
 def rotary_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Any]]:
@@ -47,7 +41,11 @@ def extend_tables(model: nn.Module, profiles: Profiles, padding: int) -> list[in
         return list(starts)
     places = list(rotary_modules(model))
     if not places:
-        raise Refused(f"{type(model).__name__} has no rotary module of vLLM's own. Serve it by another engine.")
+        from longwave.serving.vllm.foreign import extend_foreign
+
+        starts = extend_foreign(model, profiles, padding)
+        setattr(model, MARK, starts)
+        return starts
     modules = list({id(child): child for *_, child in places}.values())
     every = {tuple(_extend(module, profiles, padding)) for module in modules}
     if len(every) > 1 or len({module.cos_sin_cache.shape[0] for module in modules}) > 1:
@@ -63,71 +61,12 @@ def _extend(module: Any, profiles: Profiles, padding: int) -> list[int]:
     """Append to one table. Returns the first rows."""
     if (known := getattr(module, KEPT, None)) is not None and known[:2] == (profiles, padding):
         return list(known[2])  # vLLM shares rotary modules among the engines of a process
-    cache = module.cos_sin_cache
-    if cache.ndim != 2 or cache.shape[1] != module.rotary_dim or module.rotary_dim != 2 * _pairs(profiles):
-        raise Refused(
-            f"the table of {type(module).__name__} has the shape {tuple(cache.shape)}, and the profiles are for "
-            f"{_pairs(profiles)} frequencies."
-        )
-    plain = profiles.profiles[0]
-    row = min(CHECKED, profiles.original_length, cache.shape[0]) - 1
-    if cache.shape[0] < profiles.original_length or not _is_row(cache[row].float(), row, plain, _step(cache.dtype)):
-        raise Refused(
-            f"{type(module).__name__} rotates by other frequencies than the profiles were made for. A model with "
-            "several rotary tables is not supported."
-        )
-    parts, starts, rows = [cache], [0], cache.shape[0]
-    for profile in profiles.profiles[1:]:
-        made = table(profile, module.base, profile.length + padding, cache.device)
-        at = min(CHECKED, profile.length) - 1
-        if not _is_row(made[at], at, profile, 0.0):
-            raise Refused(
-                f"the frequencies at t = {profile.factor:g} are not those of longwave: the base of "
-                f"{type(module).__name__} is {module.base!r}. Export the model again."
-            )
-        starts.append(rows)
-        rows += made.shape[0]
-        parts.append(made.to(cache.dtype))
-    module.cos_sin_cache = torch.cat(parts)
+    made, starts = append_rows(module.cos_sin_cache, module.base, profiles, padding, type(module).__name__)
+    module.cos_sin_cache = made
     setattr(module, KEPT, (profiles, padding, starts))
     if getattr(module, "cos_sin_cache_bf16", None) is not None:
         module.cos_sin_cache_bf16 = module.cos_sin_cache.to(torch.bfloat16)
     return starts
-
-
-def table(profile: Profile, base: float, rows: int, device: torch.device) -> Tensor:
-    """cos and sin of the first positions at one t, [rows, d], float32; computed as vLLM computes its own."""
-    factors = torch.tensor(profile.factors, dtype=torch.float32)
-    size = 2 * factors.numel()
-    inv_freq = 1.0 / (factors * base ** (torch.arange(0, size, 2, dtype=torch.float) / size))
-    angles = torch.outer(torch.arange(rows, dtype=torch.float), inv_freq)
-    found = torch.cat((angles.cos(), angles.sin()), dim=-1) * profile.attention_scaling
-    return found.to(device)
-
-
-def _is_row(row: Tensor, position: int, profile: Profile, rounding: float) -> bool:
-    """Whether a row of a table has the profile's frequencies."""
-    angles = torch.tensor(profile.inv_freq, dtype=torch.float64) * position
-    wanted = torch.cat((angles.cos(), angles.sin())) * profile.attention_scaling
-    return bool((row.cpu().double() - wanted).abs().max() <= TOLERANCE + rounding)
-
-
-def _step(dtype: torch.dtype) -> float:
-    return 2 * torch.finfo(dtype).eps
-
-
-def _pairs(profiles: Profiles) -> int:
-    return len(profiles.profiles[0].factors)
-
-
-def log_ratios(profiles: Profiles, starts: list[int], rows: int, padding: int) -> Tensor:
-    """ln max(1, ln(p + 1)/ln L) of every row, float32; p is the row's position."""
-    found = torch.zeros(rows, dtype=torch.float64)
-    for start, profile in zip(starts[1:], profiles.profiles[1:], strict=True):
-        count = profile.length + padding
-        positions = torch.arange(count, dtype=torch.float64)
-        found[start : start + count] = ((positions + 1).log() / math.log(profiles.original_length)).clamp(min=1).log()
-    return found.float()
 
 
 def _scale_queries(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from longwave.serving.marks import PROFILE, WANTED, is_number, is_salted, salted
 from longwave.serving.profiles import Choice, OutOfRange, Profiles
 
-WANTED, PROFILE = "rope_factor", "rope_profile"  # keys of `extra_args`: by the sender, and by this plugin
-SALT = "rope-profile"  # t in the salt of the prefix cache: keys of another t must not be found
 FIRST_ADAPTER = 1_000_001  # numbers of the LoRAs of profiles, beside those that users load
 
 
@@ -50,25 +49,17 @@ def assign(request: Any, profiles: Profiles, *, limit: int, folder: str, front: 
     return choice
 
 
-def salted(own: str | None, factor: float) -> str | None:
-    """The salt of the prefix cache at t. It differs for each t and each salt of a user, whatever the user chose."""
-    if factor == 1 and not (own or "").startswith(SALT):
-        return own
-    return f"{SALT} {factor!r}" + ("" if own is None else f" {own}")
-
-
 def _chosen(request: Any, number: Any, profiles: Profiles) -> bool:
     """Whether `assign` has written this number: the salt of its t goes with it."""
-    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(profiles.profiles):
+    if not is_number(number, len(profiles.profiles)):
         return False
-    profile, salt = profiles.profiles[number], request.cache_salt or ""
-    start = f"{SALT} {profile.factor!r}"
-    if profile.factor > 1 and salt != start and not salt.startswith(f"{start} "):
+    profile = profiles.profiles[number]
+    if not is_salted(request.cache_salt, profile.factor):
         return False
     if profile.adapter is not None and getattr(request.lora_request, "lora_int_id", None) != FIRST_ADAPTER + number:
         return False
     prompt = request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds
-    return len(prompt) + (request.sampling_params.max_tokens or 0) <= profile.length
+    return bool(len(prompt) + (request.sampling_params.max_tokens or 0) <= profile.length)
 
 
 def _adapter(request: Any, adapter: str, number: int, factor: float, folder: str) -> Any:

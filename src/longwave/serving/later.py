@@ -1,4 +1,4 @@
-"""Run something when a module has been imported, without importing it: not every process of vLLM needs every hook."""
+"""Run something when a module has been imported, without importing it: no process of an engine needs every hook."""
 
 from __future__ import annotations
 

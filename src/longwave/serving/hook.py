@@ -1,0 +1,57 @@
+"""A function of an engine that a plugin wraps, and the check that it is the function that we know."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A function of an engine that a plugin wraps.
+
+    Arguments:
+        module, name: where it is: `Class.method`, or a function of the module.
+        parameters: its first parameters, as we know them.
+        wrapped: makes the function that takes its place.
+    """
+
+    module: str
+    name: str
+    parameters: tuple[str, ...]
+    wrapped: Callable[[Callable[..., Any]], Callable[..., Any]]
+
+    def find(self) -> tuple[Any, str, Callable[..., Any]]:
+        """The place of the function, its name there, and the function."""
+        place: Any = import_module(self.module)
+        *path, last = self.name.split(".")
+        for part in path:
+            place = getattr(place, part)
+        return place, last, getattr(place, last)
+
+    def difference(self) -> str | None:
+        """What is other than we know; None if nothing is."""
+        where = f"{self.module}.{self.name}"
+        try:
+            *_, found = self.find()
+        except (ImportError, AttributeError):
+            return f"{where} is not there"
+        names = tuple(inspect.signature(found).parameters)
+        if names[: len(self.parameters)] != self.parameters:
+            return f"{where} takes {', '.join(names)}, and not {', '.join(self.parameters)}"
+        return None
+
+    def install(self) -> None:
+        """Wrap the function, once."""
+        if self.difference() is not None:
+            return  # the plugin says so where it matters
+        place, name, found = self.find()
+        if getattr(found, "longwave", False):
+            return
+        made = functools.wraps(found)(self.wrapped(found))
+        made.longwave = True  # type: ignore[attr-defined]
+        setattr(place, name, made)

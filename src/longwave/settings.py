@@ -118,7 +118,7 @@ class Settings:
 
 
 @cache
-def kinds_of(settings: type[Settings]) -> dict[str, Any]:
+def kinds_of(settings: type) -> dict[str, Any]:
     """Name of a field -> its type. Python reads the annotations anew each time that it is asked."""
     return get_type_hints(settings)
 

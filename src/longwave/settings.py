@@ -66,7 +66,7 @@ class Settings:
     recipe_of: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        kinds = kinds_of(type(self))
+        kinds = self.kinds()
         for item in fields(self):
             value = getattr(self, item.name)
             refusal = self.refusal(item.name, value)
@@ -93,9 +93,15 @@ class Settings:
     def refusal(cls, name: str, value: Any) -> str | None:
         """Why the setting of that name cannot have this value, whatever the other settings are; None if it can."""
         (item,) = (item for item in fields(cls) if item.name == name)
-        allowed = cls._allowed(item.metadata, kinds_of(cls)[name], value)
+        allowed = cls._allowed(item.metadata, cls.kinds()[name], value)
         of = f" of {cls.whose}" if cls.whose else ""
         return None if allowed is None else f"{name.replace('_', ' ')}{of} must be {allowed}, got {value!r}."
+
+    @classmethod
+    def kinds(cls) -> dict[str, Any]:
+        """Name of a field -> its type."""
+        own: Any = cls  # mypy takes a class whose instances have no hash for one without a hash
+        return _kinds_of(own)
 
     def as_dict(self) -> dict[str, Any]:
         """All settings by name, as JSON values."""
@@ -118,8 +124,8 @@ class Settings:
 
 
 @cache
-def kinds_of(settings: type) -> dict[str, Any]:
-    """Name of a field -> its type. Python reads the annotations anew each time that it is asked."""
+def _kinds_of(settings: type) -> dict[str, Any]:
+    """Python reads the annotations anew each time that it is asked."""
     return get_type_hints(settings)
 
 

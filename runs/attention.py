@@ -169,10 +169,11 @@ def work(cell: tuple[str, str]) -> bool:
 _BENCH: Bench | None = None  # of a worker
 
 
-def table(folder: Path, length: int) -> str:
+def table(folder: Path) -> str:
     """Markdown: perplexities with the paired difference to dynamic YaRN, and passkeys."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    lines = [f"### {folder.name} (L = {length})"]
+    original = {round(entry["length"] / entry["factor"]) for cell in found.values() for entry in cell["lengths"][:1]}
+    lines = [f"### {folder.name} (L = {', '.join(map(str, sorted(original)))})"]
     for evaluation, factors in FACTORS.items():
         cells = {cell["row"]: cell["lengths"] for cell in found.values() if cell["evaluation"] == evaluation}
         if not cells:
@@ -227,7 +228,7 @@ def main() -> None:
         return
     args.evaluations = args.evaluations or ",".join(FACTORS if args.stories is None else ("perplexity", "far"))
     whole = args.report or measure(args)
-    print(table(CELLS / args.name, args.length))
+    print(table(CELLS / args.name))
     if not whole:
         sys.exit("some cells failed, see above. Start again: the others are kept.")
 

@@ -63,7 +63,7 @@ def lora_options(folder: Path) -> list[str]:
         ValueError: for a LoRA that is larger than vLLM can hold.
     """
     config = folder / CONFIG
-    profiles = Profiles.of(read_object(config)) if config.is_file() else None
+    profiles = Profiles.of(read_object(config), bands=True) if config.is_file() else None
     adapters = [each.adapter for each in profiles.profiles if each.adapter] if profiles is not None else []
     if not adapters:
         return []

@@ -17,6 +17,7 @@ from longwave.checkpoints.weights import copy_weights
 from longwave.exporters.base import Plan, Unsupported
 from longwave.exporters.changes import Merge
 from longwave.exporters.companions import code_notes, copy_beside
+from longwave.exporters.hf.bands import bands_of, stored
 from longwave.exporters.hf.config import LENGTHS
 from longwave.exporters.hf.plan import is_interleaved
 from longwave.exporters.notes import weight_notes
@@ -55,7 +56,8 @@ def plan_profiles(source: Source, factors: Sequence[float]) -> ProfilesPlan:
         factors: t of every profile, as `check_factors` allows them.
 
     Raises:
-        Unsupported: for a model whose layers have several ropes, or whose frequencies are not those of its base alone.
+        Unsupported: for a model whose layers have several ropes, or whose frequencies are not those of its base alone,
+            and for an attention method that is more than bands.
         ValueError: for a t that the model was not extended to.
     """
     if source.layer_type is not None or source.record or source.extension.unscaled:
@@ -68,8 +70,9 @@ def plan_profiles(source: Source, factors: Sequence[float]) -> ProfilesPlan:
     snapshots = [source.snapshot(source.factor(factor, None), log_n=False) for factor in factors]
     profiles = Profiles(
         source.extension.original_length,
-        tuple(_profile(source, snapshot) for snapshot in snapshots),
+        tuple(_profile(source, stored(source, snapshot)) for snapshot in snapshots),
         **_log_n(source),
+        bands=bands_of(source, factors),
     )
     config = {**source.config}
     config.pop("auto_map", None)

@@ -77,7 +77,10 @@ def _extend(module: Any, profiles: Profiles, padding: int) -> list[int]:
             "several rotary tables is not supported."
         )
     parts, starts, rows = [cache], [0], cache.shape[0]
-    for profile in profiles.profiles[1:]:
+    if profiles.bands is not None:  # keys are cached as the plain model rotates them, whatever t is: rows for all
+        parts.append(exact_table(profiles.profiles[-1], padding, cache.device).to(cache.dtype))
+        starts += [rows] * len(profiles.profiles[1:])
+    for profile in profiles.profiles[1:] if profiles.bands is None else ():
         made = table(profile, module.base, profile.length + padding, cache.device)
         at = min(CHECKED, profile.length) - 1
         if not _is_row(made[at], at, profile, 0.0):
@@ -103,6 +106,14 @@ def table(profile: Profile, base: float, rows: int, device: torch.device) -> Ten
     angles = torch.outer(torch.arange(rows, dtype=torch.float), inv_freq)
     found = torch.cat((angles.cos(), angles.sin()), dim=-1) * profile.attention_scaling
     return found.to(device)
+
+
+def exact_table(profile: Profile, padding: int, device: torch.device) -> Tensor:
+    """`table` with angles in float64, [rows, d], float32: bands turn keys on from there."""
+    positions = torch.arange(profile.length + padding, dtype=torch.float64)
+    angles = torch.outer(positions, torch.tensor(profile.inv_freq, dtype=torch.float64))
+    found = torch.cat((angles.cos(), angles.sin()), dim=-1) * profile.attention_scaling
+    return found.float().to(device)
 
 
 def _is_row(row: Tensor, position: int, profile: Profile, rounding: float) -> bool:
@@ -155,10 +166,10 @@ def _exponents(name: str, attention: nn.Module, profiles: Profiles) -> Tensor | 
         return torch.tensor([profiles.log_n], dtype=torch.float32)
     number = re.search(r"\.(\d+)\.", f".{name}.")
     found = profiles.log_n_heads.get(int(number[1])) if number else None
-    return None if found is None else _heads_of(attention, torch.tensor(found, dtype=torch.float32))
+    return None if found is None else heads_of(attention, torch.tensor(found, dtype=torch.float32))
 
 
-def _heads_of(attention: nn.Module, exponents: Tensor) -> Tensor:
+def heads_of(attention: nn.Module, exponents: Tensor) -> Tensor:
     """The exponents of the heads that this rank of tensor parallelism has."""
     from vllm.distributed import get_tensor_model_parallel_rank
 

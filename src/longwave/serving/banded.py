@@ -1,8 +1,9 @@
-"""Bands of one request in an engine whose cache holds keys at their own positions, rotated by θ(1).
+"""Bands of one request in an engine that rotates keys by one table, and caches them so.
 
-The engine rotates queries and keys as the plain model does. Here the keys of each band are turned on from there, by
-the difference of two angles: a far key of two-band by j·(θ(t) - θ(1)). Kernels and merge are those of
-`longwave.attention.engine`. Nothing of an engine here, and no transformers.
+The table has a row for each position: where the band that has most keys places them (`Attention.stored`), as longwave's
+own caches have it. For two-band that is j·θ(t): far keys lie in the cache as they are needed, and the near keys, w of
+them, are turned on from there. Kernels and merge are those of `longwave.attention.engine`. Nothing of an engine here,
+and no transformers.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ import torch
 from torch import Tensor
 
 from longwave.attention import get_attention
-from longwave.attention.bands import Attention, Band, same, zero
+from longwave.attention.bands import Attention, Band, near
 from longwave.attention.engine import Scoring, attend
 from longwave.attention.layout import Layout
-from longwave.attention.placement import Placed, Spectrum, place
+from longwave.attention.placement import Placed, Spectrum, Turns, place
 from longwave.serving.profiles import Profiles
 
-STORED = Band(zero, lambda p: p + 1, same, same, own=True)  # how the cache holds keys
 LEAST = 1024  # positions that are worked out at once
 
 
@@ -32,23 +32,32 @@ class BandedProfile:
         layout: which dimensions of a head are turned.
     """
 
-    def __init__(self, profiles: Profiles, number: int, layout: Layout) -> None:
-        own, profile = profiles.bands, profiles.profiles[number]
-        assert own is not None and number > 0
-        far, self.layout = own.far[number - 1], layout
-        theta, plain = (torch.tensor(each, dtype=torch.float64) for each in (far.inv_freq, profile.inv_freq))
-        self.spectrum = Spectrum(plain, theta, far.attention_scaling)
-        still = torch.equal(theta, plain) and far.attention_scaling == 1
-        bands = method_of(profiles).bands(profile.factor)
-        self.bands = tuple(replace(band, own=True) if still else band for band in bands)
+    def __init__(self, profiles: Profiles, number: int, layout: Layout = Layout()) -> None:
+        attention, (plain, profile) = method_of(profiles), (profiles.profiles[0], profiles.profiles[number])
+        self.layout, self.own_scaling = layout, plain.attention_scaling
+        own, theta = (torch.tensor(each.inv_freq, dtype=torch.float64) for each in (plain, profile))
+        self.spectrum = Spectrum(own, theta, profile.attention_scaling / plain.attention_scaling)
+        self.bands = attention.bands(profile.factor)
+        if torch.equal(own, theta) and self.spectrum.scaling == 1:  # no keys are turned by differences of zero
+            self.bands = tuple(replace(band, own=True) for band in self.bands)
+        whole = near(1, own=True) if attention.stored is None else self.bands[attention.stored]
+        self.stored: Band = whole
         self._every: list[Placed] = []
         self._known = 0
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, placed: list[Placed], scale: float, mass: float | Tensor) -> Tensor:
+    def rows(self, count: int) -> Tensor:
+        """cos and sin by which the engine rotates queries and keys at the first positions, [count, R], float32."""
+        places = self.stored.key(torch.arange(count, dtype=torch.float64))
+        phase = self.spectrum.phase(self.stored, places)
+        return (torch.cat((phase.cos(), phase.sin()), dim=-1) * self.own_scaling).float()
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, placed: list[Placed], scale: float, mass: float | Tensor
+    ) -> Tensor:
         """Attention of a request, [1, H, n, D].
 
         Arguments:
-            q: [1, H, n, D], the last n of m tokens; k, v: [1, H_kv, m, D]. q and k as the plain model rotates them.
+            q: [1, H, n, D], the last n of m tokens; k, v: [1, H_kv, m, D]. q and k as `rows` rotates them.
             placed: of these tokens, see `placed`.
             scale: of all logits.
             mass: β of all heads, or of each, [H].
@@ -63,11 +72,9 @@ class BandedProfile:
 
     def _work_out(self, count: int, device: torch.device) -> None:
         positions = torch.arange(count, device=device)[None]
-        self._every = place(self.bands, self._on(device), positions, positions, STORED, torch.float32)
+        on = replace(self.spectrum, own=self.spectrum.own.to(device), theta=self.spectrum.theta.to(device))
+        self._every = place(self.bands, on, positions, positions, self.stored, torch.float32)
         self._known = count
-
-    def _on(self, device: torch.device) -> Spectrum:
-        return replace(self.spectrum, own=self.spectrum.own.to(device), theta=self.spectrum.theta.to(device))
 
 
 def method_of(profiles: Profiles) -> Attention:
@@ -86,8 +93,12 @@ def method_of(profiles: Profiles) -> Attention:
 
 def _part(band: Placed, start: int, stop: int) -> Placed:
     """Some queries of a band, and the keys before the last of them."""
-    rows, columns = slice(start, stop), slice(0, stop)
-    turn = None if band.key is None else tuple(each[:, :, columns] for each in band.key)
+    rows = slice(start, stop)
+    key = band.key
+    if key is not None:
+        cos, sin = key
+        key = Turns(lambda columns: (cos[:, :, columns], sin[:, :, columns]), stop)
+    cos_of_query, sin_of_query = band.query
+    turn = cos_of_query[:, :, rows], sin_of_query[:, :, rows]
     excess = None if band.excess is None else band.excess[..., rows]
-    cos, sin = (each[:, :, rows] for each in band.query)
-    return Placed(band.low[:, rows], band.high[:, rows], (cos, sin), turn, excess)  # type: ignore[arg-type]
+    return Placed(band.low[:, rows], band.high[:, rows], turn, key, excess)

@@ -60,8 +60,8 @@ class Profiles:
         profiles: by t.
         log_n: the exponent of per-query log-n: the query at position p is multiplied by max(1, ln(p + 1)/ln L)^log_n.
         log_n_heads: layer -> an exponent for each head, in place of `log_n`; empty where all have the same.
-        bands: the attention method of texts beyond L; None for the model's own. With bands every profile has the
-            model's own frequencies, and a cache holds keys that are rotated by them.
+        bands: the attention method of texts beyond L; None for the model's own. The frequencies of a profile are then
+            those of the bands that follow t; the others keep those of the first profile.
     """
 
     original_length: int
@@ -108,7 +108,7 @@ class Profiles:
                 profiles,
                 float(section.get("log_n", 0.0)),
                 heads or None,
-                Bands.of(section["bands"] if section["format"] == BANDED else None, len(profiles) - 1),
+                Bands.of(section["bands"] if section["format"] == BANDED else None),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{KEY} of config.json is damaged: {error!r}. Export the model again.") from None

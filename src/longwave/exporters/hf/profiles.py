@@ -17,7 +17,7 @@ from longwave.checkpoints.weights import copy_weights
 from longwave.exporters.base import Plan, Unsupported
 from longwave.exporters.changes import Merge
 from longwave.exporters.companions import code_notes, copy_beside
-from longwave.exporters.hf.bands import bands_of, stored
+from longwave.exporters.hf.bands import bands_of, snapshot_at
 from longwave.exporters.hf.config import LENGTHS
 from longwave.exporters.hf.plan import is_interleaved
 from longwave.exporters.notes import weight_notes
@@ -67,12 +67,12 @@ def plan_profiles(source: Source, factors: Sequence[float]) -> ProfilesPlan:
             else "a model with one rope for each layer type, or with RoPE scaling of its own"
         )
         raise Unsupported(f"{source.path} is {reason}, and profiles are for a plain model with one rope.")
-    snapshots = [source.snapshot(source.factor(factor, None), log_n=False) for factor in factors]
+    snapshots = [snapshot_at(source, factor) for factor in factors]
     profiles = Profiles(
         source.extension.original_length,
-        tuple(_profile(source, stored(source, snapshot)) for snapshot in snapshots),
+        tuple(_profile(source, snapshot) for snapshot in snapshots),
         **_log_n(source),
-        bands=bands_of(source, factors),
+        bands=bands_of(source),
     )
     config = {**source.config}
     config.pop("auto_map", None)

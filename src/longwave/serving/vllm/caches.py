@@ -32,8 +32,8 @@ def columns(kv_cache: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _joined(blocks: Tensor) -> Tensor:
-    """[H_kv, blocks, tokens, D] -> [1, H_kv, tokens, D]."""
-    return blocks.flatten(1, 2)[None]
+    """[H_kv, blocks, tokens, D] -> [1, H_kv, tokens, D], contiguous: the kernel for CPUs takes it for granted."""
+    return blocks.flatten(1, 2)[None].contiguous()
 
 
 READERS: tuple[Reader, ...] = (halves, columns)

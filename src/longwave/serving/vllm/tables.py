@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longwave.serving.banded import BandedProfile
 from longwave.serving.profiles import Profile, Profiles
 from longwave.serving.vllm.queries import scaled_class, tabled_class
 
@@ -77,13 +78,13 @@ def _extend(module: Any, profiles: Profiles, padding: int) -> list[int]:
             "several rotary tables is not supported."
         )
     parts, starts, rows = [cache], [0], cache.shape[0]
-    if profiles.bands is not None:  # keys are cached as the plain model rotates them, whatever t is: rows for all
-        parts.append(exact_table(profiles.profiles[-1], padding, cache.device).to(cache.dtype))
-        starts += [rows] * len(profiles.profiles[1:])
-    for profile in profiles.profiles[1:] if profiles.bands is None else ():
-        made = table(profile, module.base, profile.length + padding, cache.device)
+    for number, profile in enumerate(profiles.profiles[1:], 1):
+        count = profile.length + padding
+        made = table(profile, module.base, count, cache.device) if profiles.bands is None else BandedProfile(
+            profiles, number
+        ).rows(count).to(cache.device)
         at = min(CHECKED, profile.length) - 1
-        if not _is_row(made[at], at, profile, 0.0):
+        if profiles.bands is None and not _is_row(made[at], at, profile, 0.0):
             raise Refused(
                 f"the frequencies at t = {profile.factor:g} are not those of longwave: the base of "
                 f"{type(module).__name__} is {module.base!r}. Export the model again."
@@ -106,14 +107,6 @@ def table(profile: Profile, base: float, rows: int, device: torch.device) -> Ten
     angles = torch.outer(torch.arange(rows, dtype=torch.float), inv_freq)
     found = torch.cat((angles.cos(), angles.sin()), dim=-1) * profile.attention_scaling
     return found.to(device)
-
-
-def exact_table(profile: Profile, padding: int, device: torch.device) -> Tensor:
-    """`table` with angles in float64, [rows, d], float32: bands turn keys on from there."""
-    positions = torch.arange(profile.length + padding, dtype=torch.float64)
-    angles = torch.outer(positions, torch.tensor(profile.inv_freq, dtype=torch.float64))
-    found = torch.cat((angles.cos(), angles.sin()), dim=-1) * profile.attention_scaling
-    return found.float().to(device)
 
 
 def _is_row(row: Tensor, position: int, profile: Profile, rounding: float) -> bool:

@@ -29,12 +29,12 @@ class BandedProfile:
     Arguments:
         profiles: of a folder with bands.
         number: of the profile.
-        layout: which dimensions of a head are turned.
+        layout: which dimensions of a head are turned; None for whole heads by halves.
     """
 
-    def __init__(self, profiles: Profiles, number: int, layout: Layout = Layout()) -> None:
+    def __init__(self, profiles: Profiles, number: int, layout: Layout | None = None) -> None:
         attention, (plain, profile) = method_of(profiles), (profiles.profiles[0], profiles.profiles[number])
-        self.layout, self.own_scaling = layout, plain.attention_scaling
+        self.layout, self.own_scaling = layout or Layout(), plain.attention_scaling
         own, theta = (torch.tensor(each.inv_freq, dtype=torch.float64) for each in (plain, profile))
         self.spectrum = Spectrum(own, theta, profile.attention_scaling / plain.attention_scaling)
         self.bands = attention.bands(profile.factor)

@@ -80,9 +80,11 @@ def _extend(module: Any, profiles: Profiles, padding: int) -> list[int]:
     parts, starts, rows = [cache], [0], cache.shape[0]
     for number, profile in enumerate(profiles.profiles[1:], 1):
         count = profile.length + padding
-        made = table(profile, module.base, count, cache.device) if profiles.bands is None else BandedProfile(
-            profiles, number
-        ).rows(count).to(cache.device)
+        made = (
+            table(profile, module.base, count, cache.device)
+            if profiles.bands is None
+            else BandedProfile(profiles, number).rows(count).to(cache.device)
+        )
         at = min(CHECKED, profile.length) - 1
         if profiles.bands is None and not _is_row(made[at], at, profile, 0.0):
             raise Refused(

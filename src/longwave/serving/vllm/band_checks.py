@@ -12,7 +12,8 @@ GRAPHS = '--compilation-config \'{"cudagraph_mode": "PIECEWISE"}\''  # attention
 
 def reason_of(vllm_config: Any, model: Any, profiles: Profiles) -> str | None:
     """Why the bands of a folder cannot be served; None if they can, or if there are none."""
-    from longwave.serving.vllm.banding import attention_modules, method_of
+    from longwave.serving.banded import method_of
+    from longwave.serving.vllm.banding import attention_modules
 
     if profiles.bands is None:
         return None

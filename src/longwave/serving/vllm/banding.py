@@ -159,8 +159,9 @@ def put_on(model: nn.Module, profiles: Profiles) -> Batch | None:
     layout = Layout(interleaved=not rotary.is_neox_style)
     batch = Batch({n: BandedProfile(profiles, n, layout) for n in range(1, len(profiles.profiles))})
     for name, module in attention_modules(model):
-        module.impl.longwave_bands = LayerBands(batch, _mass(name, module, profiles))
-        module.impl.__class__ = banded_class(type(module.impl))
+        impl: Any = module.impl
+        impl.longwave_bands = LayerBands(batch, _mass(name, module, profiles))
+        impl.__class__ = banded_class(impl.__class__)
     setattr(model, BATCH, batch)
     return batch
 

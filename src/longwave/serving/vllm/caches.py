@@ -26,9 +26,10 @@ def halves(kv_cache: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
 def columns(kv_cache: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
     """The keys of a block, a row for each dimension, and then its values, a row for each token: CPUs."""
     count, heads, size, double = kv_cache.shape
-    found = kv_cache.view(count, heads, 2, size * double // 2)[blocks.long()].transpose(0, 1)
-    k = found[:, :, 0].unflatten(-1, (double // 2, size)).mT
-    return _joined(k), _joined(found[:, :, 1].unflatten(-1, (size, double // 2)))
+    found = kv_cache.view(count, heads, 2, -1)[blocks.long()].transpose(0, 1)
+    shape = heads, blocks.numel()
+    k, v = found[:, :, 0].reshape(*shape, double // 2, size), found[:, :, 1].reshape(*shape, size, double // 2)
+    return _joined(k.mT), _joined(v)
 
 
 def _joined(blocks: Tensor) -> Tensor:

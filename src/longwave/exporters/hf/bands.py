@@ -23,7 +23,7 @@ def bands_of(source: Source) -> Bands | None:
         return None
     if attention.remembers:
         raise Unsupported(
-            f"{attention.name} chooses keys as it goes, and vLLM is told bands alone. Run the model with longwave."
+            f"{attention.name} is more than bands, and vLLM is told bands alone. Run the model with longwave."
         )
     layers = len(attention_layers(text_model(source.skeleton)))
     if steering is None or len(steering.bands.layers) < layers:

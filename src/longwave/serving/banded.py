@@ -46,10 +46,13 @@ class BandedProfile:
         self._known = 0
 
     def rows(self, count: int) -> Tensor:
-        """cos and sin by which the engine rotates queries and keys at the first positions, [count, R], float32."""
-        places = self.stored.key(torch.arange(count, dtype=torch.float64))
-        phase = self.spectrum.phase(self.stored, places)
-        return (torch.cat((phase.cos(), phase.sin()), dim=-1) * self.own_scaling).float()
+        """cos and sin by which the engine rotates queries and keys at the first positions, [count, R], float32.
+
+        Angles are float32, as longwave's own caches have them: engine and longwave then round alike.
+        """
+        places = self.stored.key(torch.arange(count, dtype=torch.float64)).float()
+        phase = places[:, None] * self.spectrum.of(self.stored).float()
+        return torch.cat((phase.cos(), phase.sin()), dim=-1) * self.own_scaling
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, placed: list[Placed], scale: float, mass: float | Tensor

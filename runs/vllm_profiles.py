@@ -1,12 +1,14 @@
 """The plugin for vLLM against longwave: every request at its own length factor.
 
-    python runs/vllm_profiles.py make FOLDER [MODEL]    with longwave: exports with profiles, and what longwave answers
-    python runs/vllm_profiles.py refused FOLDER    the same: what must not start
+    python runs/vllm_profiles.py make FOLDER [MODEL [BANDED]]    with longwave: exports, and what longwave answers;
+                                                                MODEL may be - for none
     python runs/vllm_profiles.py check FOLDER [CASE ...]    with vLLM and, by `pip install --no-deps`, longwave
 
-Eight prompts of 40 to 2,000 tokens (t = 1, 1, 1, 2, 2, 4, 4, 8), 24 greedy tokens each, for an export of the demo's
-model under YaRN, one with log-n, and MODEL, a folder of longwave. longwave answers with full forwards without cache at
-that t. Each case of `check` is a process of its own and writes its line into FOLDER/results.json.
+Eight prompts of 40 to 2,000 tokens (t = 1, 1, 1, 2, 2, 4, 4, 8), 24 greedy tokens each, for exports of the demo's
+model under YaRN, with log-n, and under two bands and other attention methods; for random models whose heads differ;
+for MODEL, a folder that was trained `--engine-ready`, and BANDED, one that was trained by default. longwave answers
+with full forwards without cache at that t. Each case of `check` is a process of its own and writes its line into
+FOLDER/results.json.
 """
 
 from __future__ import annotations
@@ -19,49 +21,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vllm_cases import CASES, HEADS, MADE
+
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "src" / "longwave" / "demo" / "model"
 LENGTHS = (40, 150, 232, 260, 480, 520, 1000, 2000)
 FACTORS, NEW, LIMIT = "1,2,4,8,16", 24, 4096
 RESULTS = "results.json"
-PLAIN = {"VLLM_PLUGINS": ""}
-V2 = {"VLLM_USE_V2_MODEL_RUNNER": "1", "TRITON_INTERPRET": "1"}
-
-# Case -> the export, how it is asked, keyword arguments of vllm.LLM, and the environment.
-CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, str]]] = {
-    "yarn, alone": ("yarn", "alone", {}, {}),
-    "yarn, mixed": ("yarn", "mixed", {"max_num_batched_tokens": 192, "enable_prefix_caching": True}, {}),
-    "log-n, alone": ("log-n", "alone", {}, {}),
-    "log-n, mixed": ("log-n", "mixed", {"max_num_batched_tokens": 192, "enable_prefix_caching": True}, {}),
-    "log-n, mixed, compiled": ("log-n", "mixed", {"enforce_eager": False, "max_num_batched_tokens": 192}, {}),
-    "yarn, mixed, preempted": ("yarn", "mixed", {"num_gpu_blocks_override": 300, "max_num_batched_tokens": 192}, {}),
-    "yarn, mixed, n-gram": (
-        "yarn", "mixed",
-        {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}}, {},
-    ),
-    "yarn, mixed, bfloat16": ("yarn", "mixed", {"dtype": "bfloat16"}, {}),
-    "yarn, mixed, V2": ("yarn", "mixed", {"max_num_batched_tokens": 192}, V2),
-    "log-n, mixed, V2": ("log-n", "mixed", {"max_num_batched_tokens": 192}, V2),
-    "model, mixed": (
-        "model", "mixed", {"enable_lora": True, "max_loras": 5, "max_lora_rank": 64, "max_num_batched_tokens": 192}, {},
-    ),
-    "heads, mixed": ("heads", "mixed", {"max_num_batched_tokens": 192}, {}),
-    "neox, alone": ("neox", "alone", {}, {}),
-    "neox, mixed": ("neox", "mixed", {"max_num_batched_tokens": 192, "enable_prefix_caching": True}, {}),
-    "neox, mixed, V2": ("neox", "mixed", {"max_num_batched_tokens": 192}, V2),
-    "heads, tensor parallel 2": ("heads", "mixed", {"tensor_parallel_size": 2}, {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}),
-    "plain vLLM": ("log-n", "within", {}, PLAIN),
-    "plain vLLM, compiled": ("log-n", "within", {"enforce_eager": False}, PLAIN),
-    "plain vLLM, V2": ("log-n", "within", {}, PLAIN | V2),
-    "plain vLLM, heads": ("heads", "within", {}, PLAIN),
-    "plain vLLM, neox": ("neox", "within", {}, PLAIN),
-    "plain vLLM, neox, V2": ("neox", "within", {}, PLAIN | V2),
-    "plain vLLM, bfloat16": ("yarn", "within", {"dtype": "bfloat16"}, PLAIN),
-    "yarn, no salt": ("yarn", "salt", {"enable_prefix_caching": True}, {"LONGWAVE_NO_SALT": "1"}),
-    "yarn, salt": ("yarn", "salt", {"enable_prefix_caching": True}, {}),
-    "factors 1": ("ones", "alone", {}, {}),
-    "factors 1, neox": ("ones, neox", "alone", {}, {}),
-}  # fmt: skip
 
 
 def prompts() -> list[list[int]]:
@@ -74,7 +40,7 @@ def prompts() -> list[list[int]]:
     return [ids[1000 + 3000 * number :][:length] for number, length in enumerate(LENGTHS)]
 
 
-def make(folder: Path, model: Path | None) -> None:
+def make(folder: Path, **models: Path | None) -> None:
     """FOLDER/NAME and FOLDER/NAME.json: the exports, and longwave's answers."""
     import longwave
 
@@ -83,13 +49,17 @@ def make(folder: Path, model: Path | None) -> None:
     (folder / "prompts.json").write_text(json.dumps(asked))
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    sources = {"yarn": None, "log-n": None, "heads": None, "neox": None, **({"model": model} if model else {})}
+    sources = dict.fromkeys((*MADE, *HEADS, "neox")) | {name: path for name, path in models.items() if path is not None}
     for name, source in sources.items():
-        if source is None and name in RANDOM:
-            source = RANDOM[name](folder / f".{name}")
+        if (folder / f"{name}.json").exists():
+            continue
+        if source is None and name == "neox":
+            source = random_neox(folder / f".{name}")
+        if source is None and name in HEADS:
+            source = random_heads(folder / f".{name}", HEADS[name])
         if source is None:
             plain = AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
-            longwave.extend(plain, "yarn", max_factor=16, log_n=1.0 if name == "log-n" else 0.0)
+            longwave.extend(plain, max_factor=16, **{"log_n": 0.0} | MADE[name])
             source = longwave.save(
                 plain, folder / f".{name}", tokenizer=AutoTokenizer.from_pretrained(BASE), overwrite=True
             )
@@ -114,8 +84,8 @@ def without_factors(folder: Path, name: str, control: str) -> None:
     shutil.copyfile(folder / f"{name}.json", folder / f"{control}.json")
 
 
-def random_heads(folder: Path) -> Path:
-    """A random Llama of four heads, whose exponents of log-n differ by head."""
+def random_heads(folder: Path, method: str) -> Path:
+    """A random Llama of four heads, whose exponents of log-n, and mass where there is any, differ by head."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -125,7 +95,7 @@ def random_heads(folder: Path) -> Path:
     config = AutoConfig.from_pretrained(BASE)
     config.update({"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "num_hidden_layers": 3})
     model = AutoModelForCausalLM.from_config(config).float()
-    longwave.extend(model, "ntk", max_factor=16, head_scalars=True)
+    longwave.extend(model, method, max_factor=16, head_scalars=True)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -155,9 +125,6 @@ def random_neox(folder: Path) -> Path:
                 parameter.mul_(3)  # random, but attention has something to choose
     longwave.extend(model, "yarn", max_factor=16)
     return longwave.save(model, folder, tokenizer=tokenizer, overwrite=True)
-
-
-RANDOM = {"heads": random_heads, "neox": random_neox}
 
 
 def answer(model: Any, prompt: list[int]) -> dict[str, Any]:
@@ -257,72 +224,9 @@ def run(folder: Path, case: str) -> dict[str, Any]:
     return line
 
 
-# What must not start: the export, keyword arguments of vllm.LLM, what is changed before, and a part of the message.
-REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
-    "a text longer than the largest profile": ("yarn", {"max_model_len": 8192}, "", "more than the 4096 tokens"),
-    "another release of vLLM": ("yarn", {}, "release", "was tested with vLLM 0.32, and this is 9.9"),
-    "a changed function": ("yarn", {}, "signature", "preprocess_add_request takes self, request_list, and not self"),
-    "another base": ("yarn", {}, "base", "rotates by other frequencies than the profiles were made for"),
-    "a LoRA, and none is on": ("model", {}, "", "Start with --enable-lora --max-loras 5 --max-lora-rank 16"),
-    "too few places for LoRAs": (
-        "model",
-        {"enable_lora": True, "max_loras": 4, "max_lora_rank": 64},
-        "",
-        "--max-loras 5",
-    ),
-    "LoRAs of a larger rank": (
-        "model",
-        {"enable_lora": True, "max_loras": 5, "max_lora_rank": 8},
-        "",
-        "and vLLM was started for 8",
-    ),
-    "a worker without the plugin": ("yarn", {}, "worker", "a worker runs without the plugin"),
-    "no plugin": ("yarn", {"max_model_len": 4096}, "plugin", "max_model_len"),
-}
-
-
-def refused(folder: Path, name: str) -> dict[str, Any]:
-    """Start what must not start, and say what was said."""
-    export, options, change, _ = REFUSED[name]
-    if change == "release":
-        import vllm
-
-        vllm.__version__ = "9.9.0"
-    if change == "signature":
-        from vllm.v1.engine.core import EngineCore
-
-        EngineCore.preprocess_add_request = lambda self, request_list: None
-    if change == "worker":
-        from longwave.serving.vllm import runner_v1
-
-        runner_v1.prepare = lambda runner: None
-    if change == "base":
-        options = {**options, "hf_overrides": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}}
-    from vllm import LLM
-
-    settings = {"dtype": "float32", "enforce_eager": True, "disable_log_stats": True}
-    try:
-        LLM(str(folder / export), **settings | options)
-    except Exception as error:
-        return {"refused": f"{type(error).__name__}: {error}"}
-    return {"refused": None}
-
-
 def chosen(output: Any) -> list[float]:
     """The log-probability of each token of an answer."""
     return [step[token].logprob for token, step in zip(output.token_ids, output.logprobs, strict=True)]
-
-
-def check_refused(folder: Path) -> dict[str, bool]:
-    found = {}
-    for name, (_, _, change, message) in REFUSED.items():
-        environment = os.environ | {"LONGWAVE_CASE": name} | ({"VLLM_PLUGINS": ""} if change == "plugin" else {})
-        line = [sys.executable, __file__, "refused", str(folder)]
-        done = subprocess.run(line, env=environment, capture_output=True, text=True)
-        said = json.loads(done.stdout.strip().splitlines()[-1])["refused"] if done.returncode == 0 else done.stderr
-        found[name] = said is not None and message in said
-        print(f"{name}: {'refused' if found[name] else f'NOT AS EXPECTED: {said}'}", flush=True)
-    return found
 
 
 def check(folder: Path, cases: list[str]) -> None:
@@ -359,11 +263,10 @@ if __name__ == "__main__":
         os.environ.setdefault(name, value)
     what, where, *rest = sys.argv[1:]
     if what == "make":
-        make(Path(where), Path(rest[0]) if rest else None)
-    elif what == "refused" and "LONGWAVE_CASE" in os.environ:
-        print(json.dumps(refused(Path(where), os.environ["LONGWAVE_CASE"])))
-    elif what == "refused":
-        sys.exit(not all(check_refused(Path(where)).values()))
+        make(
+            Path(where),
+            **{name: Path(path) for name, path in zip(("model", "banded-model"), rest, strict=False) if path != "-"},
+        )
     elif what == "one":
         print(json.dumps(run(Path(where), os.environ["LONGWAVE_CASE"])))
     else:

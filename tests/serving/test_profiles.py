@@ -67,7 +67,7 @@ def test_a_config_keeps_them(more: dict) -> None:
 
 def test_damaged_ones_are_refused() -> None:
     whole = profiles().as_dict()
-    for damage in ({"format": 2}, {"profiles": [{}]}, {"profiles": []}, {"original_length": None}):
+    for damage in ({"format": 3}, {"profiles": [{}]}, {"profiles": []}, {"original_length": None}):
         with pytest.raises(ValueError, match=r"rope_profiles of config.json|profiles must begin with 1"):
             Profiles.of({KEY: whole | damage})
 
@@ -96,7 +96,7 @@ DEMO = Path(longwave.__file__).parent / "demo" / "model"
         (["--profiles", "1,2", "--factor", "2"], "profiles go without factor"),
         (["--profiles", "1,2", "--verify"], "profiles go without verify"),
         (["--profiles", "1,2", "--target", "gguf"], "profiles are read by vLLM alone"),
-        (["--profiles", "1,2", "--method", "two-band"], "cannot express two-band"),
+        (["--profiles", "1,2", "--method", "infllm"], "infllm is more than bands"),
     ],
 )
 def test_profiles_that_cannot_be_exported(options, message, tmp_path, capsys) -> None:

@@ -47,7 +47,7 @@ def merge(path: Path | str, output: Path | str, *, quantize: str | None = None, 
             + (
                 f"Write the weights at one t: longwave export {path} --factor T --output DIR."
                 if handle.attention is None
-                else f"No engine runs {handle.spec} either: run it with longwave, or train with --engine-ready."
+                else f"No weights are {handle.spec}. Run it with longwave, or in vLLM by longwave export --profiles."
             )
         )
     known = trained_of(model)

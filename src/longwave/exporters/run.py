@@ -69,11 +69,11 @@ def export(
     reach = factors[-1] if factors else asked.factor
     source = open_source(model, method=method, factor=reach, length=asked.to)
     keep_apart(output, source.folders)
-    if source.extension.attention is not None:
+    if source.extension.attention is not None and not factors:
         raise Unsupported(
             f"{exporter.name} cannot express {source.extension.spec}: no engine computes it. Run the model with "
             "longwave, or export it under a scaling method alone, such as yarn. `longwave train --engine-ready` trains "
-            "what engines can run."
+            "what engines can run. longwave's plugin for vLLM computes bands: --profiles 1,2,4,8 exports for it."
         )
     if source.changes_weights and not exporter.merges:
         raise ValueError(f"{exporter.name} export does not know weights that follow t. Choose --target hf.")

@@ -13,9 +13,10 @@ from itertools import pairwise
 from typing import Any
 
 from longwave.layout import PROFILES
+from longwave.serving.bands import Bands
 
 KEY = PROFILES
-FORMAT = 1
+FORMAT, BANDED = 1, 2  # without bands and with them, so that an engine of before bands refuses the second
 
 
 class OutOfRange(ValueError):
@@ -60,26 +61,36 @@ class Profiles:
         profiles: by t.
         log_n: the exponent of per-query log-n: the query at position p is multiplied by max(1, ln(p + 1)/ln L)^log_n.
         log_n_heads: layer -> an exponent for each head, in place of `log_n`; empty where all have the same.
+        bands: the attention method of texts beyond L; None for the model's own. The frequencies of a profile are then
+            those of the bands that follow t; the others keep those of the first profile.
     """
 
     original_length: int
     profiles: tuple[Profile, ...]
     log_n: float = 0.0
     log_n_heads: Mapping[int, tuple[float, ...]] | None = None
+    bands: Bands | None = None
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Profiles | None:
+    def of(cls, config: Mapping[str, Any], *, bands: bool = False) -> Profiles | None:
         """The profiles in a config.json; None if it has none.
 
+        Arguments:
+            bands: whether the caller computes bands.
+
         Raises:
-            ValueError: for profiles that are damaged, or of a later format.
+            ValueError: for profiles that are damaged, or of a later format, and for bands that nobody would compute.
         """
         section = config.get(KEY)
         if section is None:
             return None
-        if not isinstance(section, Mapping) or section.get("format") != FORMAT:
+        if not isinstance(section, Mapping) or section.get("format") not in (FORMAT, BANDED):
             found = section.get("format") if isinstance(section, Mapping) else section
-            raise ValueError(f"{KEY} of config.json has format {found!r}, and this longwave reads {FORMAT}. Update it.")
+            raise ValueError(
+                f"{KEY} of config.json has format {found!r}, and this longwave reads {FORMAT} and {BANDED}. Update it."
+            )
+        if section["format"] == BANDED and not bands:
+            raise ValueError(f"{KEY} of config.json has bands, which this engine does not compute. Serve it by vLLM.")
         try:
             heads = {int(layer): tuple(map(float, own)) for layer, own in section.get("log_n_heads", {}).items()}
             profiles = tuple(
@@ -93,7 +104,13 @@ class Profiles:
                 )
                 for each in section["profiles"]
             )
-            found = cls(int(section["original_length"]), profiles, float(section.get("log_n", 0.0)), heads or None)
+            found = cls(
+                int(section["original_length"]),
+                profiles,
+                float(section.get("log_n", 0.0)),
+                heads or None,
+                Bands.of(section["bands"] if section["format"] == BANDED else None),
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{KEY} of config.json is damaged: {error!r}. Export the model again.") from None
         check_factors([profile.factor for profile in profiles])
@@ -102,7 +119,7 @@ class Profiles:
     def as_dict(self) -> dict[str, Any]:
         """For config.json."""
         return {
-            "format": FORMAT,
+            "format": FORMAT if self.bands is None else BANDED,
             "original_length": self.original_length,
             "log_n": self.log_n,
             **(
@@ -110,6 +127,7 @@ class Profiles:
                 if self.log_n_heads
                 else {}
             ),
+            **({"bands": self.bands.as_dict()} if self.bands is not None else {}),
             "profiles": [
                 {
                     "factor": each.factor,

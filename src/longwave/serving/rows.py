@@ -6,6 +6,7 @@ Row p is the plain model's at position p. Row start(t) + p is the row of positio
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,7 +21,14 @@ class Refused(ValueError):
     """A model that an engine's plugin cannot serve; the message says why."""
 
 
-def append_rows(cache: Tensor, base: float, profiles: Profiles, padding: int, name: str) -> tuple[Tensor, list[int]]:
+def append_rows(
+    cache: Tensor,
+    base: float,
+    profiles: Profiles,
+    padding: int,
+    name: str,
+    banded: Callable[[int, int], Tensor] | None = None,
+) -> tuple[Tensor, list[int]]:
     """The table of an engine's rotary module with the rows of all profiles behind its own; the first row of each.
 
     Arguments:
@@ -28,6 +36,7 @@ def append_rows(cache: Tensor, base: float, profiles: Profiles, padding: int, na
         base: b in θ_i = b^(-2i/d).
         padding: more rows for each profile: tokens that are drafted, and may be refused, beyond its length.
         name: of the module, for messages.
+        banded: number of a profile and of rows -> cos and sin, [rows, d]; None where the profiles have no bands.
 
     Raises:
         Refused: for a table of other frequencies than the profiles were made for.
@@ -45,10 +54,10 @@ def append_rows(cache: Tensor, base: float, profiles: Profiles, padding: int, na
             "several rotary tables is not supported."
         )
     parts, starts, rows = [cache], [0], cache.shape[0]
-    for profile in profiles.profiles[1:]:
-        made = table(profile, base, profile.length + padding, cache.device)
-        at = min(CHECKED, profile.length) - 1
-        if not is_row(made[at], at, profile):
+    for number, profile in enumerate(profiles.profiles[1:], 1):
+        count, at = profile.length + padding, min(CHECKED, profile.length) - 1
+        made = table(profile, base, count, cache.device) if banded is None else banded(number, count).to(cache.device)
+        if banded is None and not is_row(made[at], at, profile):
             raise Refused(
                 f"the frequencies at t = {profile.factor:g} are not those of longwave: the base of "
                 f"{name} is {base!r}. Export the model again."

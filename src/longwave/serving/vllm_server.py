@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import fields
@@ -55,19 +56,26 @@ def command(model: str, settings: ServeSettings, *, dtype: str = "auto") -> list
     return [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", dtype,
         "--served-model-name", served_name(model, settings), "--host", settings.host, "--port", str(settings.port),
-        *lora_options(folder),
+        *profile_options(folder),
     ]  # fmt: skip
 
 
-def lora_options(folder: Path) -> list[str]:
-    """The options of vLLM for a folder whose weights follow t by a LoRA for each profile; none for another one.
+def profile_options(folder: Path) -> list[str]:
+    """The options of vLLM that the profiles of a folder need; none for a folder without.
 
     Raises:
         ValueError: for a LoRA that is larger than vLLM can hold.
     """
     config = folder / CONFIG
-    profiles = Profiles.of(read_object(config)) if config.is_file() else None
-    adapters = [each.adapter for each in profiles.profiles if each.adapter] if profiles is not None else []
+    profiles = Profiles.of(read_object(config), bands=True) if config.is_file() else None
+    if profiles is None:
+        return []
+    graphs = [] if profiles.bands is None else ["--compilation-config", json.dumps({"cudagraph_mode": "PIECEWISE"})]
+    return [*graphs, *_lora_options(folder, [each.adapter for each in profiles.profiles if each.adapter])]
+
+
+def _lora_options(folder: Path, adapters: list[str]) -> list[str]:
+    """For weights that follow t by a LoRA for each profile."""
     if not adapters:
         return []
     rank = max(int(read_object(folder / adapter / ADAPTER)["r"]) for adapter in adapters)

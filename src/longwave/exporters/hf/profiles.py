@@ -19,6 +19,7 @@ from longwave.checkpoints.save import save_extension
 from longwave.exporters.base import Plan, Unsupported
 from longwave.exporters.changes import Merge
 from longwave.exporters.companions import code_notes, copy_beside
+from longwave.exporters.hf.bands import bands_of, snapshot_at
 from longwave.exporters.hf.config import LENGTHS
 from longwave.exporters.hf.plan import is_interleaved
 from longwave.exporters.notes import weight_notes
@@ -67,7 +68,8 @@ def plan_profiles(source: Source, factors: Sequence[float]) -> ProfilesPlan:
         factors: t of every profile, as `check_factors` allows them.
 
     Raises:
-        Unsupported: for a model whose layers have several ropes, or whose frequencies are not those of its base alone.
+        Unsupported: for a model whose layers have several ropes, or whose frequencies are not those of its base alone,
+            and for an attention method that is more than bands.
         ValueError: for a t that the model was not extended to.
     """
     if source.layer_type is not None or source.record or source.extension.unscaled:
@@ -77,11 +79,12 @@ def plan_profiles(source: Source, factors: Sequence[float]) -> ProfilesPlan:
             else "a model with one rope for each layer type, or with RoPE scaling of its own"
         )
         raise Unsupported(f"{source.path} is {reason}, and profiles are for a plain model with one rope.")
-    snapshots = [source.snapshot(source.factor(factor, None), log_n=False) for factor in factors]
+    snapshots = [snapshot_at(source, factor) for factor in factors]
     profiles = Profiles(
         source.extension.original_length,
         tuple(_profile(source, snapshot) for snapshot in snapshots),
         **_log_n(source),
+        bands=bands_of(source),
     )
     config = {**source.config}
     config.pop("auto_map", None)

@@ -9,6 +9,7 @@ from typing import Any
 from longwave.files import read_object
 from longwave.layout import ADAPTER
 from longwave.serving.profiles import OutOfRange
+from longwave.serving.vllm.band_checks import reason_of
 from longwave.serving.vllm.configs import profiles_of
 
 
@@ -46,6 +47,8 @@ def _reason(vllm_config: Any, model: Any) -> str | None:
         return (
             f"the attention of {type(model).__name__} reads cos and sin itself, and log-n would not reach its queries."
         )
+    if (reason := reason_of(vllm_config, model, profiles)) is not None:
+        return reason
     folder = Path(vllm_config.model_config.model)
     adapters = [folder / each.adapter for each in profiles.profiles if each.adapter is not None]
     return _lora_reason(vllm_config.lora_config, adapters) if adapters else None

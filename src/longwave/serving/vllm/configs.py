@@ -13,7 +13,7 @@ def profiles_of(model_config: Any) -> Profiles | None:
     """The profiles of the model that an engine was started for; None if it has none."""
     config = model_config.hf_config
     if id(config) not in _KNOWN:
-        _KNOWN[id(config)] = config, Profiles.of({KEY: getattr(config, KEY, None)})
+        _KNOWN[id(config)] = config, Profiles.of({KEY: getattr(config, KEY, None)}, bands=True)
     return _KNOWN[id(config)][1]
 
 

@@ -54,6 +54,11 @@ def extend_foreign(model: nn.Module, profiles: Profiles, padding: int) -> list[i
             f"{type(model).__name__} rotates by modules of transformers, where log-n does not reach the queries. "
             "Export a model without log-n."
         )
+    if profiles.bands is not None:
+        raise Refused(
+            f"vLLM runs {type(model).__name__} by rotary modules of transformers, where bands do not reach its caches. "
+            "Export under a scaling method alone, such as yarn."
+        )
     weights = next(model.parameters())
     for module in modules:
         _look_up(module, profiles, padding, weights[:0])

@@ -80,12 +80,19 @@ def _admit(request: Any, vllm_config: Any, *, front: bool) -> None:
 
 
 def _workers(found: Callable[..., Any]) -> Callable[..., Any]:
-    """Refuse workers without the plugin: they would read rows that their tables do not have."""
+    """Refuse workers without the plugin, which would read rows that their tables do not have, and unknown caches."""
 
     def _initialize_kv_caches(self: Any, vllm_config: Any) -> Any:
-        if profiles_of(vllm_config.model_config) is not None and not all(self.model_executor.collective_rpc(has_rows)):
+        profiles = profiles_of(vllm_config.model_config)
+        if profiles is not None and not all(self.model_executor.collective_rpc(has_rows)):
             raise ValueError("longwave cannot serve rope profiles here: a worker runs without the plugin.")
-        return found(self, vllm_config)
+        made = found(self, vllm_config)
+        if profiles is not None and profiles.bands is not None:
+            from longwave.serving.vllm.caches import look
+
+            if reason := next(filter(None, self.model_executor.collective_rpc(look)), None):
+                raise ValueError(f"longwave cannot serve bands here: {reason}")
+        return made
 
     return _initialize_kv_caches
 

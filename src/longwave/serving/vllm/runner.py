@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from longwave.serving.marks import PROFILE
+from longwave.serving.vllm.banding import put_on
 from longwave.serving.vllm.configs import draft_tokens, profiles_of
 from longwave.serving.vllm.tables import extend_tables
 
 
-def start_of(sampling_params: Any, starts: list[int]) -> int:
-    """The first row of a request's profile. Requests that vLLM makes up to warm up have none: they run at t = 1."""
+def profile_of(sampling_params: Any) -> int:
+    """The number of a request's profile. Requests that vLLM makes up to warm up have none: they run at t = 1."""
     extra = None if sampling_params is None else sampling_params.extra_args
-    return starts[int((extra or {}).get(PROFILE, 0))]
+    return int((extra or {}).get(PROFILE, 0))
 
 
 @cache
@@ -28,6 +29,7 @@ def state_class(kind: Any) -> Any:
             profiles, padding = profiles_of(vllm_config.model_config), draft_tokens(vllm_config)
             assert profiles is not None
             self._starts = extend_tables(model, profiles, padding)
+            self._bands, self._numbers = put_on(model, profiles), dict[str, int]()
             self._own_starts = torch.zeros(self.max_num_reqs, dtype=torch.int64)
             self._device_starts = self._own_starts.to(device)
             self._changed = False
@@ -35,8 +37,13 @@ def state_class(kind: Any) -> Any:
 
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             super().add_request(req_index, new_req_data)
-            self._own_starts[req_index] = start_of(new_req_data.sampling_params, self._starts)
+            number = self._numbers[new_req_data.req_id] = profile_of(new_req_data.sampling_params)
+            self._own_starts[req_index] = self._starts[number]
             self._changed = True
+
+        def remove_request(self, req_id: str) -> None:
+            super().remove_request(req_id)
+            self._numbers.pop(req_id, None)
 
         def apply_staged_writes(self) -> None:
             super().apply_staged_writes()
@@ -46,6 +53,8 @@ def state_class(kind: Any) -> Any:
 
         def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
             inputs = super().prepare_inputs(input_batch, req_states)
+            if self._bands is not None:  # until the next forward
+                self._bands.begin([self._numbers.get(request, 0) for request in input_batch.req_ids])
             tokens, padded = input_batch.num_tokens, input_batch.num_tokens_after_padding
             count = input_batch.num_reqs
             ends = input_batch.query_start_loc[: count + 1]
@@ -56,6 +65,8 @@ def state_class(kind: Any) -> Any:
             return {**inputs, "positions": self._rows[:padded]}
 
         def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
+            if self._bands is not None:
+                self._bands.begin(())
             return {**super().prepare_dummy_inputs(num_reqs, num_tokens), "positions": self._rows[:num_tokens]}
 
     ProfiledState.__name__ = ProfiledState.__qualname__ = f"Profiled{kind.__name__}"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from longwave.serving.banded import BandedProfile
 from longwave.serving.profiles import Profiles
 from longwave.serving.rows import Refused, append_rows, log_ratios
 from longwave.serving.vllm.queries import scaled_class, tabled_class
@@ -61,7 +62,14 @@ def _extend(module: Any, profiles: Profiles, padding: int) -> list[int]:
     """Append to one table. Returns the first rows."""
     if (known := getattr(module, KEPT, None)) is not None and known[:2] == (profiles, padding):
         return list(known[2])  # vLLM shares rotary modules among the engines of a process
-    made, starts = append_rows(module.cos_sin_cache, module.base, profiles, padding, type(module).__name__)
+
+    def banded(number: int, count: int) -> Tensor:
+        return BandedProfile(profiles, number).rows(count)
+
+    made, starts = append_rows(
+        module.cos_sin_cache, module.base, profiles, padding, type(module).__name__,
+        None if profiles.bands is None else banded,
+    )  # fmt: skip
     module.cos_sin_cache = made
     setattr(module, KEPT, (profiles, padding, starts))
     if getattr(module, "cos_sin_cache_bf16", None) is not None:
@@ -94,10 +102,10 @@ def _exponents(name: str, attention: nn.Module, profiles: Profiles) -> Tensor | 
         return torch.tensor([profiles.log_n], dtype=torch.float32)
     number = re.search(r"\.(\d+)\.", f".{name}.")
     found = profiles.log_n_heads.get(int(number[1])) if number else None
-    return None if found is None else _heads_of(attention, torch.tensor(found, dtype=torch.float32))
+    return None if found is None else heads_of(attention, torch.tensor(found, dtype=torch.float32))
 
 
-def _heads_of(attention: nn.Module, exponents: Tensor) -> Tensor:
+def heads_of(attention: nn.Module, exponents: Tensor) -> Tensor:
     """The exponents of the heads that this rank of tensor parallelism has."""
     from vllm.distributed import get_tensor_model_parallel_rank
 

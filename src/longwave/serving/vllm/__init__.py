@@ -18,6 +18,9 @@ and the attention keep the positions.
     foreign.py     rows of cos and sin in rotary modules of transformers
     runner.py      row numbers in the place of positions: model runner V2
     runner_v1.py   the same for model runner V1
+    banding.py     attention by bands for requests beyond L, where the folder has bands
+    caches.py      how keys and values lie in the cache of a backend
+    band_checks.py what attention by bands cannot serve, at the start
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, str]]] = {
     "yarn, mixed, V2": ("yarn", "mixed", {"max_num_batched_tokens": 192}, V2),
     "log-n, mixed, V2": ("log-n", "mixed", {"max_num_batched_tokens": 192}, V2),
     "model, mixed": ("model", "mixed", LORA, {}),
+    "clex, mixed": ("clex", "mixed", LORA, {}),
     "heads, mixed": ("heads", "mixed", {"max_num_batched_tokens": 192}, {}),
     "neox, alone": ("neox", "alone", {}, {}),
     "neox, mixed": ("neox", "mixed", {"max_num_batched_tokens": 192, "enable_prefix_caching": True}, {}),

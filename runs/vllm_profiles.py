@@ -1,14 +1,14 @@
 """The plugin for vLLM against longwave: every request at its own length factor.
 
-    python runs/vllm_profiles.py make FOLDER [MODEL [BANDED]]    with longwave: exports, and what longwave answers;
-                                                                MODEL may be - for none
+    python runs/vllm_profiles.py make FOLDER [MODEL [BANDED [CLEX]]]    with longwave: exports, and what longwave
+                                                                       answers; - for none
     python runs/vllm_profiles.py check FOLDER [CASE ...]    with vLLM and, by `pip install --no-deps`, longwave
 
 Eight prompts of 40 to 2,000 tokens (t = 1, 1, 1, 2, 2, 4, 4, 8), 24 greedy tokens each, for exports of the demo's
 model under YaRN, with log-n, and under two bands and other attention methods; for random models whose heads differ;
-for MODEL, a folder that was trained `--engine-ready`, and BANDED, one that was trained by default. longwave answers
-with full forwards without cache at that t. Each case of `check` is a process of its own and writes its line into
-FOLDER/results.json.
+for MODEL, a folder that was trained `--engine-ready`, BANDED, one that was trained by default, and CLEX, one with
+learned frequencies. longwave answers with full forwards without cache at that t. Each case of `check` is a process of
+its own and writes its line into FOLDER/results.json.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ BASE = ROOT / "src" / "longwave" / "demo" / "model"
 LENGTHS = (40, 150, 232, 260, 480, 520, 1000, 2000)
 FACTORS, NEW, LIMIT = "1,2,4,8,16", 24, 4096
 RESULTS = "results.json"
+MODELS = ("model", "banded-model", "clex")  # folders that were trained
 
 
 def prompts() -> list[list[int]]:
@@ -265,7 +266,7 @@ if __name__ == "__main__":
     if what == "make":
         make(
             Path(where),
-            **{name: Path(path) for name, path in zip(("model", "banded-model"), rest, strict=False) if path != "-"},
+            **{name: Path(path) for name, path in zip(MODELS, rest, strict=False) if path != "-"},
         )
     elif what == "one":
         print(json.dumps(run(Path(where), os.environ["LONGWAVE_CASE"])))

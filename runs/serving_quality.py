@@ -3,9 +3,9 @@
     python runs/serving_quality.py make FOLDER HELDOUT [MODEL]    with longwave: exports, windows, passkeys
     python runs/serving_quality.py ask FOLDER [--json FILE]       with vLLM and the plugin
 
-Exports of the demo's model under YaRN, and of MODEL (a folder that `longwave train --engine-ready` wrote): with
-profiles 1, 2, 4, 8, and static at t = 8, as engines have it without the plugin. Asked of each: perplexity of the last
-63 tokens of windows of L and of 8 L, and passkeys in prompts of L and of 8 L.
+Exports of the demo's model under YaRN and two bands, and of MODEL, a folder that `longwave train --engine-ready` wrote:
+with profiles 1, 2, 4, 8, and static at t = 8, as engines have it without the plugin (not for two bands). Asked of each:
+perplexity of the last 63 tokens of windows of L and of 8 L, and passkeys in prompts of L and of 8 L.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ def make(folder: Path, text: Path, model: Path | None, windows: int, trials: int
     from longwave.evaluation.trials import Prompts
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, source, method in (("yarn", BASE, "yarn"), ("trained", model, None)):
+    for name, source, method in (("yarn", BASE, "yarn"), ("two-band", BASE, "two-band"), ("trained", model, None)):
         if source is not None:
             longwave.export(source, folder / f"{name}-profiles", method=method, profiles="1,2,4,8")
-            longwave.export(source, folder / f"{name}-static", method=method, factor=T, quantize="float32")
+            if method != "two-band":  # no engine has a static one
+                longwave.export(source, folder / f"{name}-static", method=method, factor=T, quantize="float32")
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     ids = tokenizer("\n".join(read_documents([text])["text"])).input_ids
     step = (len(ids) - T * L) // windows

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from longwave.schedule import Ceiling, Continuous, Static, Steps, Threshold, parse_schedule
 
-SPECS = ["continuous", "ceiling", "threshold", "static=8", "static=5.333333333333333", "steps=1,2.5,5.333333333333333"]
+SPECS = ["continuous", "ceiling", "threshold", "static=8", "static=5.333333333333333", "steps=1/2.5/5.333333333333333"]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -48,10 +48,10 @@ def test_steps_are_the_least_factor_that_is_enough():
         "static=x",
         "static=0.5",
         "static=nan",
-        "steps=2,1",
+        "steps=2/1",
         "steps=",
         "steps=0.5",
-        "steps=1,x",
+        "steps=1/x",
     ],
 )
 def test_unknown_schedule_lists_the_choices(spec):

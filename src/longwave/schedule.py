@@ -32,6 +32,10 @@ class Static(Schedule):
 
     factor: float
 
+    @property
+    def largest(self) -> float:
+        return self.factor
+
     def __post_init__(self) -> None:
         if not (math.isfinite(self.factor) and self.factor >= 1):
             raise ValueError(f"static factor must be a number >= 1, got {self.factor}.")
@@ -87,6 +91,10 @@ class Steps(Schedule):
 
     factors: tuple[float, ...]
 
+    @property
+    def largest(self) -> float:
+        return self.factors[-1]
+
     def __post_init__(self) -> None:
         rises = all(a < b for a, b in pairwise(self.factors))
         if not (self.factors and rises and all(math.isfinite(each) and each >= 1 for each in self.factors)):
@@ -98,7 +106,7 @@ class Steps(Schedule):
 
     @property
     def spec(self) -> str:
-        return f"steps={','.join(map(_shortest, self.factors))}"
+        return f"steps={'/'.join(map(_shortest, self.factors))}"
 
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
@@ -109,7 +117,7 @@ SCHEDULES: dict[str, Callable[[], Schedule]] = {
 
 
 def parse_schedule(spec: str) -> Schedule:
-    """Read `continuous`, `ceiling`, `threshold`, `static=FACTOR` or `steps=1,2,4`; anything else is a `ValueError`."""
+    """Read `continuous`, `ceiling`, `threshold`, `static=FACTOR` or `steps=1/2/4`; anything else is a `ValueError`."""
     if spec in SCHEDULES:
         return SCHEDULES[spec]()
     name, separator, value = spec.partition("=")
@@ -121,11 +129,11 @@ def parse_schedule(spec: str) -> Schedule:
         return Static(factor)
     if name == "steps" and separator:
         try:
-            factors = tuple(float(each) for each in value.split(","))
+            factors = tuple(float(each) for each in value.split("/"))
         except ValueError:
-            raise ValueError(f"steps must be numbers, got {value!r}: write steps=1,2,4.") from None
+            raise ValueError(f"steps must be numbers, got {value!r}: write steps=1/2/4.") from None
         return Steps(factors)
-    raise ValueError(f"unknown schedule {spec!r}. Available: {', '.join(SCHEDULES)}, static=FACTOR, steps=1,2,4.")
+    raise ValueError(f"unknown schedule {spec!r}. Available: {', '.join(SCHEDULES)}, static=FACTOR, steps=1/2/4.")
 
 
 def _shortest(factor: float) -> str:

@@ -77,7 +77,7 @@ def test_the_folder_counts_as_the_extended_model(exported: Path, tmp_path: Path,
     assert resolve(exported).kind is Kind.LONGWAVE and resolve(exported).name == str(exported)
     assert extension_of(exported) == ("ntk", 16.0)
     shape = outline(exported)
-    assert shape is not None and longwave.extension(shape).schedule.spec == "steps=1,2,4,8"
+    assert shape is not None and longwave.extension(shape).schedule.spec == "steps=1/2/4/8"
     moved = shutil.copytree(exported, tmp_path / "moved")  # its parts know one another by their places in it
     shutil.move(moved, tmp_path / "again")
     monkeypatch.chdir(tmp_path / "again")

@@ -183,6 +183,7 @@ def test_falcon_with_alibi_has_a_rotary_module_that_it_does_not_use() -> None:
         ({"method": "ntk", "max_factor": 0.5}, "max_factor must be a finite number >= 1, got 0.5"),
         ({"method": "ntk", "max_factor": 2, "schedule": "sometimes"}, "unknown schedule 'sometimes'"),
         ({"method": "ntk@static=4", "max_factor": 2}, "static=4 is over max_factor 2"),
+        ({"method": "ntk", "schedule": "steps=1/4", "max_factor": 2}, "steps=1/4 is over max_factor 2"),
         ({"method": "ntk", "max_factor": 2, "beyond": "ignore"}, "Available: error, clamp"),
         ({"method": "ntk", "max_factor": 2, "slop": 1}, "slop"),
         ({"method": "clex", "max_factor": 2, "prior": "alibi"}, "unknown clex prior 'alibi'"),

@@ -19,7 +19,7 @@ import torch
 from longwave.serving.marks import PROFILE
 from longwave.serving.profiles import OutOfRange, Profile, Profiles
 from longwave.serving.rows import Refused, append_rows, table
-from longwave.serving.sglang.checks import refuse
+from longwave.serving.sglang.checks import OTHERS, refuse
 from longwave.serving.sglang.choice import assign, is_chosen
 from longwave.serving.sglang.tables import as_rows
 
@@ -155,7 +155,8 @@ def test_rows_of_a_table() -> None:
 
 def runner(model: dict | None = None, mla: bool = False, mrope: bool = False, **options) -> Any:
     config = SimpleNamespace(model_is_mrope=mrope, hf_text_config=SimpleNamespace(model_type="m", **(model or {})))
-    return SimpleNamespace(server_args=SimpleNamespace(**options), use_mla_backend=mla, model_config=config)
+    plain = {option: off[0] for option, off, _ in OTHERS}
+    return SimpleNamespace(server_args=SimpleNamespace(**plain | options), use_mla_backend=mla, model_config=config)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +165,7 @@ def runner(model: dict | None = None, mla: bool = False, mrope: bool = False, **
         (runner(speculative_algorithm="EAGLE"), profiles(), "Start without --speculative-algorithm"),
         (runner(disaggregation_mode="prefill"), profiles(), "caches that travel"),
         (runner(dcp_size=2), profiles(), "Start without --dcp-size"),
+        (runner(enable_prefill_cp=True), profiles(), "Start without --enable-prefill-cp"),
         (runner(), profiles(log_n=1.0), "log-n scales queries"),
         (runner(), profiles(log_n_heads={0: (1.0,)}), "log-n scales queries"),
         (runner(mla=True), profiles(), "latent attention"),
@@ -175,6 +177,10 @@ def test_what_cannot_be_served(what: Any, found: Profiles, message: str) -> None
     with pytest.raises(ValueError, match=message):
         refuse(what, found)
     refuse(runner(disaggregation_mode="null", dcp_size=1, enable_mis=False), profiles())
+    renamed = runner()
+    del renamed.server_args.dcp_size
+    with pytest.raises(ValueError, match="SGLang is another one: it has no option dcp_size"):
+        refuse(renamed, profiles())
 
 
 AGAINST_SGLANG = """

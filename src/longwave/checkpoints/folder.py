@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -109,7 +109,10 @@ class ModelFolder:
         if named is None:
             return None
         self.fetch()  # the base may be a part of the same model
-        found = named.find(self.path).check().fetch()
+        found = named.find(self.path)
+        if self.where and found.path.resolve() == self.served.resolve():  # an export of the hub is its own base
+            found = replace(found, name=self.name, where=self.where)
+        found = found.check().fetch()
         named.check(found, self.path)
         return found
 

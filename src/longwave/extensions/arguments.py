@@ -27,7 +27,7 @@ ARGUMENTS = {
     ),
     "schedule": Rule(
         lambda value: value is None or _is(value, str, Schedule),
-        "continuous, ceiling, threshold, static=FACTOR, steps=1,2,4, or a longwave.Schedule",
+        "continuous, ceiling, threshold, static=FACTOR, steps=1/2/4, or a longwave.Schedule",
     ),
     "log_n": Rule(
         lambda value: value is None or isinstance(value, bool) or (_is(value, Real) and value >= 0),

@@ -9,7 +9,7 @@ from longwave.extensions.adapter import LoRA
 from longwave.extensions.arguments import check_arguments
 from longwave.extensions.build import refuse_other_settings, refuse_unknown_options
 from longwave.extensions.spec import Spec, parse_spec
-from longwave.schedule import Schedule, Static, parse_schedule
+from longwave.schedule import Schedule, Static, Steps, parse_schedule
 from longwave.trajectory import Trajectory
 
 BEST = "two-band"  # of the methods that need no training
@@ -75,7 +75,7 @@ class Request:
         chosen = spec.schedule
         if schedule is not None:
             chosen = parse_schedule(schedule) if isinstance(schedule, str) else schedule
-        if isinstance(chosen, Static) and chosen.factor > max_factor:
+        if isinstance(chosen, Static | Steps) and chosen.largest > max_factor:
             raise ValueError(f"schedule {chosen.spec} is over max_factor {max_factor:g}. Raise max_factor.")
         of_method, of_attention = spec.split(options)
         if trajectory is None:

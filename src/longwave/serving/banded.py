@@ -20,8 +20,6 @@ from longwave.attention.layout import Layout
 from longwave.attention.placement import Placed, Spectrum, Turns, place
 from longwave.serving.profiles import Profiles
 
-LEAST = 1024  # positions that are worked out at once
-
 
 class BandedProfile:
     """The bands of one profile with t > 1. Layers and requests share what is worked out of their positions.
@@ -30,9 +28,10 @@ class BandedProfile:
         profiles: of a folder with bands.
         number: of the profile.
         layout: which dimensions of a head are turned; None for whole heads by halves.
+        padding: more positions than the profile's length: tokens that are drafted, and may be refused.
     """
 
-    def __init__(self, profiles: Profiles, number: int, layout: Layout | None = None) -> None:
+    def __init__(self, profiles: Profiles, number: int, layout: Layout | None = None, padding: int = 0) -> None:
         attention, (plain, profile) = method_of(profiles), (profiles.profiles[0], profiles.profiles[number])
         self.layout, self.own_scaling = layout or Layout(), plain.attention_scaling
         own, theta = (torch.tensor(each.inv_freq, dtype=torch.float64) for each in (plain, profile))
@@ -42,8 +41,8 @@ class BandedProfile:
             self.bands = tuple(replace(band, own=True) for band in self.bands)
         whole = near(1, own=True) if attention.stored is None else self.bands[attention.stored]
         self.stored: Band = whole
+        self.count = profile.length + padding
         self._every: list[Placed] = []
-        self._known = 0
 
     def rows(self, count: int) -> Tensor:
         """cos and sin by which the engine rotates queries and keys at the first positions, [count, R], float32.
@@ -69,15 +68,16 @@ class BandedProfile:
 
     def placed(self, start: int, stop: int, device: torch.device) -> list[Placed]:
         """Queries at the positions start <= p < stop, and keys at 0 <= j < stop, in every band."""
-        if stop > self._known:
-            self._work_out(max(LEAST, 1 << (stop - 1).bit_length()), device)
+        self.prepare(device)
         return [_part(band, start, stop) for band in self._every]
 
-    def _work_out(self, count: int, device: torch.device) -> None:
-        positions = torch.arange(count, device=device)[None]
+    def prepare(self, device: torch.device) -> None:
+        """Work out cos and sin of all positions: at the start, before an engine measures what memory is left."""
+        if self._every:
+            return
+        positions = torch.arange(self.count, device=device)[None]
         on = replace(self.spectrum, own=self.spectrum.own.to(device), theta=self.spectrum.theta.to(device))
         self._every = place(self.bands, on, positions, positions, self.stored, torch.float32)
-        self._known = count
 
 
 def method_of(profiles: Profiles) -> Attention:

@@ -36,6 +36,11 @@ def shards_asked(given: int) -> int:
         return 1
     if int(os.environ.get("PARALLELISM_CONFIG_TP_SIZE", 1)) > 1:
         raise ValueError("sequence_parallel does not go with tensor parallelism. Set parallelism_config_tp_size to 1.")
+    if int(os.environ.get("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", 1)) > 1:
+        raise ValueError(
+            "sequence_parallel does not go with replicas of sharded weights. Set "
+            "parallelism_config_dp_replicate_size to 1."
+        )
     if processes % count:
         raise ValueError(
             f"sequence_parallel {count} needs a multiple of {count} processes, and this run has {processes}. Start it "

@@ -11,6 +11,8 @@ OTHERS = (
     ("speculative_algorithm", (None,), "speculation gives drafted tokens positions of their own"),
     ("disaggregation_mode", (None, "null"), "caches that travel between engines do not carry the length factor"),
     ("dcp_size", (None, 1), "context parallelism of the decoder shares tokens out by their positions"),
+    ("attn_cp_size", (None, 1), "context parallelism shares tokens out by their positions"),
+    ("enable_prefill_cp", (None, False), "context parallelism shares tokens out by their positions"),
     ("enable_mis", (None, False), "scoring of several items gives tokens positions of their own"),
     ("dllm_algorithm", (None,), "diffusion gives tokens positions of their own"),
 )
@@ -37,7 +39,9 @@ def refuse(runner: Any, profiles: Profiles) -> None:
 
 def _reason(runner: Any, profiles: Profiles) -> str | None:
     for option, off, what in OTHERS:
-        if getattr(runner.server_args, option, None) not in off:
+        if not hasattr(runner.server_args, option):
+            return f"SGLang is another one: it has no option {option}."
+        if getattr(runner.server_args, option) not in off:
             return f"{what}. Start without --{option.replace('_', '-')}."
     if profiles.scales_queries:
         return "log-n scales queries, which the plugin for SGLang does not do. Export a model without it, or take vLLM."

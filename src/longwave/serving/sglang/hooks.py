@@ -93,7 +93,10 @@ def _scheduler(found: Callable[..., Any]) -> Callable[..., Any]:
         request = found(self, recv_req, *arguments, **named)
         profiles = profiles_of(self.model_config)
         if profiles is not None and not is_chosen(recv_req, profiles):
-            request.set_finish_with_abort("the front end of this server runs without longwave, which chooses t.")
+            request.set_finish_with_abort(
+                "the front end of this server runs without longwave, which chooses t. Install longwave in "
+                "its environment."
+            )
         return request
 
     return _create_generation_req

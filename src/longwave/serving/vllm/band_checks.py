@@ -25,7 +25,7 @@ def reason_of(vllm_config: Any, model: Any, profiles: Profiles) -> str | None:
     try:
         method_of(profiles)
     except (TypeError, ValueError) as error:
-        return f"{error} Export the model again."
+        return f"the folder's attention method cannot be made ({error}). Export the model again."
     return next(filter(None, (_layer_reason(name, module) for name, module in modules)), None)
 
 
@@ -63,7 +63,12 @@ def _layer_reason(name: str, module: Any) -> str | None:
     if module.attn_type != AttentionType.DECODER:
         return f"{name} is attention of another kind ({module.attn_type}), and bands are for decoders."
     if is_quantized_kv_cache(module.kv_cache_dtype):
-        return f"bands need a cache that is not quantized (--kv-cache-dtype is {module.kv_cache_dtype})."
+        return (
+            f"bands need a cache that is not quantized (--kv-cache-dtype is {module.kv_cache_dtype}). Start with auto."
+        )
     if backend not in BACKENDS:
-        return f"bands run over the attention backends {', '.join(BACKENDS)}, and {name} has {backend}."
+        return (
+            f"bands run over the attention backends {', '.join(BACKENDS)}, and {name} has {backend}. Choose one of "
+            "them by --attention-backend."
+        )
     return None

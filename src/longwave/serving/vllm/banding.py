@@ -151,13 +151,18 @@ def attention_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Attention))
 
 
-def put_on(model: nn.Module, profiles: Profiles) -> Batch | None:
+def put_on(model: nn.Module, profiles: Profiles, padding: int) -> Batch | None:
     """Give bands to the attention layers of a model; None for profiles without bands."""
-    if profiles.bands is None or (known := getattr(model, BATCH, None)) is not None:
-        return None if profiles.bands is None else known
+    if profiles.bands is None:
+        return None
+    known: Batch | None = getattr(model, BATCH, None)
+    if known is not None:
+        return known
     *_, rotary = next(rotary_modules(model))
     layout = Layout(interleaved=not rotary.is_neox_style)
-    batch = Batch({n: BandedProfile(profiles, n, layout) for n in range(1, len(profiles.profiles))})
+    batch = Batch({n: BandedProfile(profiles, n, layout, padding) for n in range(1, len(profiles.profiles))})
+    for each in batch.profiles.values():
+        each.prepare(rotary.cos_sin_cache.device)
     for name, module in attention_modules(model):
         impl: Any = module.impl
         impl.longwave_bands = LayerBands(batch, _mass(name, module, profiles))

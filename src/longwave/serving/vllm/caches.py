@@ -33,7 +33,7 @@ def columns(kv_cache: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _joined(blocks: Tensor) -> Tensor:
-    """[H_kv, blocks, tokens, D] -> [1, H_kv, tokens, D], contiguous: the kernel for CPUs takes it for granted."""
+    """[H_kv, blocks, tokens, D] -> [1, H_kv, tokens, D], each key in one piece: kernels for CPUs need it so."""
     return blocks.flatten(1, 2)[None].contiguous()
 
 
@@ -48,7 +48,8 @@ def look(worker: Any) -> str | None:
         if bands.read is None:
             return (
                 f"{type(module.impl).__name__} lays the keys of {name} into its cache in a way that longwave does not "
-                f"know (shape {tuple(module.kv_cache.shape)}, {module.kv_cache.dtype})."
+                f"know (shape {tuple(module.kv_cache.shape)}, {module.kv_cache.dtype}). On a CPU start with "
+                "--dtype float32, or export the model under a scaling method alone, such as yarn."
             )
     return None
 
@@ -67,7 +68,10 @@ def _reader(module: Any) -> Reader | None:
     module.impl.do_kv_cache_update(module, key, value, scratch, slots)
     blocks = torch.tensor([1], device=own.device)
     for reader in READERS:
-        k, v = reader(scratch, blocks)
+        try:
+            k, v = reader(scratch, blocks)
+        except RuntimeError:  # a view that this cache does not have
+            continue
         if torch.equal(k[0].transpose(0, 1), key) and torch.equal(v[0].transpose(0, 1), value):
             return reader
     return None

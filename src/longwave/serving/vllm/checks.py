@@ -47,11 +47,26 @@ def _reason(vllm_config: Any, model: Any) -> str | None:
         return (
             f"the attention of {type(model).__name__} reads cos and sin itself, and log-n would not reach its queries."
         )
+    if (reason := _part_of_heads(model)) is not None and (profiles.scales_queries or profiles.bands is not None):
+        return reason
     if (reason := reason_of(vllm_config, model, profiles)) is not None:
         return reason
     folder = Path(vllm_config.model_config.model)
     adapters = [folder / each.adapter for each in profiles.profiles if each.adapter is not None]
     return _lora_reason(vllm_config.lora_config, adapters) if adapters else None
+
+
+def _part_of_heads(model: Any) -> str | None:
+    """Which attention hands a part of its heads alone to the rotary module: what lies where in them is not known."""
+    from vllm.model_executor.layers.attention import Attention
+
+    from longwave.serving.vllm.tables import rotary_modules
+
+    sizes = {module.head_size for *_, module in rotary_modules(model)}
+    for name, module in model.named_modules():
+        if isinstance(module, Attention) and sizes and module.head_size not in sizes:
+            return f"{name} has heads of {module.head_size}, and hands a part of them to its rotary module."
+    return None
 
 
 def _reads_tables(model: Any) -> bool:

@@ -29,7 +29,8 @@ def state_class(kind: Any) -> Any:
             profiles, padding = profiles_of(vllm_config.model_config), draft_tokens(vllm_config)
             assert profiles is not None
             self._starts = extend_tables(model, profiles, padding)
-            self._bands, self._numbers = put_on(model, profiles), dict[str, int]()
+            self._bands = put_on(model, profiles, padding)
+            self._numbers = [0] * self.max_num_reqs  # of the profile, by the place of a request
             self._own_starts = torch.zeros(self.max_num_reqs, dtype=torch.int64)
             self._device_starts = self._own_starts.to(device)
             self._changed = False
@@ -37,13 +38,9 @@ def state_class(kind: Any) -> Any:
 
         def add_request(self, req_index: int, new_req_data: Any) -> None:
             super().add_request(req_index, new_req_data)
-            number = self._numbers[new_req_data.req_id] = profile_of(new_req_data.sampling_params)
+            number = self._numbers[req_index] = profile_of(new_req_data.sampling_params)
             self._own_starts[req_index] = self._starts[number]
             self._changed = True
-
-        def remove_request(self, req_id: str) -> None:
-            super().remove_request(req_id)
-            self._numbers.pop(req_id, None)
 
         def apply_staged_writes(self) -> None:
             super().apply_staged_writes()
@@ -53,10 +50,10 @@ def state_class(kind: Any) -> Any:
 
         def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
             inputs = super().prepare_inputs(input_batch, req_states)
-            if self._bands is not None:  # until the next forward
-                self._bands.begin([self._numbers.get(request, 0) for request in input_batch.req_ids])
             tokens, padded = input_batch.num_tokens, input_batch.num_tokens_after_padding
             count = input_batch.num_reqs
+            if self._bands is not None:  # until the next forward
+                self._bands.begin([self._numbers[place] for place in input_batch.idx_mapping_np[:count].tolist()])
             ends = input_batch.query_start_loc[: count + 1]
             starts = self._device_starts[input_batch.idx_mapping[:count]]
             starts = starts.repeat_interleave((ends[1:] - ends[:-1]).long(), output_size=tokens)

@@ -21,8 +21,9 @@ def prepare(runner: Any) -> None:
     config = runner.vllm_config
     profiles = profiles_of(config.model_config)
     if profiles is not None:
-        runner.longwave_starts = extend_tables(runner.get_model(), profiles, draft_tokens(config))
-        runner.longwave_batch = put_on(runner.get_model(), profiles)
+        model, padding = runner.get_model(), draft_tokens(config)
+        setattr(runner, MARK, extend_tables(model, profiles, padding))
+        setattr(runner, BATCH, put_on(model, profiles, padding))
 
 
 @contextmanager

@@ -105,15 +105,17 @@ def _exponents(name: str, attention: nn.Module, profiles: Profiles) -> Tensor | 
     return None if found is None else heads_of(attention, torch.tensor(found, dtype=torch.float32))
 
 
-def heads_of(attention: nn.Module, exponents: Tensor) -> Tensor:
-    """The exponents of the heads that this rank of tensor parallelism has."""
+def heads_of(attention: nn.Module, every: Tensor) -> Tensor:
+    """The entries of the heads that this rank of tensor parallelism has."""
     from vllm.distributed import get_tensor_model_parallel_rank
 
     count = getattr(attention, "num_heads", None)
-    if not isinstance(count, int) or exponents.numel() % count:
-        raise Refused(f"{type(attention).__name__} does not say how many heads it has, and log-n differs by head.")
-    first = get_tensor_model_parallel_rank() * count if exponents.numel() > count else 0
-    return exponents[first : first + count]
+    if not isinstance(count, int) or every.numel() % count:
+        raise Refused(
+            f"{type(attention).__name__} does not say how many heads it has, and what was learned differs by head."
+        )
+    first = get_tensor_model_parallel_rank() * count if every.numel() > count else 0
+    return every[first : first + count]
 
 
 def _by_head(module: Any, ratios: Tensor, exponents: Tensor) -> Any:

@@ -358,7 +358,7 @@ def test_a_row_of_a_mixed_batch_in_bfloat16_is_the_row_alone(llama: PreTrainedMo
 def test_a_compiled_forward_takes_t_from_its_own_text(llama: PreTrainedModel) -> None:
     learned(llama, "ntk")
     expected = {tokens: llama(text(tokens)).logits for tokens in (40, 100)}
-    step = torch.compile(llama)
+    step = torch.compile(llama, backend="aot_eager")  # what is traced counts, and not the kernels
     for tokens in (100, 40, 100):
         llama(text(60))
         assert (step(text(tokens)).logits - expected[tokens]).abs().max() < 2e-5

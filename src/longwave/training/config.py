@@ -169,9 +169,7 @@ class TrainConfig(Settings):
     deepspeed: str | None = of_running(
         None, "Config of DeepSpeed (JSON), for runs that torchrun starts; see recipes/engines/.", metavar="FILE"
     )
-    sequence_parallel: int = of_running(
-        1, "Processes that share each row, by DeepSpeed's Ulysses: for rows that one GPU cannot hold.", least=1
-    )
+    sequence_parallel: int = of_running(1, "Processes that share each row, by DeepSpeed's Ulysses.", least=1)
     gradient_checkpointing: bool = of_running(False, "Recompute activations: less memory, slower.")
     loss_blocks: str = of_running(
         "auto", "Compute the loss in blocks of tokens: much less memory, the same loss; auto: where logits are many.",

@@ -6,7 +6,6 @@ bands are computed once more, from the keys and values in the cache. The cache i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from longwave.attention.layout import Layout
 from longwave.attention.placement import Placed
 from longwave.serving.banded import BandedProfile, method_of
 from longwave.serving.profiles import Profiles
-from longwave.serving.vllm.tables import heads_of, rotary_modules
+from longwave.serving.rows import Refused
+from longwave.serving.vllm.tables import heads_of, layer_of, rotary_modules
 
 BATCH = "longwave_batch"  # on a model whose attention has bands
 
@@ -176,7 +176,8 @@ def _mass(name: str, module: Any, profiles: Profiles) -> float | Tensor:
     heads = profiles.bands.mass_heads
     if heads is None:
         return float(getattr(method_of(profiles), "mass", 0.0))
-    number = re.search(r"\.(\d+)\.", f".{name}.")
-    assert number is not None
+    number = layer_of(name)
+    if number is None or number not in heads:
+        raise Refused(f"{name} has no mass of its own in the folder's profiles. Export the model again.")
     device = next(module.parameters(), torch.empty(0)).device
-    return heads_of(module, torch.tensor(heads[int(number[1])], dtype=torch.float32)).to(device)
+    return heads_of(module, torch.tensor(heads[number], dtype=torch.float32)).to(device)

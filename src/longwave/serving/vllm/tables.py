@@ -100,9 +100,15 @@ def _exponents(name: str, attention: nn.Module, profiles: Profiles) -> Tensor | 
     """The exponents of an attention layer: one for all heads, or those of this rank's heads; None for none."""
     if profiles.log_n_heads is None:
         return torch.tensor([profiles.log_n], dtype=torch.float32)
-    number = re.search(r"\.(\d+)\.", f".{name}.")
-    found = profiles.log_n_heads.get(int(number[1])) if number else None
+    number = layer_of(name)
+    found = None if number is None else profiles.log_n_heads.get(number)
     return None if found is None else heads_of(attention, torch.tensor(found, dtype=torch.float32))
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a module is part of, from its name; None outside of layers."""
+    number = re.search(r"\.(\d+)\.", f".{name}.")
+    return None if number is None else int(number[1])
 
 
 def heads_of(attention: nn.Module, every: Tensor) -> Tensor:

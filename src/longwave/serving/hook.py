@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -55,3 +56,28 @@ class Hook:
         made = functools.wraps(found)(self.wrapped(found))
         made.longwave = True  # type: ignore[attr-defined]
         setattr(place, name, made)
+
+
+@dataclass(frozen=True)
+class Releases:
+    """The releases of an engine that a plugin was run with.
+
+    Arguments:
+        engine: its name.
+        tested: as many parts of a version as count: `0.32`, `0.5.23`.
+        variable: of the environment; set to 1, the plugin runs with others, too, whose hooks look the same.
+    """
+
+    engine: str
+    tested: tuple[str, ...]
+    variable: str
+
+    def refusal(self, version: str) -> str | None:
+        """That this version was not tested; None if it was."""
+        known = any(version.split(".")[: each.count(".") + 1] == each.split(".") for each in self.tested)
+        if known or os.environ.get(self.variable) == "1":
+            return None
+        return (
+            f"the plugin was tested with {self.engine} {', '.join(self.tested)}, and this is {version}. "
+            f"{self.variable}=1 tries it."
+        )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
-from longwave.serving.hook import Hook
+from longwave.serving.hook import Hook, Releases
 from longwave.serving.later import when_imported
 from longwave.serving.profiles import OutOfRange
 from longwave.serving.sglang.checks import profiles_of, refuse
@@ -172,9 +171,7 @@ def untested() -> str | None:
     """That this release of SGLang was not tested; None if it was."""
     from sglang.version import __version__
 
-    if __version__ in TESTED or os.environ.get(UNTESTED) == "1":
-        return None
-    return f"the plugin was tested with SGLang {', '.join(TESTED)}, and this is {__version__}. {UNTESTED}=1 tries it."
+    return Releases("SGLang", TESTED, UNTESTED).refusal(str(__version__))
 
 
 @functools.cache

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
-from longwave.serving.hook import Hook
+from longwave.serving.hook import Hook, Releases
 from longwave.serving.later import when_imported
 from longwave.serving.profiles import OutOfRange
 from longwave.serving.vllm.checks import refuse, refuse_adapter
@@ -184,12 +183,7 @@ def untested() -> str | None:
     """That this release of vLLM was not tested; None if it was."""
     import vllm
 
-    release = ".".join(str(vllm.__version__).split(".")[:2])
-    if release in TESTED or os.environ.get(UNTESTED) == "1":
-        return None
-    return (
-        f"the plugin was tested with vLLM {', '.join(TESTED)}, and this is {vllm.__version__}. {UNTESTED}=1 tries it."
-    )
+    return Releases("vLLM", TESTED, UNTESTED).refusal(str(vllm.__version__))
 
 
 @functools.cache

@@ -225,7 +225,8 @@ def write_texts(folder: Path, stories: list[Path]) -> None:
 def work(args: argparse.Namespace, name: str, seed: int) -> str:
     import torch
 
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // args.jobs))
+    cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    torch.set_num_threads(max(1, cores // args.jobs))
     try:
         return measure(args, name, seed)
     except Exception:

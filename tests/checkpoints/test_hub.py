@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import longwave
-from longwave.checkpoints.folder import Kind, ModelFolder, _reason, resolve
+from longwave.checkpoints.folder import Kind, ModelFolder, resolve
+from longwave.checkpoints.hub import reason
 from longwave.checkpoints.load import extension_of
 from longwave.checkpoints.tokenizer import load_tokenizer
 from longwave.cli.main import main
@@ -257,4 +258,4 @@ def test_a_tokenizer_that_the_cache_lacks(plain: Path, cache: Path) -> None:
 
 def test_a_full_disk_is_not_the_hubs(cache: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
-        _reason("me/model", None, OSError(errno.ENOSPC, "No space left on device"))
+        reason("me/model", None, OSError(errno.ENOSPC, "No space left on device"))

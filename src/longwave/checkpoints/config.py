@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from longwave.checkpoints.complaints import UNREADABLE, reason
-from longwave.checkpoints.folder import HUB
+from longwave.checkpoints.hub import HUB
 from longwave.checkpoints.rope_section import (
     BESIDE,
     ROPES,

@@ -8,7 +8,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from longwave.checkpoints.extended import load_extended, read_settings, spec_of
-from longwave.checkpoints.folder import HUB, Kind, ModelFolder, resolve
+from longwave.checkpoints.folder import Kind, ModelFolder, resolve
+from longwave.checkpoints.hub import HUB
 from longwave.checkpoints.official import extend_legacy, read_fields, read_legacy
 from longwave.checkpoints.plain import build, from_pretrained, read_plain
 from longwave.checkpoints.quantized import with_quantization

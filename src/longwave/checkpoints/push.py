@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longwave.checkpoints.base import Base
-from longwave.checkpoints.folder import Kind, ModelFolder, http_error, kind_of, require_parts
+from longwave.checkpoints.folder import Kind, ModelFolder, kind_of, require_parts
+from longwave.checkpoints.hub import http_error
 from longwave.errors import lines
 from longwave.files import read_object
 from longwave.layout import CHECKPOINTS, CONFIG, MODEL, SETTINGS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any
 
@@ -84,18 +85,22 @@ def test_a_model_that_was_extended_without_weights_is_extended_again() -> None:
     assert torch.equal(model(ids).logits, ready(ids).logits)
 
 
-@pytest.mark.parametrize(
-    ("place", "name", "value", "message"),
-    [
-        ("config", "attention_dropout", 0.1, "it drops attention weights. Set attention_dropout to 0 in its config"),
-        ("model", "hf_device_map", {"model": 0, "lm_head": 1}, "its layers are on 2 devices. Load it on one"),
-    ],
-)
-def test_what_no_forward_could_do_is_refused_at_once(
-    llama: LlamaForCausalLM, place: str, name: str, value: Any, message: str
-) -> None:
-    setattr(llama.config if place == "config" else llama, name, value)
+def test_layers_on_several_devices_are_refused_at_once(llama: LlamaForCausalLM) -> None:
+    llama.hf_device_map = {"model": 0, "lm_head": 1}
     with pytest.raises(ValueError) as refused:
         longwave.extend(llama, "two-band", max_factor=4)
-    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert "its layers are on 2 devices. Load it on one" in str(refused.value) and "\n" not in str(refused.value)
     assert find_extension(llama) is None
+
+
+def test_dropout_of_attention_weights_matters_in_training_only(llama: LlamaForCausalLM) -> None:
+    ids = torch.randint(1, 97, (1, 80))
+    plain = longwave.extend(copy.deepcopy(llama), "two-band", max_factor=4).eval()
+    llama.config.attention_dropout = 0.1
+    for layer in llama.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    longwave.extend(llama, "two-band", max_factor=4).eval()
+    assert torch.equal(llama(ids).logits, plain(ids).logits)
+    llama.train()
+    with pytest.raises(ValueError, match="two-band has no dropout"):
+        llama(ids)

@@ -117,6 +117,9 @@ def test_vllm_takes_folders_with_profiles_where_it_is_installed(
     assert words[words.index("--model") + 1] == str(folder)
     assert words[1:3] == ["-m", "vllm.entrypoints.openai.api_server"] and "k" not in words
     assert words[words.index("--served-model-name") + 1] == "small" and "--enable-lora" not in words
+    assert words[words.index("--shutdown-timeout") + 1] == "30"
+    words = vllm_server.command(str(folder), ServeSettings(drain=0.5))
+    assert words[words.index("--shutdown-timeout") + 1] == "1"
     with_adapters = {"profiles": [ONE, ONE | {"factor": 2.0, "adapter": "adapters/t2"}]}
     (folder / "config.json").write_text(json.dumps(config | {"rope_profiles": PROFILES | with_adapters}))
     (folder / "adapters" / "t2").mkdir(parents=True)

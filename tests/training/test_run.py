@@ -185,6 +185,14 @@ def test_bad_input_is_one_line_and_touches_nothing(llama, train, tmp_path, setti
     assert not (tmp_path / "out").exists()
 
 
+def test_dropout_of_attention_weights_is_refused_beside_an_attention_method(llama, train, tmp_path):
+    llama.config.attention_dropout = 0.1
+    message = r"two-band drops no attention weights, and config.json of the model says attention_dropout 0.1\. Set it"
+    with pytest.raises(ValueError, match=message):
+        train(llama, method="two-band", lora="none", train_length=128)
+    assert not (tmp_path / "out").exists() and longwave.extensions.handle.find_extension(llama) is None
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_an_error_before_the_first_step_leaves_the_model_as_it_was(llama, train, book, training, checkpointing):

@@ -70,8 +70,6 @@ def banded(model: PreTrainedModel, attention: Attention, rotaries: list[ScaledRo
     """
     if len({rotary.trajectory for rotary in rotaries}) > 1:
         raise _refusal(model, "it has rotary modules of several frequencies")
-    if getattr(text_model(model).config, "attention_dropout", None):
-        raise _refusal(model, "it drops attention weights. Set attention_dropout to 0 in its config first")
     devices = set((getattr(model, "hf_device_map", None) or {}).values())
     if len(devices) > 1:
         raise _refusal(model, f"its layers are on {len(devices)} devices. Load it on one")

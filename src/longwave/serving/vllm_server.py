@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from dataclasses import fields
@@ -17,7 +18,7 @@ from longwave.serving.profiles import Profiles
 from longwave.serving.settings import ServeSettings
 
 # Settings that our own server has, and vLLM has not.
-OWN = ("max_body", "queue", "drain", "prefill_chunk", "default_max_tokens")
+OWN = ("max_body", "queue", "prefill_chunk", "default_max_tokens")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can hold LoRAs of
 
 
@@ -56,7 +57,8 @@ def command(model: str, settings: ServeSettings, *, dtype: str = "auto") -> list
     return [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", dtype,
         "--served-model-name", served_name(model, settings), "--host", settings.host, "--port", str(settings.port),
-        *profile_options(folder),
+        # without it vLLM gives up what is under way at the first SIGTERM
+        "--shutdown-timeout", str(math.ceil(settings.drain)), *profile_options(folder),
     ]  # fmt: skip
 
 

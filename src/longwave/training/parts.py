@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from longwave.extensions.adapter import FULL, Adapter, LoRA
 from longwave.extensions.gate import CAPPED, NONE
 from longwave.extensions.handle import Extension
+from longwave.extensions.steering import text_model
 from longwave.training.config import TrainConfig
 from longwave.training.lora import AUTO, RANK, LoraSettings
 
@@ -78,6 +80,16 @@ def require_long_enough(config: TrainConfig, original_length: int) -> None:
             f"a LoRA is off within the original length, {original_length} tokens, and learns nothing from a train "
             f"length of {config.train_length}. Raise the train length, best to {4 * original_length}, or set lora "
             "to none, or its gate."
+        )
+
+
+def require_no_dropout(model: PreTrainedModel, method: str) -> None:
+    """An attention method drops no attention weights: beyond L it would train another model than within L."""
+    dropout = getattr(text_model(model).config, "attention_dropout", None)
+    if dropout:
+        raise ValueError(
+            f"{method} drops no attention weights, and config.json of the model says attention_dropout {dropout!r}. "
+            "Set it to 0 there, or train a scaling method alone."
         )
 
 

@@ -31,7 +31,7 @@ from longwave.training.config import TrainConfig
 from longwave.training.draw import LengthSampler
 from longwave.training.frozen import require_learnable_weights, unfreeze
 from longwave.training.learned import PARTS, learned_parameters
-from longwave.training.parts import Parts, require_long_enough
+from longwave.training.parts import Parts, require_long_enough, require_no_dropout
 from longwave.trajectory import Trajectory
 
 logger = logging.getLogger("longwave")
@@ -88,6 +88,8 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
         handle = None
     original_length = _original_length(model, config)
     require_long_enough(config, original_length)
+    if spec.attention is not None:
+        require_no_dropout(model, spec.name)
     sampler = LengthSampler(
         original_length=original_length,
         max_factor=config.largest_draw,

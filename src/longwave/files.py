@@ -57,6 +57,12 @@ def umask() -> int:
     return mask
 
 
+def share_weights(folder: Path) -> None:
+    """Give the weights below a folder the permissions of other new files: safetensors makes its files 0600."""
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~umask())
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """`write_text` of strict JSON: NaN and infinity are refused, other readers would choke on them."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -19,6 +19,7 @@ import longwave
 from longwave.extensions.handle import extension
 from longwave.extensions.sites import host_of
 from longwave.extensions.steering import log_n_of
+from longwave.files import umask
 
 L = 64
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -85,6 +86,8 @@ def test_the_folder(llama: LlamaForCausalLM, tokenizer, tmp_path: Path) -> None:
         longwave.save(longwave.extend(llama, "ntk", max_factor=4), folder)
     longwave.save(llama, folder, overwrite=True)
     assert longwave.rotaries(longwave.load(folder))[0].trajectory.name == "ntk"
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {0o666 & ~umask()}  # safetensors makes its files 0600
 
 
 def test_an_overwrite_leaves_nothing_of_the_tokenizer_before(

@@ -163,6 +163,12 @@ def test_permissions_follow_the_umask(trained: Path, tmp_path: Path) -> None:
         os.umask(before)
     assert folder.stat().st_mode & 0o077 == 0
     assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
+    before = os.umask(0o022)
+    try:
+        folder = export(trained, tmp_path / "shared").folder
+    finally:
+        os.umask(before)
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in folder.iterdir())
 
 
 def _without(folder: Path, name: str) -> None:

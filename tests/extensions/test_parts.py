@@ -272,6 +272,7 @@ def test_mass_of_each_head_is_a_bias_on_each_far_logit_with_its_gradient() -> No
         ({"adapter": lambda: LoRA(4, 1.0)}, "needs a trained factor over 1, got 1.0"),
         ({"adapter": lambda: LoRA(4, 4.0, gate="soft")}, "unknown gate 'soft'"),
         ({"adapter": lambda: LoRA(4, 4.0, targets=("nowhere",))}, "no linear layer of the model is named nowhere"),
+        ({"adapter": lambda: LoRA(10_000, 4.0)}, "r must be at most 64, the largest rank that these layers can have"),
         ({"method": "infllm", "head_scalars": lambda: True}, "infllm has no gradient, and so no learned scalars"),
     ],
 )

@@ -290,7 +290,7 @@ def _poison(model) -> None:
 
 
 @pytest.mark.slow
-def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(llama, train, tmp_path):
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(llama, train, tmp_path, caplog):
     start = copy.deepcopy(llama)
     with pytest.raises(ValueError, match=r"loss is nan at step 6 .*checkpoint-4") as caught:
         train(llama, steps=8, save_every=2, callbacks=[Act(5, _poison)])
@@ -301,7 +301,11 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(llama, train, tmp_pat
     with pytest.raises(ValueError, match="holds no model"):
         longwave.load(out)
     # the way on: from the checkpoint, slower
+    again = copy.deepcopy(start)
     train(start, steps=8, save_every=2, lr=1e-4, resume=True)
+    assert "has other rates: lr 0.001 -> 0.0001." in caplog.text and "Nothing was trained" not in caplog.text
+    train(again, steps=8, save_every=2, lr=1e-4, resume=True)
+    assert f"the run in {out} is finished already. Nothing was trained." in caplog.text
     rows = read_metrics(out / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert rows[3]["lr"] > 5e-4

@@ -29,7 +29,7 @@ from longwave.extensions.adapter import Adapter
 from longwave.extensions.attach import suspended
 from longwave.extensions.foreign import foreign_adapter, unwrapped
 from longwave.extensions.handle import Extension, extension
-from longwave.files import prepare_output, write_json
+from longwave.files import prepare_output, share_weights, write_json
 from longwave.layout import ADAPTERS, INDEX, MODEL, SETTINGS, SINGLE, TOKENIZER_FILES, WEIGHTS
 from longwave.schedule import Schedule
 
@@ -80,6 +80,7 @@ def save(
     if tokenizer is not None:
         _save_tokenizer(tokenizer, folder)
     _save_tensors(handle, folder)
+    share_weights(folder)
     write_json(folder / SETTINGS, _settings(handle, adapter, named))  # last: a folder that has it is complete
     return folder
 

@@ -113,9 +113,7 @@ class BandedAttention:
         if kwargs.get("output_attentions"):
             raise ValueError(f"{self.attention.name} has no attention weights to return. Leave output_attentions out.")
         if kwargs.get("dropout"):
-            raise ValueError(
-                f"{self.attention.name} has no dropout. Set attention_dropout to 0 in the config."
-            )
+            raise ValueError(f"{self.attention.name} has no dropout. Set attention_dropout to 0 in the config.")
         parts = []
         for group in plan.groups:
             q, k, v = group.of(query), group.of(key), group.of(value)

@@ -99,9 +99,14 @@ def _settings_of(host: PreTrainedModel, lora: LoRA, layers: dict[str, nn.Module]
     settings: dict[str, Any] = {
         "target_modules": names, "task_type": "CAUSAL_LM", "lora_dropout": lora.dropout, "bias": "none",
     }  # fmt: skip
+    ranks = {name: min(int(layer.in_features), int(layer.out_features)) for name, layer in layers.items()}  # type: ignore[arg-type]
     if lora.rank != FULL:
+        if int(lora.rank) > max(ranks.values()):
+            raise ValueError(
+                f"lora: r must be at most {max(ranks.values())}, the largest rank that these layers can have, got "
+                f"{lora.rank}. r=full gives each layer its own."
+            )
         alpha = SCALE * int(lora.rank) if lora.alpha is None else lora.alpha
         return settings | {"r": int(lora.rank), "lora_alpha": alpha}
-    ranks = {name: min(int(layer.in_features), int(layer.out_features)) for name, layer in layers.items()}  # type: ignore[arg-type]
     alphas = {name: SCALE * rank for name, rank in ranks.items()}
     return settings | {"r": 1, "lora_alpha": SCALE, "rank_pattern": ranks, "alpha_pattern": alphas}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ RESUMABLE = {
     "keep_checkpoints",
     "workers",
 }
+RATES = ("lr", "field_lr", "head_lr", "max_grad_norm")  # of those: what steps to come do otherwise
 # What is measured and told while a run goes, and when it is given up.
 RESUMABLE |= {"eval_data", "eval_every", "eval_lengths", "eval_windows", "stop_rise", "stop_steps", "report_to"}
 
@@ -337,6 +338,13 @@ class TrainConfig(Settings):
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
         """Settings that differ from a recorded run in a way that would make it another run."""
+        return [change for name, change in self._changes(recorded) if name not in RESUMABLE]
+
+    def changed_rates(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Rates that differ from a recorded run: it goes on with the new ones."""
+        return [change for name, change in self._changes(recorded) if name in RATES]
+
+    def _changes(self, recorded: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         known: dict[str, Any] = {
             item.name: item.default for item in fields(self)
         } | EARLIER_RUNS  # older records lack some
@@ -344,11 +352,9 @@ class TrainConfig(Settings):
         mine = json.loads(json.dumps(self.as_dict()))  # as a record holds them: a tuple is a list there
         if isinstance(recorded.get("lora"), str):
             recorded["lora"] = LoraSettings.canonical(recorded["lora"])
-        return [
-            f"{name} {recorded.get(name)!r} -> {value!r}"
-            for name, value in mine.items()
-            if name not in RESUMABLE and recorded.get(name) != value
-        ]
+        for name, value in mine.items():
+            if recorded.get(name) != value:
+                yield name, f"{name} {recorded.get(name)!r} -> {value!r}"
 
 
 def replayed(replay: str, short_share: Any) -> float:

@@ -108,6 +108,11 @@ class RunFolder:
             )
         return replace(self, ranks=Ranks.going_on(self.config, earlier))
 
+    def tell_changes(self) -> None:
+        """Say what a resumed run does otherwise from here on."""
+        if changed := self.config.changed_rates(self._earlier()["config"]):
+            logger.warning("the rest of the run in %s has other rates: %s.", self.path, "; ".join(changed))
+
     def _require_known_lengths(self, config: Mapping[str, Any]) -> None:
         """A run begun when `train_length` was the length of a row is this run only if all its windows were rows."""
         if "row_length" not in config and config.get("long_share"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -45,6 +46,8 @@ from longwave.training.trackers import check_tracker, trackers
 from longwave.training.trainer import LengthTrainer
 from longwave.training.ulysses import share_rows
 from longwave.training.watching import HeldOut, MeasureHeldOut
+
+logger = logging.getLogger("longwave")
 
 
 def train(
@@ -113,8 +116,11 @@ def train(
         folder = folder.going_on()
         if folder.is_finished:
             if first:
+                logger.warning("the run in %s is finished already. Nothing was trained.", folder.path)
                 folder.tidy()  # of a run that was killed between its result and this
             return folder.path
+        if first:
+            folder.tell_changes()
     if first:
         folder.require_room(resume=resume, overwrite=overwrite)
     check_tracker(config.report_to)

@@ -22,13 +22,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "src" / "longwave" / "demo" / "model"
-L, LARGEST, ANSWER = 256, 8, 16
+L, LARGEST, ANSWER, LONGER = 256, 8, 16, 120
 METHODS = ("yarn", "two-band")
 KEY = "a-key"
 PROMPTS = "prompts.json"
@@ -54,7 +54,7 @@ def make(folder: Path, count: int) -> None:
     found: dict[str, Any] = {"prompts": prompts, "answers": {}}
     for method in METHODS:
         longwave.export(BASE, folder / method, method=method, profiles="1,2,4,8")
-        model, answers = longwave.load(folder / method).eval(), []
+        model, answers = longwave.load(folder / method, dtype=torch.float32).eval(), []
         for prompt in prompts:
             ids = torch.tensor([prompt])
             row = model.generate(
@@ -75,7 +75,7 @@ def served(folder: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[byte
     line = [sys.executable, "-m", "longwave", "serve", str(folder), "--port", str(port), "--dtype", "float32"]
     environment = os.environ | {"LONGWAVE_API_KEY": KEY}
     with log.open("wb") as output:
-        process = subprocess.Popen(line, stdout=output, stderr=output, env=environment)
+        process = subprocess.Popen(line, stdout=output, stderr=output, env=environment, start_new_session=True)
         url = f"http://127.0.0.1:{port}"
         try:
             until(lambda: process.poll() is not None or status(f"{url}/health") == 200, 600)
@@ -83,7 +83,8 @@ def served(folder: Path, log: Path) -> Iterator[tuple[str, subprocess.Popen[byte
                 raise RuntimeError(f"the server ended with {process.returncode}: see {log}")
             yield url, process
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # vLLM's processes, too
             process.wait()
 
 
@@ -107,6 +108,11 @@ def until(reached: Callable[[], bool], seconds: float) -> float:
             raise TimeoutError(f"not reached in {seconds:g} s")
         time.sleep(0.1)
     return time.monotonic() - started
+
+
+def t_of(length: int) -> int:
+    """The profile of so many tokens; 0 beyond the largest."""
+    return next((t for t in (1, 2, 4, 8) if length <= t * L), 0)
 
 
 def running(url: str) -> int:
@@ -138,6 +144,7 @@ def ask(folder: Path, method: str) -> dict[str, Any]:
         with ThreadPoolExecutor(16) as pool:
             waiting = [pool.submit(complete, number, stream=bool(number % 2)) for number in range(len(answers))]
             given = [each.result() for each in waiting]
+        (folder / f"{method}-given.json").write_text(json.dumps(given))
         row: dict[str, Any] = {
             "requests": len(answers),
             "equal": sum(mine == theirs for mine, theirs in zip(given, answers, strict=True)),
@@ -169,15 +176,17 @@ def ask(folder: Path, method: str) -> dict[str, Any]:
             "a right one": status(at, body()),
         }
 
-        most = sorted(range(len(answers)), key=lambda number: -len(known["prompts"][number]))[:8]
-        with ThreadPoolExecutor(8) as pool:
-            waiting = [pool.submit(complete, number) for number in most]
-            until(lambda: running(url) == len(most), 60)
+        # Longer answers, so that all are under way at once; at the same t, so that they begin as the known ones do.
+        longer = [number for number, prompt in enumerate(known["prompts"]) if t_of(len(prompt) + ANSWER) ==
+                  t_of(len(prompt) + LONGER)][:8]  # fmt: skip
+        with ThreadPoolExecutor(len(longer)) as pool:
+            waiting = [pool.submit(complete, number, LONGER) for number in longer]
+            until(lambda: running(url) == len(longer), 60)
             process.send_signal(signal.SIGTERM)
             told, drained = time.monotonic(), 0
-            for number, each in zip(most, waiting, strict=True):
-                drained += each.exception() is None and each.result() == answers[number]
-        row["answered after SIGTERM"] = f"{drained} of {len(most)}"
+            for number, each in zip(longer, waiting, strict=True):
+                drained += each.exception() is None and each.result()[:ANSWER] == answers[number]
+        row["answered after SIGTERM"] = f"{drained} of {len(longer)}"
         process.wait(60)
         row["seconds from SIGTERM to the end"] = round(time.monotonic() - told, 1)
         row["exit code"] = process.returncode

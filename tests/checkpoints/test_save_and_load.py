@@ -75,11 +75,14 @@ def test_round_trip_of_other_families(tmp_path: Path, model_type: str) -> None:
 
 
 def test_the_folder(llama: LlamaForCausalLM, tokenizer, tmp_path: Path) -> None:
+    tokenizer.model_max_length = L
     folder = longwave.save(trained(llama), tmp_path / "out", tokenizer=tokenizer)
     assert not (folder / "config.json").exists()
     settings = json.loads((folder / "longwave.json").read_text())
     assert settings["method"] == "clex" and settings["trained"] is True and settings["original_length"] == L
-    assert AutoTokenizer.from_pretrained(folder)("abc").input_ids == tokenizer("abc").input_ids
+    read = AutoTokenizer.from_pretrained(folder)
+    assert read("abc").input_ids == tokenizer("abc").input_ids
+    assert read.model_max_length == 4 * L and tokenizer.model_max_length == L
     plain = LlamaForCausalLM.from_pretrained(folder / "model")
     assert torch.equal(logits(plain), logits(longwave.restore(llama)))
     with pytest.raises(ValueError, match="is not empty"):

@@ -168,4 +168,4 @@ def test_positions_out_of_range_are_called_positions(plain: Path) -> None:
 def test_what_an_export_of_both_methods_says(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(plain), "--method", "yarn+dca", "-o", str(tmp_path / "x")]) == 1
     error = " ".join(capsys.readouterr().err.split())
-    assert "hf cannot express yarn+dca: no engine computes it. Run the model with longwave, or export it under" in error
+    assert "hf cannot express yarn+dca: an engine alone scales frequencies. For vLLM" in error

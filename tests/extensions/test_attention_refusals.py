@@ -79,8 +79,11 @@ def test_families_that_are_refused(model_type: str) -> None:
         (("perplexity", "--methods", "string", "--lengths", "1x,4x"), "string has distances of up to"),
         (("generate", "--method", "two-bnd"), "unknown method 'two-bnd'. Did you mean 'two-band'?"),
         (("generate", "--method", "yarn+dca+string"), "names two attention methods"),
-        (("export", "--method", "two-band"), "hf cannot express two-band: no engine computes it"),
-        (("export", "--method", "yarn+dca", "--target", "gguf"), "gguf cannot express yarn+dca: no engine computes it"),
+        (("export", "--method", "two-band"), "hf cannot express two-band: an engine alone scales frequencies"),
+        (
+            ("export", "--method", "yarn+dca", "--target", "gguf"),
+            "gguf cannot express yarn+dca: an engine alone scales",
+        ),
         (("train", "--method", "yarn+dcaa"), "unknown attention method 'dcaa'. Did you mean 'dca'?"),
         (
             ("train", "--method", "two-band", "--option", "windw=8"),

@@ -29,8 +29,8 @@ from longwave.extensions.adapter import Adapter
 from longwave.extensions.attach import suspended
 from longwave.extensions.foreign import foreign_adapter, unwrapped
 from longwave.extensions.handle import Extension, extension
-from longwave.files import prepare_output, share_weights, write_json
-from longwave.layout import ADAPTERS, INDEX, MODEL, SETTINGS, SINGLE, TOKENIZER_FILES, WEIGHTS
+from longwave.files import prepare_output, read_object, share_weights, write_json
+from longwave.layout import ADAPTERS, INDEX, MODEL, SETTINGS, SINGLE, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
 from longwave.schedule import Schedule
 
 
@@ -78,7 +78,7 @@ def save(
     if adapter is not None:
         save_adapter(adapter, folder / ADAPTERS, str(folder / MODEL) if named is None else named.model)
     if tokenizer is not None:
-        _save_tokenizer(tokenizer, folder)
+        _save_tokenizer(tokenizer, folder, handle.dial.max_length)
     _save_tensors(handle, folder)
     share_weights(folder)
     write_json(folder / SETTINGS, _settings(handle, adapter, named))  # last: a folder that has it is complete
@@ -118,8 +118,10 @@ def _save_plain(model: PreTrainedModel, foreign: Adapter | None, folder: Path) -
         model.save_pretrained(folder)
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, length: int) -> None:
     """Write the tokenizer, and delete what another one has left there: a chat template, say, would be read again.
+
+    Its own length would warn of texts that the model now reads, and `truncation=True` would cut them.
 
     Deleted afterwards: a tokenizer may copy files that it was loaded from.
     """
@@ -128,6 +130,9 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         for path in folder.glob(pattern):
             if path.resolve() not in written:
                 path.unlink()
+    settings = read_object(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
+    if isinstance(own := settings.get("model_max_length"), int) and own < length:
+        write_json(folder / TOKENIZER_CONFIG, {**settings, "model_max_length": length})
 
 
 @dataclass(frozen=True)

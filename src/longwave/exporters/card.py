@@ -29,7 +29,7 @@ def model_card(source: Source, exporter: Exporter, done: Exported, *, log_n: str
         log_n: `constant` or `drop`.
         tables: of perplexity, as `perplexity_table` makes them.
     """
-    front: dict[str, Any] = {"tags": ["longwave", "long-context", source.method]}
+    front: dict[str, Any] = {"tags": ["longwave", "long-context", source.extension.spec]}
     front |= {"library_name": exporter.library, "pipeline_tag": "text-generation"}
     snapshot, name = done.snapshot, done.folder.name
     length, original = snapshot.max_length, snapshot.original_length
@@ -38,7 +38,7 @@ def model_card(source: Source, exporter: Exporter, done: Exported, *, log_n: str
         f"---\n{yaml.safe_dump(front, sort_keys=True)}---",
         f"# {name}",
         f"{_base(source)}, extended from {original:,} to {length:,} tokens with "
-        f"longwave and {frozen or 'frozen at one length factor'}.",
+        f"longwave (`{source.extension.spec}`) and {frozen or 'frozen at one length factor'}.",
         *([] if frozen else [_facts(source, snapshot, log_n)]),
         "## Serve it",
         exporter.serving_profiles(name).strip() if frozen else exporter.serving(source, snapshot, name).strip(),

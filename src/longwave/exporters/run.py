@@ -71,9 +71,9 @@ def export(
     keep_apart(output, source.folders)
     if source.extension.attention is not None and not factors:
         raise Unsupported(
-            f"{exporter.name} cannot express {source.extension.spec}: no engine computes it. Run the model with "
-            "longwave, or export it under a scaling method alone, such as yarn. `longwave train --engine-ready` trains "
-            "what engines can run. longwave's plugin for vLLM computes bands: --profiles 1,2,4,8 exports for it."
+            f"{exporter.name} cannot express {source.extension.spec}: an engine alone scales frequencies. For vLLM "
+            "with longwave's plugin export with --profiles 1,2,4,8. For others export under a scaling method alone, "
+            "such as yarn, or train with `longwave train --engine-ready`."
         )
     if source.changes_weights and not exporter.merges:
         raise ValueError(f"{exporter.name} export does not know weights that follow t. Choose --target hf.")

@@ -52,7 +52,7 @@ logger = logging.getLogger("longwave")
 
 def train(
     model: str | Path | PreTrainedModel | nn.Module,
-    data: Iterable[Path | str],
+    data: Path | str | Iterable[Path | str],
     output: Path | str,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,

@@ -53,8 +53,9 @@ class Asked:
     template: str | None = None
 
     @classmethod
-    def of(cls, data: Iterable[Path | str], config: TrainConfig) -> Asked:
-        """The data as given, and what the settings say of them."""
+    def of(cls, data: Path | str | Iterable[Path | str], config: TrainConfig) -> Asked:
+        """The data as given, one or several, and what the settings say of them."""
+        data = [data] if isinstance(data, Path | str) else data
         replay = config.replay_part
         return cls(parts_of(data), replay, Parsing(config.text_column, config.strict), config.chat_template)
 

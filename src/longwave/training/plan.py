@@ -17,6 +17,7 @@ from longwave.checkpoints.outline import read_outline
 from longwave.extensions.handle import extension
 from longwave.training.config import TrainConfig
 from longwave.training.draw import LengthSampler
+from longwave.training.going_further import with_own_method
 from longwave.training.kept import Forward, count_kept
 from longwave.training.loss import held_at_once
 from longwave.training.machine import GIB, Machine
@@ -126,7 +127,8 @@ def plan(model: str, settings: Mapping[str, Any], machine: Machine) -> Plan:
     Raises:
         ValueError: for settings that do not fit the model or each other.
     """
-    config, found = TrainConfig.create(**settings), resolve(model)
+    found = resolve(model)
+    config = TrainConfig.create(**with_own_method(found, settings))
     kind = "cuda" if machine.device_memory is not None else _kind()
     machine = here(machine)
     found.check()

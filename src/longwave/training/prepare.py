@@ -30,6 +30,7 @@ from longwave.training.arguments import has_bf16
 from longwave.training.config import TrainConfig
 from longwave.training.draw import LengthSampler
 from longwave.training.frozen import require_learnable_weights, unfreeze
+from longwave.training.going_further import tell_what_is_left
 from longwave.training.learned import PARTS, learned_parameters
 from longwave.training.parts import Parts, require_long_enough, require_no_dropout
 from longwave.trajectory import Trajectory
@@ -106,6 +107,8 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     _tell_of_shorter_windows(sampler, config, config.row_tokens(original_length))
     options, learned, beyond = config.method_options, None, "error"
     if handle is not None:
+        if handle.spec != spec.name:
+            tell_what_is_left(handle, spec.name)
         options, learned = _carried_over(model, spec.name, options | {"original_length": original_length})
         before, beyond = handle.schedule, handle.dial.now.beyond
         outgrown = isinstance(before, Static) and before.factor < config.max_factor

@@ -29,6 +29,7 @@ from longwave.training.divergence import StopOnDivergence
 from longwave.training.engines import prepare, require_readable
 from longwave.training.folder import RunFolder, kept_settings
 from longwave.training.gathered import fill, outline
+from longwave.training.going_further import with_own_method
 from longwave.training.prepare import (
     Before,
     attach_method,
@@ -93,7 +94,7 @@ def train(
         Diverged: a ValueError, if the loss stays far above its level; the status in training.json is `diverged`.
         Stopped: after SIGINT or SIGTERM, when the checkpoint is written. It is a KeyboardInterrupt.
     """
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = with_own_method(model, {name: value for name, value in settings.items() if value is not None})
     config = TrainConfig.create(**(kept_settings(output) if resume else {}) | given)
     config = replace(config, sequence_parallel=shards_asked(config.sequence_parallel))
     named, asked = isinstance(model, str | Path), Asked.of(data, config)

@@ -20,6 +20,7 @@ from longwave.attention.temperature import log_n_scale
 from longwave.serving.banded import BandedProfile
 from longwave.serving.bands import Bands
 from longwave.serving.profiles import Profile, Profiles
+from longwave.serving.vllm import banding
 from longwave.serving.vllm.banding import Batch, LayerBands, banded_class
 from longwave.serving.vllm.caches import columns, halves
 
@@ -75,6 +76,28 @@ def test_a_request_in_parts_is_the_whole_one(method: str, scaling: float) -> Non
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("mass", [0.7, torch.tensor([0.0, 0.5, 1.0, 1.5])])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_of_several_requests_is_each_alone(method: str, mass: float | torch.Tensor) -> None:
+    """Texts of other lengths, some of which have no far keys: what lies behind the end of a text does not matter."""
+    t, lengths = 4.0, [1, 7, L, 40, 90, 4 * L, 90]
+    attention = get_attention(method).create(original_length=L, max_factor=16.0)
+    far = tuple(each / max(1.0, attention.factor(t)) for each in OWN)
+    banded, texts = BandedProfile(folder(method, t, far), 1), [drawn(4 * L) for _ in lengths]
+    q, k, v = (torch.cat(every) for every in zip(*texts, strict=True))
+    q, k = rotated(banded, q), rotated(banded, k)
+    last = torch.stack([q[row, :, length - 1 : length] for row, length in enumerate(lengths)])
+    for some in ([0, 1, 2, 3, 4, 5, 6], [4, 6], [5]):
+        bands = banded.step([lengths[row] for row in some], CPU)
+        found = banded.attend_step(last[some], k[some], v[some], bands, 0.25, mass)
+        for row, own in zip(some, found, strict=True):
+            n = lengths[row]
+            placed = banded.placed(n - 1, n, CPU)
+            alone = banded.attend(last[row][None], k[row, :, :n][None], v[row, :, :n][None], placed, 0.25, mass)
+            assert (own - alone[0]).abs().max() < 2e-6, (some, row)
+
+
+@torch.inference_mode()
 def test_two_bands_are_the_golden_ones(shared: Path) -> None:
     listed = json.loads((shared / "golden" / "two_band.json").read_text())["cases"]
     arrays, seen = np.load(shared / "golden" / "two_band.npz"), 0
@@ -109,10 +132,13 @@ def test_caches_are_read_as_they_were_written(tokens: int) -> None:
         by_rows[block] = torch.cat((key[:, own], value[:, own]), dim=-1)
         whole[block, :, 0], whole[block, :, 1] = key[:, own].mT.flatten(1), value[:, own].flatten(1)
     used = blocks[: -(-tokens // size)]
+    used = torch.stack((used, used.flip(0)))
     for reader, cache in ((halves, by_rows), (columns, by_columns)):
         k, v = reader(cache, used)
         assert torch.equal(k[0, :, :tokens], key[:, :tokens]) and torch.equal(v[0, :, :tokens], value[:, :tokens])
-        assert k.is_contiguous() and v.is_contiguous()
+        last = slice((used.shape[1] - 1) * size, used.shape[1] * size)  # of the other request: its blocks the other way
+        assert torch.equal(k[1, :, last], key[:, :size]) and torch.equal(v[1, :, last], value[:, :size])
+        assert k.stride(-1) == v.stride(-1) == 1
 
 
 class Backend:
@@ -126,7 +152,7 @@ class Backend:
 
 
 @torch.inference_mode()
-def test_only_requests_beyond_l_have_bands() -> None:
+def test_only_requests_beyond_l_have_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three requests share a batch: the second, of four new tokens, has bands, and the others keep their attention."""
     profiles = folder("two-band", 4.0, tuple(each / 4 for each in OWN))
     batch = Batch({1: BandedProfile(profiles, 1)})
@@ -160,6 +186,20 @@ def test_only_requests_beyond_l_have_bands() -> None:
             query_start_loc=torch.tensor([0, 4]), seq_lens=metadata.seq_lens[1:], block_table=metadata.block_table[1:]
         ),
     )
+    several = SimpleNamespace(
+        query_start_loc=torch.tensor([0, 1, 5, 6, 7]),
+        seq_lens=torch.tensor([50, 50, 30, 17]),
+        block_table=torch.tensor([[2, 5, 6, 8], [2, 5, 6, 8], [2, 5, 0, 0], [2, 5, 7, 7]]),
+    )
+    mixed = torch.cat((queries[0, :, 49:], queries[0, :, 46:], queries[0, :, 29:30], queries[0, :, 16:17]), 1)
+    whole = [bands.attend(queries[:, :, :n], keys[:, :, :n], v[:, :, :n], bands.placed(0, n, CPU), 0.25, mass)[0, :, -1]
+             for n in (30, 17)]  # fmt: skip
+    monkeypatch.setattr(banding, "GATHERED", 60)  # two parts: 17 and 30 tokens, and 50 alone
+    with batch.running([1, 1, 1, 1]):
+        parts = batch.parts(several)
+        assert [len(part.rows) for part in parts] == [1, 2, 1]
+        output = impl.forward(None, mixed.transpose(0, 1), None, None, cache, several, torch.zeros(7, HEADS, WIDTH))
+    assert torch.allclose(output, torch.stack((wanted[3], *wanted, *whole)), atol=1e-5)
     with batch.running([1]):
         output = impl.forward(None, query[1:5], None, None, cache, alone, torch.zeros(4, HEADS, WIDTH))
     assert impl.ran == ran, "no kernel runs whose output nobody needs"

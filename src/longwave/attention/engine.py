@@ -39,10 +39,14 @@ class Scoring:
 
     def bias(self, band: Placed, rows: slice = slice(None)) -> Tensor | None:
         """What mass adds to the logits of some queries in a band, [B or 1, H or 1, n]; None for nothing."""
-        if band.excess is None:
+        return None if band.excess is None else self.of(band.excess[..., rows])
+
+    def of(self, excess: Tensor | None) -> Tensor | None:
+        """The same for what queries have too much, [B or 1, 1, n]."""
+        if excess is None:
             return None
         beta = self.mass.reshape(1, -1, 1) if isinstance(self.mass, Tensor) else self.mass
-        return -beta * band.excess[..., rows]
+        return -beta * excess
 
 
 def attend(

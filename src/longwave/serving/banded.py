@@ -8,6 +8,7 @@ and no transformers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -18,6 +19,7 @@ from longwave.attention.bands import Attention, Band, near
 from longwave.attention.engine import Scoring, attend
 from longwave.attention.layout import Layout
 from longwave.attention.placement import Placed, Spectrum, Turns, place
+from longwave.attention.step import StepBand, attend_step
 from longwave.serving.profiles import Profiles
 
 
@@ -43,6 +45,7 @@ class BandedProfile:
         self.stored: Band = whole
         self.count = profile.length + padding
         self._every: list[Placed] = []
+        self._edges: list[tuple[Tensor, Tensor]] = []  # of the bands' keys at all positions, on the host
 
     def rows(self, count: int) -> Tensor:
         """cos and sin by which the engine rotates queries and keys at the first positions, [count, R], float32.
@@ -71,6 +74,21 @@ class BandedProfile:
         self.prepare(device)
         return [_part(band, start, stop) for band in self._every]
 
+    def step(self, lengths: Sequence[int], device: torch.device) -> list[StepBand]:
+        """The bands of several requests that have one new token each, the last one of their lengths."""
+        self.prepare(device)
+        last = torch.tensor(lengths) - 1
+        positions = last.to(device)
+        every = zip(self._every, self._edges, strict=True)
+        found = (StepBand.of(band, low[last], high[last], positions) for band, (low, high) in every)
+        return [band for band in found if band is not None]
+
+    def attend_step(
+        self, q: Tensor, k: Tensor, v: Tensor, bands: Sequence[StepBand], scale: float, mass: float | Tensor
+    ) -> Tensor:
+        """Attention of these requests, [B, H, 1, D]; the arguments as for `attend`, a row for each request."""
+        return attend_step(q, k, v, bands, Scoring(self.layout, scale, mass))
+
     def prepare(self, device: torch.device) -> None:
         """Work out cos and sin of all positions: at the start, before an engine measures what memory is left."""
         if self._every:
@@ -78,6 +96,7 @@ class BandedProfile:
         positions = torch.arange(self.count, device=device)[None]
         on = replace(self.spectrum, own=self.spectrum.own.to(device), theta=self.spectrum.theta.to(device))
         self._every = place(self.bands, on, positions, positions, self.stored, torch.float32)
+        self._edges = [(band.low[0].cpu(), band.high[0].cpu()) for band in self._every]
 
 
 def method_of(profiles: Profiles) -> Attention:

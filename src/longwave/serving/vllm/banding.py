@@ -6,6 +6,7 @@ bands are computed once more, from the keys and values in the cache. The cache i
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from longwave.attention.layout import Layout
 from longwave.attention.placement import Placed
+from longwave.attention.step import StepBand
 from longwave.serving.banded import BandedProfile, method_of
 from longwave.serving.profiles import Profiles
 from longwave.serving.rows import Refused
@@ -24,24 +26,66 @@ from longwave.serving.vllm.tables import heads_of, layer_of, rotary_modules
 
 BATCH = "longwave_batch"  # on a model whose attention has bands
 
-Reader = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # cache, numbers of blocks -> k, v [1, H_kv, tokens, D]
+# Cache, numbers of blocks [B, blocks] -> k, v [B, H_kv, tokens, D]
+Reader = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# Keys of each head that a step gathers at once, and how many of them may be padding: those of many short texts share a
+# call, and a long text has its own. Measured on a CPU, where a call costs about as much as so many keys.
+GATHERED, PADDING = 16_384, 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
-    """A request with bands in a forward.
+class Chunk:
+    """Several new tokens of one request: a part of its prompt, or tokens that were drafted.
 
     Arguments:
-        row: its place in the batch.
         tokens: its queries among those of the batch, the last ones of its text.
         length: tokens of its text so far.
+        rows: its place in the batch, [1].
     """
 
-    row: int
     tokens: slice
     length: int
+    rows: Tensor
     profile: BandedProfile
     placed: list[Placed]
+
+    def blocks(self, table: Tensor, size: int) -> Tensor:
+        """Those of its text, [1, blocks]."""
+        return table[self.rows, : -(-self.length // size)]
+
+    def attend(self, query: Tensor, k: Tensor, v: Tensor, scale: float, mass: float | Tensor) -> Tensor:
+        """Attention of its tokens, [n, H, D]."""
+        q, k, v = query[self.tokens].transpose(0, 1)[None], k[:, :, : self.length], v[:, :, : self.length]
+        return self.profile.attend(q, k, v, self.placed, scale, mass)[0].transpose(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Requests of one profile that have one new token each.
+
+    Arguments:
+        tokens: their queries among those of the batch, [B].
+        lengths: tokens of their texts so far, [B].
+        longest: the largest of these.
+        rows: their places in the batch, [B].
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    longest: int
+    rows: Tensor
+    profile: BandedProfile
+    bands: list[StepBand]
+
+    def blocks(self, table: Tensor, size: int) -> Tensor:
+        """Those of their texts, [B, blocks]. A shorter text repeats its last block, of which nothing is seen."""
+        last = (self.lengths - 1) // size
+        columns = torch.arange(-(-self.longest // size), device=table.device)
+        return table[self.rows[:, None], torch.minimum(columns, last[:, None])]
+
+    def attend(self, query: Tensor, k: Tensor, v: Tensor, scale: float, mass: float | Tensor) -> Tensor:
+        """Attention of their tokens, [B, H, D]."""
+        return self.profile.attend_step(query[self.tokens][:, :, None], k, v, self.bands, scale, mass)[:, :, 0]
 
 
 @dataclass(eq=False)
@@ -55,11 +99,11 @@ class Batch:
 
     profiles: dict[int, BandedProfile]
     numbers: Sequence[int] = ()
-    _requests: list[Request] | None = field(default=None, repr=False)
+    _parts: list[Chunk | Steps] | None = field(default=None, repr=False)
 
     def begin(self, numbers: Sequence[int]) -> None:
         """A forward begins."""
-        self.numbers, self._requests = numbers, None
+        self.numbers, self._parts = numbers, None
 
     @contextmanager
     def running(self, numbers: Sequence[int]) -> Iterator[None]:
@@ -80,20 +124,42 @@ class Batch:
         """Whether any request has none."""
         return not all(self.numbers)
 
-    def requests(self, metadata: Any) -> list[Request]:
-        """Those with bands, worked out by the first layer that asks."""
-        if self._requests is None:
+    def parts(self, metadata: Any) -> list[Chunk | Steps]:
+        """The requests with bands, as they are computed. The first layer that asks works them out."""
+        if self._parts is None:
             device, count = metadata.seq_lens.device, len(self.numbers)
             ends, lengths = metadata.query_start_loc[: count + 1].tolist(), metadata.seq_lens[:count].tolist()
-            self._requests = []
+            self._parts, single = [], defaultdict(list)
             for row, number in enumerate(self.numbers):
                 tokens, length = slice(ends[row], ends[row + 1]), lengths[row]
                 new = tokens.stop - tokens.start
-                if number and new:
-                    profile = self.profiles[number]
+                if number and new == 1:
+                    single[number].append((length, tokens.start, row))
+                elif number and new:
+                    profile, rows = self.profiles[number], torch.tensor([row], device=device)
                     placed = profile.placed(length - new, length, device)
-                    self._requests.append(Request(row, tokens, length, profile, placed))
-        return self._requests
+                    self._parts.append(Chunk(tokens, length, rows, profile, placed))
+            for number, found in single.items():
+                for some in _together(sorted(found)):
+                    texts, *where = zip(*some, strict=True)
+                    tokens_of, rows = (torch.tensor(each, device=device) for each in where)
+                    profile, own = self.profiles[number], torch.tensor(texts, device=device)
+                    self._parts.append(Steps(tokens_of, own, texts[-1], rows, profile, profile.step(texts, device)))
+        return self._parts
+
+
+def _together(single: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Requests from the shortest to the longest, in parts whose keys are gathered at once."""
+    some: list[tuple[int, ...]] = []
+    for each in single:
+        own = sum(length for length, *_ in some) + each[0]
+        padded = each[0] * (len(some) + 1)
+        if some and (padded > GATHERED or padded - own > max(PADDING, own // 10)):
+            yield some
+            some = []
+        some.append(each)
+    if some:
+        yield some
 
 
 @dataclass(eq=False)
@@ -115,12 +181,9 @@ class LayerBands:
         if self.read is None:
             raise RuntimeError("the cache was not looked at when the engine started: this is a fault of longwave.")
         size = kv_cache.shape[2]
-        for request in self.batch.requests(metadata):
-            blocks = metadata.block_table[request.row, : -(-request.length // size)]
-            k, v = (each[:, :, : request.length] for each in self.read(kv_cache, blocks))
-            q = query[request.tokens].transpose(0, 1)[None]
-            found = request.profile.attend(q, k, v, request.placed, impl.scale, self.mass)
-            output[request.tokens] = found[0].transpose(0, 1)
+        for part in self.batch.parts(metadata):
+            k, v = self.read(kv_cache, part.blocks(metadata.block_table, size))
+            output[part.tokens] = part.attend(query, k, v, impl.scale, self.mass)
 
 
 @cache

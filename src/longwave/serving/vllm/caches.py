@@ -18,23 +18,28 @@ SEED = 0
 
 def halves(kv_cache: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Keys, then values, in each row of 2 D: FlashAttention and Triton."""
-    found = kv_cache[blocks.long()].transpose(0, 1)
-    width = found.shape[-1] // 2
-    return _joined(found[..., :width]), _joined(found[..., width:])
+    k, v = kv_cache.chunk(2, dim=-1)
+    return _gathered(k, blocks), _gathered(v, blocks)
 
 
 def columns(kv_cache: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
     """The keys of a block, a row for each dimension, and then its values, a row for each token: CPUs."""
     count, heads, size, double = kv_cache.shape
-    found = kv_cache.view(count, heads, 2, -1)[blocks.long()].transpose(0, 1)
-    shape = heads, blocks.numel()
-    k, v = found[:, :, 0].reshape(*shape, double // 2, size), found[:, :, 1].reshape(*shape, size, double // 2)
-    return _joined(k.mT), _joined(v)
+    both = kv_cache.view(count, heads, 2, -1)
+    k = both[:, :, 0].view(count, heads, double // 2, size).mT
+    v = both[:, :, 1].view(count, heads, size, double // 2)
+    return _gathered(k, blocks), _gathered(v, blocks)
 
 
-def _joined(blocks: Tensor) -> Tensor:
-    """[H_kv, blocks, tokens, D] -> [1, H_kv, tokens, D], each key in one piece: kernels for CPUs need it so."""
-    return blocks.flatten(1, 2)[None].contiguous()
+def _gathered(cached: Tensor, blocks: Tensor) -> Tensor:
+    """[all blocks, H_kv, tokens, D] -> [B, H_kv, tokens, D], copied once.
+
+    The dimensions of a key lie together then: kernels for CPUs take that for granted.
+    """
+    found = cached.transpose(0, 1)[:, blocks.long()].transpose(0, 1)
+    if found.stride(-1) != 1:
+        found = found.contiguous()
+    return found.flatten(2, 3)
 
 
 READERS: tuple[Reader, ...] = (halves, columns)
@@ -66,7 +71,7 @@ def _reader(module: Any) -> Reader | None:
     )
     slots = torch.arange(size, 2 * size, device=own.device)
     module.impl.do_kv_cache_update(module, key, value, scratch, slots)
-    blocks = torch.tensor([1], device=own.device)
+    blocks = torch.tensor([[1]], device=own.device)
     for reader in READERS:
         try:
             k, v = reader(scratch, blocks)

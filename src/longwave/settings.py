@@ -115,6 +115,8 @@ class Settings:
         wanted, least, most = kind_of(kind), metadata["least"], metadata["most"]
         types = (int, float) if wanted is float else (wanted,)
         if wanted in KINDS and (type(value) not in types or (wanted is float and not math.isfinite(value))):
+            if wanted is str and isinstance(value, bool):
+                return "text (YAML reads off and on as false and true: write none, or put it in quotes)"
             return KINDS[wanted] if wanted is not float or least is None else limits(wanted, least, most)
         if metadata["choices"] and value not in metadata["choices"]:
             return f"one of {', '.join(metadata['choices'])}"

@@ -51,6 +51,7 @@ def test_windows_are_those_that_are_drawn(config_only: Path) -> None:
         {"kind": "rows with skips", "share": 0.5, "tokens": (128,), "factors": (4.0, 8)},
     ]
     assert found["tokens_per_step"] == 4 * 128 * 2
+    assert found["learning_rate"] == 5e-3  # of the LoRA of a small model
 
 
 @pytest.mark.parametrize("more", [{}, {"method": "clex", "gradient_checkpointing": True}])

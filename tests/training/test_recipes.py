@@ -76,6 +76,10 @@ def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> N
         ("precision: bf17", "recipe r.yaml: precision must be one of auto, bf16, fp32, got 'bf17'."),
         ("data: 3", "recipe r.yaml: data must be a path or a list of paths, got 3."),
         ("model: [a]", "recipe r.yaml: model must be text, got ['a']."),
+        (
+            "lora: off",
+            "recipe r.yaml: lora must be text (YAML reads off and on as false and true: write none, or put it",
+        ),
         ("option: 3", "recipe r.yaml: option must hold keys with values"),
         ("device-memory: much", "recipe r.yaml: device memory must be a size such as 24GB, got 'much'."),
         ("steps: 3\nsteps: 4", "'steps' is given twice"),

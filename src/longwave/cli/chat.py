@@ -73,6 +73,8 @@ def chat(
     set_seed(how.seed)
     talk = Conversation(loaded.model, loaded.tokenizer, system=system, **how.arguments(loaded.tokenizer))
     typer.echo(f"{talk.max_length:,} tokens of context. {HELP}", err=True)
+    if not loaded.tokenizer.chat_template:
+        typer.echo("The model has no chat template: it continues what you write.", err=True)
     session = Session(talk, how.max_new_tokens or NEW_TOKENS)
     for line in lines():
         if line == "/exit":

@@ -129,7 +129,8 @@ def train(
     lengths = doublings(settings["max_factor"])
     typer.echo(
         f"{summary['steps']} steps, {summary['tokens']:,} tokens. Loss of the first step {summary['first_loss']:.3f}, "
-        f"of the last {min(10, summary['steps'])} {summary['last_loss']:.3f}. Written to {folder}\n"
+        f"of the last {min(10, summary['steps'])} {summary['last_loss']:.3f}; steps draw other lengths. Written to "
+        f"{folder}\n"
         f"{_longest(summary['trained_length'])}"
         f"Next: longwave perplexity {folder} --data HELD_OUT.txt --lengths {lengths}{_export(folder, settings)}"
     )

@@ -52,6 +52,7 @@ class Plan:
         sizes: its parameters.
         original_length: L.
         steps, step_tokens: of the run, and tokens of a step on all devices.
+        rate: learning rate of the weights, or of their LoRA; None where neither is trained.
         drawn: the kinds of micro-batches.
         machine: with devices, engine and memory filled in.
         precision: of the products of matrices.
@@ -64,6 +65,7 @@ class Plan:
     original_length: int
     steps: int
     step_tokens: int
+    rate: float | None
     drawn: tuple[Drawn, ...]
     machine: Machine
     precision: str
@@ -91,6 +93,7 @@ class Plan:
             "steps": self.steps,
             "tokens_per_step": self.step_tokens,
             "tokens": self.steps * self.step_tokens,
+            "learning_rate": self.rate,
             "windows": [asdict(each) for each in self.drawn],
             "devices": self.machine.devices,
             "engine": self.machine.engine,
@@ -162,7 +165,9 @@ def plan(model: str, settings: Mapping[str, Any], machine: Machine) -> Plan:
     ]  # fmt: skip
     return Plan(
         found.name, sizes, sampler.original_length, config.steps,
-        config.batch_size * row * config.accumulation * (devices // shards), drawn(sampler, config, row), machine,
+        config.batch_size * row * config.accumulation * (devices // shards),
+        None if config.freeze_weights else config.rate(network.num_parameters(), lora=extension(network).adapter is not None),
+        drawn(sampler, config, row), machine,
         "bf16" if bf16 else "fp32", config.gradient_checkpointing, *needs,
     )  # fmt: skip
 

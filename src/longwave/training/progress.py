@@ -36,7 +36,7 @@ class ProgressCallback(TrainerCallback):
         if "factors" not in row or not state.is_local_process_zero:
             return
         loss = row["loss"]
-        self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
+        self.count(loss)
         speed = row["tokens"] / row["step"] / max(row["seconds"], 1e-9)
         factors = ", ".join(f"{t:.1f}" for t in row["factors"][:4])
         report = f"loss {loss:.3f} (running mean {self._loss:.3f})  t {factors}  {speed:,.0f} tokens/s"
@@ -44,6 +44,11 @@ class ProgressCallback(TrainerCallback):
             self._bar.update(self._task, completed=row["step"], report=report)
         elif row["step"] % max(1, state.max_steps // LINES) == 0 or row["step"] == state.max_steps:
             self.console.print(f"step {row['step']}/{state.max_steps}  {report}", highlight=False, soft_wrap=True)
+
+    def count(self, *losses: float) -> None:
+        """Take the losses of some steps into the running mean: of a resumed run those before its checkpoint, too."""
+        for loss in losses:
+            self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
 
     def close(self) -> None:
         """Leave the terminal as it was, also after an error."""

@@ -155,7 +155,9 @@ def train(
             require_readable(state, arguments)
         # Up to here nothing in the folder has been touched.
         metrics = folder.start(resume=resume, state=state) if first else None
-        watching = [*told, StopOnDivergence(config, folder.diverged if first else None, folder.losses(state))]
+        before_state = folder.losses(state)
+        bar.count(*before_state)
+        watching = [*told, StopOnDivergence(config, folder.diverged if first else None, before_state)]
         if held is not None:
             evaluated = folder.evaluated(state) if first else None
             watching.append(MeasureHeldOut(network, held, config.eval_steps, evaluated, told))

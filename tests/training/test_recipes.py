@@ -78,7 +78,7 @@ def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> N
         ("model: [a]", "recipe r.yaml: model must be text, got ['a']."),
         (
             "lora: off",
-            "recipe r.yaml: lora must be text (YAML reads off and on as false and true: write none, or put it",
+            "lora must be text (YAML reads off and on as false and true: write none",
         ),
         ("option: 3", "recipe r.yaml: option must hold keys with values"),
         ("device-memory: much", "recipe r.yaml: device memory must be a size such as 24GB, got 'much'."),

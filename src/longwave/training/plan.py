@@ -163,10 +163,12 @@ def plan(model: str, settings: Mapping[str, Any], machine: Machine) -> Plan:
                                          str(machine.engine), devices)
         for checkpointing in (config.gradient_checkpointing, not config.gradient_checkpointing)
     ]  # fmt: skip
+    has_lora = extension(network).adapter is not None
+    rate = None if config.freeze_weights else config.rate(network.num_parameters(), lora=has_lora)
     return Plan(
         found.name, sizes, sampler.original_length, config.steps,
         config.batch_size * row * config.accumulation * (devices // shards),
-        None if config.freeze_weights else config.rate(network.num_parameters(), lora=extension(network).adapter is not None),
+        rate,
         drawn(sampler, config, row), machine,
         "bf16" if bf16 else "fp32", config.gradient_checkpointing, *needs,
     )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
+MANY = 24  # names, whose list would bury the nearest one
 
 
 def look_up(what: str, name: str, table: Mapping[str, Value]) -> Value:
@@ -16,7 +17,7 @@ def look_up(what: str, name: str, table: Mapping[str, Value]) -> Value:
         what: what the table holds, for the message: `method`, `evaluation`.
 
     Raises:
-        ValueError: if there is none; the message offers the nearest name and lists all.
+        ValueError: if there is none; the message offers the nearest name, or lists all.
     """
     if name not in table:
         raise ValueError(unknown(what, name, table))
@@ -29,9 +30,11 @@ def unknown(what: str, name: object, available: Iterable[str]) -> str:
 
 
 def offer(name: object, available: Iterable[str]) -> str:
-    """The nearest of the names available, and all of them."""
+    """The nearest of the names available, and all of them; without the list where it is long and one is near."""
     names = [str(name) for name in available]
     near = difflib.get_close_matches(str(name).lower(), names, n=1)
+    if near and len(names) > MANY:
+        return f"Did you mean {near[0]!r}?"
     hint = f"Did you mean {near[0]!r}? " if near else ""
     return f"{hint}Available: {', '.join(names) or 'none'}."
 

@@ -76,12 +76,14 @@ class Steps:
     rows: Tensor
     profile: BandedProfile
     bands: list[StepBand]
+    _columns: dict[int, Tensor] = field(default_factory=dict, repr=False)  # of a table, by the size of a block
 
     def blocks(self, table: Tensor, size: int) -> Tensor:
-        """Those of their texts, [B, blocks]. A shorter text repeats its last block, of which nothing is seen."""
-        last = (self.lengths - 1) // size
-        columns = torch.arange(-(-self.longest // size), device=table.device)
-        return table[self.rows[:, None], torch.minimum(columns, last[:, None])]
+        """Those of their texts, [B, blocks]. A shorter text repeats its last block, of which nothing more is seen."""
+        if size not in self._columns:
+            own = torch.arange(-(-self.longest // size), device=table.device)
+            self._columns[size] = torch.minimum(own, ((self.lengths - 1) // size)[:, None])
+        return table[self.rows[:, None], self._columns[size]]
 
     def attend(self, query: Tensor, k: Tensor, v: Tensor, scale: float, mass: float | Tensor) -> Tensor:
         """Attention of their tokens, [B, H, D]."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,12 @@ def umask() -> int:
     return mask
 
 
-def share_weights(folder: Path) -> None:
-    """Give the weights below a folder the permissions of other new files: safetensors makes its files 0600."""
-    for path in folder.rglob("*.safetensors"):
-        path.chmod(0o666 & ~umask())
+def share(paths: Iterable[Path]) -> None:
+    """Give files that were just written the permissions of other new files: safetensors makes its files 0600."""
+    mode = 0o666 & ~umask()
+    for path in paths:
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 def write_json(path: Path | str, value: Any) -> None:

@@ -116,7 +116,8 @@ class Settings:
         types = (int, float) if wanted is float else (wanted,)
         if wanted in KINDS and (type(value) not in types or (wanted is float and not math.isfinite(value))):
             if wanted is str and isinstance(value, bool):
-                return "text (YAML reads off and on as false and true: write none, or put it in quotes)"
+                words = f"one of {', '.join(metadata['choices'])}" if metadata["choices"] else "text"
+                return f"{words} (in YAML off and on are false and true: put the word in quotes)"
             return KINDS[wanted] if wanted is not float or least is None else limits(wanted, least, most)
         if metadata["choices"] and value not in metadata["choices"]:
             return f"one of {', '.join(metadata['choices'])}"

@@ -78,8 +78,9 @@ def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> N
         ("model: [a]", "recipe r.yaml: model must be text, got ['a']."),
         (
             "lora: off",
-            "lora must be text (YAML reads off and on as false and true: write none",
+            "lora must be text (in YAML off and on are false and true: put the word in",
         ),
+        ("loss-blocks: off", "loss blocks must be one of auto, on, off (in YAML off and on are false and true"),
         ("option: 3", "recipe r.yaml: option must hold keys with values"),
         ("device-memory: much", "recipe r.yaml: device memory must be a size such as 24GB, got 'much'."),
         ("steps: 3\nsteps: 4", "'steps' is given twice"),

@@ -303,7 +303,9 @@ def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(llama, train, tmp_pat
     # the way on: from the checkpoint, slower
     again = copy.deepcopy(start)
     train(start, steps=8, save_every=2, lr=1e-4, resume=True)
-    assert "has other rates: lr 0.001 -> 0.0001." in caplog.text and "Nothing was trained" not in caplog.text
+    assert (
+        "goes on with other settings: lr 0.001 -> 0.0001." in caplog.text and "Nothing was trained" not in caplog.text
+    )
     train(again, steps=8, save_every=2, lr=1e-4, resume=True)
     assert f"the run in {out} is finished already. Nothing was trained." in caplog.text
     rows = read_metrics(out / "metrics.jsonl")

@@ -25,7 +25,6 @@ from longwave.report.sources import read_training
 from longwave.training.config import TrainConfig
 from longwave.training.divergence import Diverged, StopOnDivergence
 from longwave.training.metrics import read_metrics
-from longwave.training.progress import ProgressCallback
 
 RUNS = [
     {"method": "two-band", "train_length": 128, "batch_size": 2},
@@ -252,12 +251,3 @@ def test_windows_that_stay_short_of_the_train_length_are_told(
     caplog.clear()
     train(plain, "whole", batch_size=4, **settings)
     assert "longest real window" not in caplog.text
-
-
-def test_the_running_mean_of_a_resumed_run_goes_on() -> None:
-    whole, resumed = ProgressCallback(), ProgressCallback()
-    losses = [3.0, 2.0, 2.5, 1.0]
-    whole.count(*losses)
-    resumed.count(*losses[:2])
-    resumed.count(*losses[2:])
-    assert whole._loss == resumed._loss == pytest.approx(0.9 * (0.9 * (0.9 * 3 + 0.1 * 2) + 0.1 * 2.5) + 0.1)

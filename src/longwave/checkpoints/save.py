@@ -29,8 +29,18 @@ from longwave.extensions.adapter import Adapter
 from longwave.extensions.attach import suspended
 from longwave.extensions.foreign import foreign_adapter, unwrapped
 from longwave.extensions.handle import Extension, extension
-from longwave.files import prepare_output, read_object, share_weights, write_json
-from longwave.layout import ADAPTERS, INDEX, MODEL, SETTINGS, SINGLE, TOKENIZER_CONFIG, TOKENIZER_FILES, WEIGHTS
+from longwave.files import prepare_output, read_object, share, write_json
+from longwave.layout import (
+    ADAPTER_WEIGHTS,
+    ADAPTERS,
+    INDEX,
+    MODEL,
+    SETTINGS,
+    SINGLE,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILES,
+    WEIGHTS,
+)
 from longwave.schedule import Schedule
 
 
@@ -80,7 +90,9 @@ def save(
     if tokenizer is not None:
         _save_tokenizer(tokenizer, folder, handle.dial.max_length)
     _save_tensors(handle, folder)
-    share_weights(folder)
+    share([folder / WEIGHTS, folder / ADAPTERS / ADAPTER_WEIGHTS])
+    if named is None:
+        share((folder / MODEL).glob("*.safetensors"))
     write_json(folder / SETTINGS, _settings(handle, adapter, named))  # last: a folder that has it is complete
     return folder
 

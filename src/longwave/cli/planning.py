@@ -66,7 +66,7 @@ def lines(found: Plan, data: list[str]) -> Iterator[str]:
     yield f"data         {', '.join(data) or 'not said'}"
     yield f"steps        {found.steps:,} of {found.step_tokens:,} tokens: {found.steps * found.step_tokens:,} tokens"
     if found.rate is not None:
-        yield f"rate         {found.rate:.3g} for {'the LoRA' if sizes.trained < sizes.total else 'the weights'}"
+        yield f"rate         {found.rate:.3g} for {'the LoRA' if found.has_lora else 'the weights'}"
     for each in found.drawn:
         low, high = each.factors
         spread = f"t = {low:.3g}" if low == high else f"t = {low:.3g} to {high:.3g}"

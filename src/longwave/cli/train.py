@@ -132,15 +132,15 @@ def train(
         f"of the last {min(10, summary['steps'])} {summary['last_loss']:.3f}; steps draw other lengths. Written to "
         f"{folder}\n"
         f"{_longest(summary['trained_length'])}"
-        f"Next: longwave perplexity {folder} --data HELD_OUT.txt --lengths {lengths}{_export(folder, settings)}"
+        f"Next: longwave perplexity {folder} --data HELD_OUT.txt --lengths {lengths}{_export(folder, record['config'])}"
     )
 
 
-def _export(folder: Path, settings: dict[str, Any]) -> str:
+def _export(folder: Path, config: dict[str, Any]) -> str:
     """How the model is exported, where it was trained for that."""
-    if not settings.get("engine_ready"):
+    if not config["engine_ready"]:
         return ""
-    return f"\n      longwave export {folder} --factor {settings['max_factor']:g} --output EXPORT"
+    return f"\n      longwave export {folder} --factor {config['max_factor']:g} --output EXPORT"
 
 
 def _longest(tokens: int | None) -> str:

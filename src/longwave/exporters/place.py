@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from longwave.checkpoints.folder import is_export
-from longwave.files import check_output, make_folder, share_weights, umask
+from longwave.files import check_output, make_folder, share, umask
 
 
 def check_place(output: Path, *, overwrite: bool) -> Path:
@@ -66,7 +66,7 @@ def aside(output: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ValueError(f"the disk of {output} is full: nothing was written. Make room and try again.") from None
         raise
-    share_weights(partial)
+    share(partial.rglob("*.safetensors"))
     _put(partial, output)
 
 

@@ -111,7 +111,7 @@ class RunFolder:
     def tell_changes(self) -> None:
         """Say what a resumed run does otherwise from here on."""
         if changed := self.config.changed_rates(self._earlier()["config"]):
-            logger.warning("the rest of the run in %s has other rates: %s.", self.path, "; ".join(changed))
+            logger.warning("the run in %s goes on with other settings: %s.", self.path, "; ".join(changed))
 
     def _require_known_lengths(self, config: Mapping[str, Any]) -> None:
         """A run begun when `train_length` was the length of a row is this run only if all its windows were rows."""
@@ -232,11 +232,17 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
 
-def kept_settings(folder: Path | str) -> dict[str, Any]:
-    """Settings that a run keeps when it is resumed and they are not given, as recorded; nothing where no run was."""
+def recorded_settings(folder: Path | str) -> dict[str, Any] | None:
+    """The settings of the run that was started in a folder; None where none was."""
     record = Path(folder) / RECORD
     config = read_object(record).get("config") if record.exists() else None
-    return {name: config.get(name, before) for name, before in EARLIER_RUNS.items()} if isinstance(config, dict) else {}
+    return config if isinstance(config, dict) else None
+
+
+def kept_settings(folder: Path | str) -> dict[str, Any]:
+    """Settings that a run keeps when it is resumed and they are not given, as recorded; nothing where no run was."""
+    config = recorded_settings(folder)
+    return {} if config is None else {name: config.get(name, before) for name, before in EARLIER_RUNS.items()}
 
 
 def _has(record: Path, key: str) -> bool:

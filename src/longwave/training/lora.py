@@ -55,12 +55,12 @@ class LoraSettings:
         """Read `16`, `full`, `auto`, or `r=16,alpha=32,dropout=0.05,targets=q_proj+v_proj,gate=none`.
 
         Returns:
-            None for `none`: no LoRA.
+            None for `none` or `off`: no LoRA.
 
         Raises:
             ValueError: for a part that is unknown, given twice, or cannot be.
         """
-        if text == NONE:
+        if text in (NONE, "off"):
             return None
         if "=" not in text:
             return cls(rank=_rank(text))

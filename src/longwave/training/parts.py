@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from longwave.attention.bands import Attention
 from longwave.extensions.adapter import FULL, Adapter, LoRA
 from longwave.extensions.gate import CAPPED, NONE
 from longwave.extensions.handle import Extension
@@ -83,8 +84,10 @@ def require_long_enough(config: TrainConfig, original_length: int) -> None:
         )
 
 
-def require_no_dropout(model: PreTrainedModel, method: str) -> None:
-    """An attention method drops no attention weights: beyond L it would train another model than within L."""
+def require_learnable(model: PreTrainedModel, method: str, attention: type[Attention]) -> None:
+    """A `ValueError` for an attention method without gradients, and for dropout that it would do within L alone."""
+    if attention.remembers:
+        raise ValueError(f"{method} chooses keys as it goes, and has no gradient. Train another method, or none.")
     dropout = getattr(text_model(model).config, "attention_dropout", None)
     if dropout:
         raise ValueError(

@@ -53,6 +53,7 @@ class Plan:
         original_length: L.
         steps, step_tokens: of the run, and tokens of a step on all devices.
         rate: learning rate of the weights, or of their LoRA; None where neither is trained.
+        has_lora: whether the rate is that of a LoRA.
         drawn: the kinds of micro-batches.
         machine: with devices, engine and memory filled in.
         precision: of the products of matrices.
@@ -66,6 +67,7 @@ class Plan:
     steps: int
     step_tokens: int
     rate: float | None
+    has_lora: bool
     drawn: tuple[Drawn, ...]
     machine: Machine
     precision: str
@@ -168,8 +170,7 @@ def plan(model: str, settings: Mapping[str, Any], machine: Machine) -> Plan:
     return Plan(
         found.name, sizes, sampler.original_length, config.steps,
         config.batch_size * row * config.accumulation * (devices // shards),
-        rate,
-        drawn(sampler, config, row), machine,
+        rate, has_lora, drawn(sampler, config, row), machine,
         "bf16" if bf16 else "fp32", config.gradient_checkpointing, *needs,
     )  # fmt: skip
 

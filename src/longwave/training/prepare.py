@@ -32,7 +32,7 @@ from longwave.training.draw import LengthSampler
 from longwave.training.frozen import require_learnable_weights, unfreeze
 from longwave.training.going_further import tell_what_is_left
 from longwave.training.learned import PARTS, learned_parameters
-from longwave.training.parts import Parts, require_long_enough, require_no_dropout
+from longwave.training.parts import Parts, require_learnable, require_long_enough
 from longwave.trajectory import Trajectory
 
 logger = logging.getLogger("longwave")
@@ -84,13 +84,15 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     spec = parse_spec(config.method)
     method, schedule = spec.method, spec.schedule
     handle = find_extension(model)
+    if handle is not None and handle.spec != spec.name:
+        tell_what_is_left(handle, spec.name)
     if handle is not None and handle.unscaled and handle.spec != spec.name:
         restore(model)
         handle = None
     original_length = _original_length(model, config)
     require_long_enough(config, original_length)
     if spec.attention is not None:
-        require_no_dropout(model, spec.name)
+        require_learnable(model, spec.name, spec.attention)
     sampler = LengthSampler(
         original_length=original_length,
         max_factor=config.largest_draw,
@@ -107,8 +109,6 @@ def attach_method(model: PreTrainedModel, config: TrainConfig) -> LengthSampler:
     _tell_of_shorter_windows(sampler, config, config.row_tokens(original_length))
     options, learned, beyond = config.method_options, None, "error"
     if handle is not None:
-        if handle.spec != spec.name:
-            tell_what_is_left(handle, spec.name)
         options, learned = _carried_over(model, spec.name, options | {"original_length": original_length})
         before, beyond = handle.schedule, handle.dial.now.beyond
         outgrown = isinstance(before, Static) and before.factor < config.max_factor

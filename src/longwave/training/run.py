@@ -27,7 +27,7 @@ from longwave.training.config import TrainConfig
 from longwave.training.disk import told_when_full
 from longwave.training.divergence import StopOnDivergence
 from longwave.training.engines import prepare, require_readable
-from longwave.training.folder import RunFolder, kept_settings
+from longwave.training.folder import RunFolder, kept_settings, recorded_settings
 from longwave.training.gathered import fill, outline
 from longwave.training.going_further import with_own_method
 from longwave.training.prepare import (
@@ -94,7 +94,7 @@ def train(
         Diverged: a ValueError, if the loss stays far above its level; the status in training.json is `diverged`.
         Stopped: after SIGINT or SIGTERM, when the checkpoint is written. It is a KeyboardInterrupt.
     """
-    given = with_own_method(model, {name: value for name, value in settings.items() if value is not None})
+    given = with_own_method(model, settings, recorded_settings(output) if resume else None)
     config = TrainConfig.create(**(kept_settings(output) if resume else {}) | given)
     config = replace(config, sequence_parallel=shards_asked(config.sequence_parallel))
     named, asked = isinstance(model, str | Path), Asked.of(data, config)
@@ -155,9 +155,9 @@ def train(
             require_readable(state, arguments)
         # Up to here nothing in the folder has been touched.
         metrics = folder.start(resume=resume, state=state) if first else None
-        before_state = folder.losses(state)
-        bar.count(*before_state)
-        watching = [*told, StopOnDivergence(config, folder.diverged if first else None, before_state)]
+        losses = folder.losses(state)
+        bar.count(*losses)
+        watching = [*told, StopOnDivergence(config, folder.diverged if first else None, losses)]
         if held is not None:
             evaluated = folder.evaluated(state) if first else None
             watching.append(MeasureHeldOut(network, held, config.eval_steps, evaluated, told))

@@ -29,7 +29,7 @@ BATCH = "longwave_batch"  # on a model whose attention has bands
 # Cache, numbers of blocks [B, blocks] -> k, v [B, H_kv, tokens, D]
 Reader = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # Keys of each head that a step gathers at once, and how many of them may be padding: those of many short texts share a
-# call, and a long text has its own. Measured on a CPU, where a call costs about as much as so many keys.
+# call, and a long text has its own. Measured on a CPU: a call costs about as much as so many keys. Not on a GPU.
 GATHERED, PADDING = 16_384, 1024
 
 
@@ -40,18 +40,18 @@ class Chunk:
     Arguments:
         tokens: its queries among those of the batch, the last ones of its text.
         length: tokens of its text so far.
-        rows: its place in the batch, [1].
+        row: its place in the batch.
     """
 
     tokens: slice
     length: int
-    rows: Tensor
+    row: int
     profile: BandedProfile
     placed: list[Placed]
 
     def blocks(self, table: Tensor, size: int) -> Tensor:
         """Those of its text, [1, blocks]."""
-        return table[self.rows, : -(-self.length // size)]
+        return table[self.row : self.row + 1, : -(-self.length // size)]
 
     def attend(self, query: Tensor, k: Tensor, v: Tensor, scale: float, mass: float | Tensor) -> Tensor:
         """Attention of its tokens, [n, H, D]."""
@@ -65,28 +65,36 @@ class Steps:
 
     Arguments:
         tokens: their queries among those of the batch, [B].
-        lengths: tokens of their texts so far, [B].
-        longest: the largest of these.
         rows: their places in the batch, [B].
+        lengths: tokens of their texts so far, from the shortest to the longest.
     """
 
     tokens: Tensor
-    lengths: Tensor
-    longest: int
     rows: Tensor
+    lengths: Sequence[int]
     profile: BandedProfile
     bands: list[StepBand]
-    _columns: dict[int, Tensor] = field(default_factory=dict, repr=False)  # of a table, by the size of a block
+    _blocks: dict[int, Tensor] = field(default_factory=dict, repr=False)  # by the tokens of a block
+    _behind: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)  # by the columns of k
 
     def blocks(self, table: Tensor, size: int) -> Tensor:
-        """Those of their texts, [B, blocks]. A shorter text repeats its last block, of which nothing more is seen."""
-        if size not in self._columns:
-            own = torch.arange(-(-self.longest // size), device=table.device)
-            self._columns[size] = torch.minimum(own, ((self.lengths - 1) // size)[:, None])
-        return table[self.rows[:, None], self._columns[size]]
+        """Those of their texts, [B, blocks]. A shorter text repeats its last block."""
+        if size not in self._blocks:
+            every = torch.arange(-(-self.lengths[-1] // size))
+            last = (torch.tensor(self.lengths) - 1) // size
+            self._blocks[size] = torch.minimum(every, last[:, None]).to(table.device)
+        return table[self.rows[:, None], self._blocks[size]]
 
     def attend(self, query: Tensor, k: Tensor, v: Tensor, scale: float, mass: float | Tensor) -> Tensor:
-        """Attention of their tokens, [B, H, D]."""
+        """Attention of their tokens, [B, H, D]. What k and v have behind the end of a text is overwritten."""
+        count = k.shape[2]
+        if count not in self._behind:
+            behind = torch.arange(count) >= torch.tensor(self.lengths)[:, None]
+            rows, columns = behind.nonzero(as_tuple=True)
+            self._behind[count] = rows.to(k.device), columns.to(k.device)
+        rows, columns = self._behind[count]
+        for each in (k, v):  # left by another text, and perhaps infinite: 0 times that is no number
+            each[rows, :, columns] = 0.0
         return self.profile.attend_step(query[self.tokens][:, :, None], k, v, self.bands, scale, mass)[:, :, 0]
 
 
@@ -138,27 +146,28 @@ class Batch:
                 if number and new == 1:
                     single[number].append((length, tokens.start, row))
                 elif number and new:
-                    profile, rows = self.profiles[number], torch.tensor([row], device=device)
+                    profile = self.profiles[number]
                     placed = profile.placed(length - new, length, device)
-                    self._parts.append(Chunk(tokens, length, rows, profile, placed))
+                    self._parts.append(Chunk(tokens, length, row, profile, placed))
             for number, found in single.items():
                 for some in _together(sorted(found)):
                     texts, *where = zip(*some, strict=True)
-                    tokens_of, rows = (torch.tensor(each, device=device) for each in where)
-                    profile, own = self.profiles[number], torch.tensor(texts, device=device)
-                    self._parts.append(Steps(tokens_of, own, texts[-1], rows, profile, profile.step(texts, device)))
+                    places, rows = (torch.tensor(each, device=device) for each in where)
+                    profile = self.profiles[number]
+                    self._parts.append(Steps(places, rows, texts, profile, profile.step(texts, device)))
         return self._parts
 
 
 def _together(single: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
     """Requests from the shortest to the longest, in parts whose keys are gathered at once."""
     some: list[tuple[int, ...]] = []
+    own = 0  # keys of theirs
     for each in single:
-        own = sum(length for length, *_ in some) + each[0]
+        own += each[0]
         padded = each[0] * (len(some) + 1)
         if some and (padded > GATHERED or padded - own > max(PADDING, own // 10)):
             yield some
-            some = []
+            some, own = [], each[0]
         some.append(each)
     if some:
         yield some
@@ -185,7 +194,7 @@ class LayerBands:
         size = kv_cache.shape[2]
         for part in self.batch.parts(metadata):
             k, v = self.read(kv_cache, part.blocks(metadata.block_table, size))
-            output[part.tokens] = part.attend(query, k, v, impl.scale, self.mass)
+            output[part.tokens] = part.attend(query, k, v, impl.scale, self.mass).to(output.dtype)
 
 
 @cache

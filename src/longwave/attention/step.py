@@ -1,7 +1,8 @@
 """A step of decoding: one query in each row, and a text of its own length before it.
 
-`engine.attend` is for queries that stand one after another. Here each row reads the columns that its own query sees, so
-that a short text does not pay for a long one. What the columns are is worked out on the host: no device has to wait.
+`engine.attend` is for queries that stand one after another. Here each row reads the columns that its own query sees:
+its near keys lie elsewhere than those of another row. What the columns are is worked out on the host: no device has to
+wait.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def attend_step(q: Tensor, k: Tensor, v: Tensor, bands: Sequence[StepBand], scor
     """softmax(logits) v over all bands, as `engine.attend`.
 
     Arguments:
-        q: [B, H, 1, D]; k, v: [B, H_kv, m, D], at least as many columns as the longest text has. Columns that no query
-            of the row sees may hold any finite numbers.
+        q: [B, H, 1, D]; k, v: [B, H_kv, m, D], at least as many columns as the longest text has. What no query of
+            the row sees must be finite.
         bands: of this step.
         scoring: layout, scale and mass.
 

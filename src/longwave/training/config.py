@@ -49,7 +49,7 @@ RESUMABLE = {
     "keep_checkpoints",
     "workers",
 }
-RATES = ("lr", "field_lr", "head_lr", "max_grad_norm")  # of those: what steps to come do otherwise
+LEARNING = ("lr", "field_lr", "head_lr", "max_grad_norm")  # of those: how the steps to come learn
 # What is measured and told while a run goes, and when it is given up.
 RESUMABLE |= {"eval_data", "eval_every", "eval_lengths", "eval_windows", "stop_rise", "stop_steps", "report_to"}
 
@@ -340,9 +340,9 @@ class TrainConfig(Settings):
         """Settings that differ from a recorded run in a way that would make it another run."""
         return [change for name, change in self._changes(recorded) if name not in RESUMABLE]
 
-    def changed_rates(self, recorded: Mapping[str, Any]) -> list[str]:
-        """Rates that differ from a recorded run: it goes on with the new ones."""
-        return [change for name, change in self._changes(recorded) if name in RATES]
+    def changed_learning(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Settings of `LEARNING` that differ from a recorded run: it goes on with the new ones."""
+        return [change for name, change in self._changes(recorded) if name in LEARNING]
 
     def _changes(self, recorded: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         known: dict[str, Any] = {

@@ -110,7 +110,7 @@ class RunFolder:
 
     def tell_changes(self) -> None:
         """Say what a resumed run does otherwise from here on."""
-        if changed := self.config.changed_rates(self._earlier()["config"]):
+        if changed := self.config.changed_learning(self._earlier()["config"]):
             logger.warning("the run in %s goes on with other settings: %s.", self.path, "; ".join(changed))
 
     def _require_known_lengths(self, config: Mapping[str, Any]) -> None:

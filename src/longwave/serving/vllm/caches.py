@@ -32,9 +32,10 @@ def columns(kv_cache: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _gathered(cached: Tensor, blocks: Tensor) -> Tensor:
-    """[all blocks, H_kv, tokens, D] -> [B, H_kv, tokens, D], copied once.
+    """[all blocks, H_kv, tokens, D] -> [B, H_kv, tokens, D].
 
-    The dimensions of a key lie together then: kernels for CPUs take that for granted.
+    The dimensions of a key lie together then: kernels for CPUs take that for granted. Where the cache has them apart,
+    this is a second copy.
     """
     found = cached.transpose(0, 1)[:, blocks.long()].transpose(0, 1)
     if found.stride(-1) != 1:
